@@ -1,0 +1,1 @@
+//! iSCSI PDUs and text keys (RFC 7143).

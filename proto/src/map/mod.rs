@@ -1,0 +1,126 @@
+//! The cluster map: what exists, where it lies and who owns it, at one epoch.
+//!
+//! The control plane commits it; nodes and gateways watch it. It holds configuration only, never
+//! data, and it is a plain value: whoever holds one can compute everything about placement from it.
+
+mod pool;
+mod target;
+mod volume;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+pub use pool::{FailureDomain, Pool, Redundancy, Table};
+pub use target::{Acl, Chap, ChapAlgorithm, ChapCredential, Lun, Sealed, Target};
+pub use volume::{Owner, Stripe, Volume, VolumeState};
+
+use crate::ids::{ClusterId, DiskId, DiskUuid, Epoch, GatewayId, NodeId, PoolId, TargetId, VolumeId};
+
+/// Everything that was committed up to `epoch`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMap {
+    /// Index of this map; it only rises.
+    pub epoch: Epoch,
+    /// Whose map this is.
+    pub cluster: ClusterId,
+    /// Storage nodes.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Disks of all nodes.
+    pub disks: BTreeMap<DiskId, Disk>,
+    /// Pools.
+    pub pools: BTreeMap<PoolId, Pool>,
+    /// Volumes, also those being deleted.
+    pub volumes: BTreeMap<VolumeId, Volume>,
+    /// Gateways.
+    pub gateways: BTreeMap<GatewayId, Gateway>,
+    /// iSCSI targets.
+    pub targets: BTreeMap<TargetId, Target>,
+}
+
+impl ClusterMap {
+    /// The volume of that name, unless it is being deleted.
+    #[must_use]
+    pub fn volume_by_name(&self, name: &str) -> Option<&Volume> {
+        self.volumes.values().find(|volume| volume.name == name && volume.state == VolumeState::Active)
+    }
+
+    /// The pool of that name.
+    #[must_use]
+    pub fn pool_by_name(&self, name: &str) -> Option<&Pool> {
+        self.pools.values().find(|pool| pool.name == name)
+    }
+
+    /// The target of that IQN; iSCSI names are compared in lower case (RFC 7143 4.2.7.2).
+    #[must_use]
+    pub fn target_by_iqn(&self, iqn: &str) -> Option<&Target> {
+        self.targets.values().find(|target| target.iqn.eq_ignore_ascii_case(iqn))
+    }
+
+    /// The node that carries a disk.
+    #[must_use]
+    pub fn node_of(&self, disk: DiskId) -> Option<&Node> {
+        self.nodes.get(&self.disks.get(&disk)?.node)
+    }
+}
+
+/// A storage node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name, unique.
+    pub name: String,
+    /// Where it serves the node protocol.
+    pub address: SocketAddr,
+    /// Failure domains it lies in, from small to large.
+    pub host: String,
+    /// See `host`.
+    pub rack: String,
+    /// See `host`.
+    pub zone: String,
+}
+
+/// A disk of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its id; the engine on it bears the same.
+    pub id: DiskId,
+    /// The identity that was written to it when it was formatted.
+    pub uuid: DiskUuid,
+    /// Where it is.
+    pub node: NodeId,
+    /// What the node calls it, for people.
+    pub label: String,
+    /// Bytes it offers to extents.
+    pub capacity_bytes: u64,
+    /// Share of the load it takes, in any unit; by default its capacity in MiB.
+    pub weight: u32,
+    /// Whether its copies count.
+    pub state: DiskState,
+}
+
+/// Whether a disk's copies count as members of the in-sync sets it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskState {
+    /// It holds every acked write of its partitions.
+    InSync,
+    /// It is being brought up to date: it takes new writes, uncounted, and serves no reads.
+    CatchingUp,
+    /// It has left: nothing is sent to it.
+    Out,
+}
+
+/// A process that exports volumes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gateway {
+    /// Its id.
+    pub id: GatewayId,
+    /// Its name, unique.
+    pub name: String,
+    /// Its target portal group tag, stable for ever; 1 for the first (RFC 7143 4.2.7.3, 13.9).
+    pub portal_group_tag: u16,
+    /// Where it listens.
+    pub portals: Vec<SocketAddr>,
+}

@@ -1,0 +1,124 @@
+//! A pool: how many copies, over which failure domain, and the table of its ring.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{DiskId, Partition, PoolId};
+
+/// A redundancy policy over a set of disks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its id.
+    pub id: PoolId,
+    /// Its name, unique.
+    pub name: String,
+    /// How data survives.
+    pub redundancy: Redundancy,
+    /// What two copies of one extent never share.
+    pub failure_domain: FailureDomain,
+    /// Partition -> disks. Large, so maps share it.
+    pub table: Arc<Table>,
+}
+
+/// How a pool's data survives the loss of disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Redundancy {
+    /// Whole copies.
+    Replicated {
+        /// Copies, 1 to [`REPLICAS_MAX`](crate::limits::REPLICAS_MAX).
+        replicas: u8,
+        /// Copies that must be in sync for a write to be acked.
+        min_size: u8,
+    },
+}
+
+impl Redundancy {
+    /// Replicas with the usual smallest in-sync set: a majority (1 of 1, 1 of 2, 2 of 3, 2 of 4, 3 of 5).
+    #[must_use]
+    pub fn replicated(replicas: u8) -> Self {
+        Self::Replicated { replicas, min_size: replicas.div_ceil(2).max(1) }
+    }
+
+    /// Disks that a partition lies on.
+    #[must_use]
+    pub fn width(self) -> u8 {
+        match self {
+            Self::Replicated { replicas, .. } => replicas,
+        }
+    }
+
+    /// Members that must be in sync for a write to be acked.
+    #[must_use]
+    pub fn min_size(self) -> u8 {
+        match self {
+            Self::Replicated { min_size, .. } => min_size,
+        }
+    }
+}
+
+/// What two copies of one extent never share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum FailureDomain {
+    /// A disk.
+    Disk,
+    /// A machine.
+    Host,
+    /// A rack.
+    Rack,
+    /// A room, a power feed, a data centre.
+    Zone,
+}
+
+/// Partition -> ordered disks, a rectangle of `partitions` rows and `width` columns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Rises by one with every change.
+    pub version: u64,
+    width: u8,
+    cells: Vec<DiskId>,
+}
+
+impl Table {
+    /// A table from its rows laid end to end.
+    ///
+    /// # Panics
+    /// If `width` is 0 or does not divide the number of cells.
+    #[must_use]
+    pub fn new(version: u64, width: u8, cells: Vec<DiskId>) -> Self {
+        assert!(width > 0, "a partition lies on at least one disk");
+        assert!(cells.len().is_multiple_of(usize::from(width)), "whole rows only");
+        Self { version, width, cells }
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn partitions(&self) -> u32 {
+        u32::try_from(self.cells.len() / usize::from(self.width)).expect("bounded by PARTITIONS_MAX")
+    }
+
+    /// Columns: copies (or shards) of each extent.
+    #[must_use]
+    pub fn width(&self) -> u8 {
+        self.width
+    }
+
+    /// The disks of a partition, in order.
+    ///
+    /// # Panics
+    /// If the partition is not one of this table's.
+    #[must_use]
+    pub fn row(&self, partition: Partition) -> &[DiskId] {
+        let width = usize::from(self.width);
+        let start = partition.0 as usize * width;
+        &self.cells[start..start + width]
+    }
+
+    /// All rows, in order of partition.
+    pub fn rows(&self) -> impl Iterator<Item = (Partition, &[DiskId])> {
+        self.cells
+            .chunks_exact(usize::from(self.width))
+            .enumerate()
+            .map(|(index, row)| (Partition(u32::try_from(index).expect("bounded by PARTITIONS_MAX")), row))
+    }
+}

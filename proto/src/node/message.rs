@@ -1,0 +1,252 @@
+//! Requests and replies of the node protocol, as values.
+
+use bytes::Bytes;
+
+use crate::ids::{ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Version};
+
+/// What an owner asks of one disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Which disk of the node.
+    pub disk: DiskId,
+    /// The map that the sender acts under.
+    pub epoch: Epoch,
+    /// What.
+    pub body: RequestBody,
+}
+
+/// The questions.
+///
+/// All `offset`s and `len`s are in bytes inside one extent and multiples of
+/// [`BLOCK_BYTES`](crate::limits::BLOCK_BYTES); `offset + len` is at most
+/// [`EXTENT_BYTES`](crate::limits::EXTENT_BYTES) and `len` is not 0. A disk answers
+/// [`Failure::Invalid`] to anything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestBody {
+    /// Is the disk there, and is it the one that is meant? Says who the sender takes it for.
+    Identify {
+        /// The cluster that the sender belongs to.
+        cluster: ClusterId,
+    },
+    /// From now on refuse everything older than this generation (and this epoch) in the namespace.
+    /// The answer, [`ReplyBody::Sealed`], leaves after that is durable (invariant 1). Sealing again
+    /// with the same generation gives the same answer.
+    Seal {
+        /// Whose.
+        namespace: Namespace,
+        /// The new owner's.
+        generation: Generation,
+    },
+    /// Change blocks, if `version.generation` is the sealed one. A block that already has this
+    /// version or a newer one keeps what it has: repeating a change does no harm (invariant 5).
+    Change {
+        /// Where.
+        extent: ExtentId,
+        /// The version that the changed blocks get.
+        version: Version,
+        /// First byte changed.
+        offset: u32,
+        /// To what.
+        change: Change,
+        /// When to answer.
+        durability: Durability,
+    },
+    /// Repair: bring blocks of a replica up to what another replica has, if it has less
+    /// (invariant 9). Durable when answered.
+    Put {
+        /// Where.
+        extent: ExtentId,
+        /// The owner's generation, which must be the sealed one; the blocks get `version`, which is
+        /// older or equal.
+        generation: Generation,
+        /// The version of the blocks, as the source has it.
+        version: Version,
+        /// First byte.
+        offset: u32,
+        /// The content.
+        change: Change,
+    },
+    /// Read. Blocks never written are zeros.
+    Read {
+        /// Where.
+        extent: ExtentId,
+        /// The owner's generation, which must be the sealed one.
+        generation: Generation,
+        /// First byte.
+        offset: u32,
+        /// How many bytes.
+        len: u32,
+    },
+    /// The versions of an extent's blocks, for reconciliation.
+    Versions {
+        /// Which extent.
+        extent: ExtentId,
+        /// The owner's generation, which must be the sealed one.
+        generation: Generation,
+    },
+    /// Make every change answered so far in the namespace durable.
+    Flush {
+        /// Whose.
+        namespace: Namespace,
+        /// The owner's generation, which must be the sealed one.
+        generation: Generation,
+    },
+    /// Every change of this generation up to `seq` is on all in-sync members: extents whose newest
+    /// change is not beyond it need no reconciliation after a takeover. Advisory, cheap, once a second.
+    Watermark {
+        /// Whose.
+        namespace: Namespace,
+        /// The owner's generation, which must be the sealed one.
+        generation: Generation,
+        /// All changes up to this one, included.
+        seq: u64,
+    },
+    /// Give back the space of the whole namespace, for ever: it stays sealed to everybody. Ids are
+    /// never used again, so nothing of it can come back (invariant 10).
+    Delete {
+        /// Whose.
+        namespace: Namespace,
+        /// The owner's generation, not older than the sealed one.
+        generation: Generation,
+    },
+    /// Space of the disk.
+    Space,
+}
+
+/// New content of a run of blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// These bytes.
+    Data(Bytes),
+    /// Zeros, and the space given back: a discard, which is a version like a write (invariant 10).
+    Zeros {
+        /// How many bytes.
+        len: u32,
+    },
+}
+
+impl Change {
+    /// How many bytes it covers.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.len() as u64,
+            Self::Zeros { len } => u64::from(*len),
+        }
+    }
+
+    /// Whether it covers nothing, which no valid request does.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// When a change is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Once it is on stable media.
+    Stable,
+    /// Once it would survive the death of the process; `Flush` makes it stable.
+    Volatile,
+}
+
+/// The answers: the body, or why there is none.
+pub type Reply = Result<ReplyBody, Failure>;
+
+/// What a disk answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyBody {
+    /// Done: `Identify`, `Change`, `Put`, `Flush`, `Watermark`, `Delete`.
+    Done,
+    /// To `Read`.
+    Data(Bytes),
+    /// To `Seal`.
+    Sealed(Sealed),
+    /// To `Versions`: runs of blocks of one version that cover the extent from block 0, in order.
+    /// What follows the last run was never written.
+    Versions(Vec<BlockVersion>),
+    /// To `Space`.
+    Space {
+        /// Bytes that the disk offers.
+        capacity_bytes: u64,
+        /// Bytes taken by data.
+        used_bytes: u64,
+    },
+}
+
+/// What a disk knows of a namespace when it is sealed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sealed {
+    /// Extents that may differ between members: changed since the last watermark.
+    pub dirty: Vec<DirtyExtent>,
+}
+
+/// An extent that may differ between members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirtyExtent {
+    /// Its index in the namespace.
+    pub index: u64,
+    /// The newest version of any of its blocks on this disk.
+    pub newest: Version,
+}
+
+/// A run of blocks of one version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockVersion {
+    /// Blocks in the run, at least 1.
+    pub blocks: u32,
+    /// Their version; [`Version::NONE`] if never written.
+    pub version: Version,
+    /// Whether they are zeros without space (never written, or discarded).
+    pub hole: bool,
+}
+
+/// Why a request was not done. One variant for each thing that the owner can do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The sender's generation is not the sealed one. A higher `sealed`: the sender is no longer the
+    /// owner and must stop. A lower one: it has to seal first.
+    #[error("generation {got} is not the sealed one, {sealed}")]
+    Generation {
+        /// What the disk has sealed.
+        sealed: Generation,
+        /// What the request bore.
+        got: Generation,
+    },
+    /// The sender acts under a map older than the one it sealed under.
+    #[error("epoch {got} is older than {sealed}, under which the namespace was sealed")]
+    Epoch {
+        /// What the disk has sealed.
+        sealed: Epoch,
+        /// What the request bore.
+        got: Epoch,
+    },
+    /// The namespace was deleted.
+    #[error("the namespace was deleted")]
+    Deleted,
+    /// The disk has no room for it. Nothing was changed; overwrites and discards still work.
+    #[error("no space left on the disk")]
+    NoSpace,
+    /// What the disk holds there is wrong. Another member has to serve it and repair this one.
+    #[error("corrupt block at byte {offset} of the extent")]
+    Corrupt {
+        /// First bad byte inside the extent.
+        offset: u32,
+    },
+    /// The disk has failed and serves nothing any more (invariant 12).
+    #[error("the disk has failed")]
+    DiskFailed,
+    /// This node has no such disk, or it is of another cluster.
+    #[error("the node has no such disk")]
+    NoSuchDisk,
+    /// The request itself is wrong: a bug of the sender, or a peer that is none of ours.
+    #[error("invalid request")]
+    Invalid,
+    /// The disk cannot take more at the moment. Nothing was changed; try again.
+    #[error("busy")]
+    Busy,
+    /// No answer: the connection broke. The request may or may not take effect, also later.
+    #[error("connection to the node lost")]
+    Disconnected,
+}
