@@ -1,1 +1,3 @@
-//! Lunette.
+//! A volume's owner: the client data path of Lunette.
+
+pub mod device;
