@@ -73,11 +73,13 @@ pub enum DeviceError {
     /// No whole logical blocks, or too long. Changed nothing.
     #[error("not whole blocks, or too long")]
     Invalid,
-    /// It cannot be done now, for want of members or of room in the queue; try again. A write that
-    /// waited too long for its members may have reached some of them, and is withdrawn or finished
-    /// before any later command on the same blocks.
+    /// It cannot be taken now: members are missing, or the queue is full. Nothing was sent; try again.
     #[error("busy")]
     Busy,
+    /// It waited too long for its members. A write may have reached some of them: it is finished or
+    /// withdrawn before any later command on the same blocks takes effect, so it is no ghost.
+    #[error("timed out waiting for the members")]
+    TimedOut,
     /// No space left in the pool. Blocks that needed no space may have been written.
     #[error("no space left in the pool")]
     NoSpace,
@@ -99,7 +101,7 @@ impl DeviceError {
     /// Whether the command certainly changed nothing.
     #[must_use]
     pub fn is_definite(&self) -> bool {
-        matches!(self, Self::OutOfRange | Self::Invalid)
+        matches!(self, Self::OutOfRange | Self::Invalid | Self::Busy)
     }
 }
 

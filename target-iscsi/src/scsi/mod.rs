@@ -1,0 +1,51 @@
+//! SCSI: commands in, status, data and sense out. Knows nothing of iSCSI.
+//!
+//! A [`Task`] is one command in execution, driven by the session that received it:
+//!
+//!     Task::start(..) --> Step::DataOut(n)  -- the session collects n bytes --> task.data_out(bytes) --+
+//!                    |--> Step::Submit(cmd) -- the device completes it      --> task.completed(..)  ---+--> next Step
+//!                    +--> Step::Done(response)
+
+mod task;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lunette_proto::ids::{ClusterId, VolumeId};
+use lunette_volume::device::BlockDevice;
+
+pub use task::{Response, Step, Task};
+
+/// What one target shows through one portal group. A value: replaced as a whole when the map changes.
+#[derive(Clone)]
+pub struct TargetView {
+    /// The target's iSCSI name.
+    pub iqn: String,
+    /// Its portal group tag here (RFC 7143 13.9).
+    pub portal_group_tag: u16,
+    /// RELATIVE TARGET PORT IDENTIFIER (SPC-4 7.8.6.8), from 1, unique over all gateways.
+    pub relative_port: u16,
+    /// Logical units by LUN.
+    pub luns: BTreeMap<u16, Arc<LogicalUnit>>,
+}
+
+/// A volume as one target shows it.
+#[derive(Clone)]
+pub struct LogicalUnit {
+    /// Whose volume.
+    pub cluster: ClusterId,
+    /// Which.
+    pub volume: VolumeId,
+    /// Its name, for people.
+    pub name: String,
+    /// Its size in bytes, whole logical blocks.
+    pub size_bytes: u64,
+    /// 512 or 4096.
+    pub block_bytes: u32,
+    /// Write protected through this map.
+    pub read_only: bool,
+    /// WCE=1.
+    pub write_back: bool,
+    /// What carries out reads and writes.
+    pub device: Arc<dyn BlockDevice>,
+}
