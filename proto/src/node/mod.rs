@@ -6,6 +6,7 @@
 //! Every request that touches a namespace bears the owner's generation and the epoch of the map it
 //! was made under; a disk refuses what is older than what it has sealed (invariants 4 and 13).
 
+pub mod frame;
 mod message;
 
 use std::sync::Arc;

@@ -1,0 +1,368 @@
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use proptest::prelude::*;
+
+use super::*;
+use crate::checksum::crc32c;
+use crate::ids::{ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Version};
+use crate::node::{BlockVersion, Change, DirtyExtent, Durability, Failure, ReplyBody, RequestBody, Sealed};
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+fn bytes_of(mut out: Outgoing) -> Vec<u8> {
+    let bytes = out.copy_to_bytes(out.remaining()).to_vec();
+    assert!(!out.has_remaining());
+    bytes
+}
+
+fn request_bytes(id: u64, request: &Request) -> Vec<u8> {
+    let mut out = Outgoing::new();
+    out.request(id, request).unwrap();
+    bytes_of(out)
+}
+
+fn greeted() -> Decoder {
+    let mut out = Outgoing::new();
+    out.hello(&Hello::new(ClusterId(1), "test")).unwrap();
+    let mut decoder = Decoder::new();
+    decoder.push(&bytes_of(out));
+    assert!(matches!(decoder.next_frame(), Ok(Some(Frame::Hello(_)))));
+    decoder
+}
+
+fn change() -> Request {
+    Request {
+        disk: DiskId(5),
+        epoch: Epoch(77),
+        body: RequestBody::Change {
+            extent: ExtentId { namespace: Namespace(0x0100_0000_0000_0007), index: 9 },
+            version: Version { generation: Generation(3), seq: 42 },
+            offset: 8192,
+            change: Change::Data(Bytes::from(vec![0xab; 4096])),
+            durability: Durability::Volatile,
+        },
+    }
+}
+
+/// Guards the layout against the specification: bytes written from the module doc's tables, with
+/// checksums by an independent bitwise CRC-32C.
+#[test]
+fn golden() {
+    let mut expected = hex("4c554e4501120000300000000010000088776655443322114d00000000000000\
+         050000004016b51e934137948b0613710700000000000001090000000000000003000000000000002a00000000000000\
+         00200000001000000102000000000000");
+    expected.extend([0xab; 4096]);
+    assert_eq!(request_bytes(0x1122_3344_5566_7788, &change()), expected);
+
+    let mut out = Outgoing::new();
+    out.reply(6, &Err(Failure::Generation { sealed: Generation(9), got: Generation(8) })).unwrap();
+    let failure = "4c554e45018f01001800000000000000060000000000000000000000000000000000000002b8727700000000e325426a\
+         090000000000000008000000000000000000000000000000";
+    assert_eq!(bytes_of(out), hex(failure));
+
+    let mut out = Outgoing::new();
+    out.hello(&Hello::new(ClusterId(0xaaaa_bbbb_cccc_dddd_1111_2222_3333_4444), "gw1")).unwrap();
+    let hello = "4c554e45010100001700000000000000000000000000000000000000000000000000000092d072b100000000063f977a\
+         444433332222\
+         1111ddddccccbbbbaaaa01010300677731";
+    assert_eq!(bytes_of(out), hex(hello));
+}
+
+/// Guards detection of damage: every single-bit flip of a frame is an error, and none makes the
+/// receiver wait for more bytes.
+#[test]
+fn every_bit_flip_is_found() {
+    let good = request_bytes(3, &change());
+    for bit in 0..good.len() * 8 {
+        // The whole head, and a sample of the bulk data.
+        if bit > 112 * 8 && bit % 97 != 0 {
+            continue;
+        }
+        let mut bad = good.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        let mut decoder = greeted();
+        decoder.push(&bad);
+        let first = decoder.next_frame();
+        assert!(first.is_err(), "flip of bit {bit} gave {first:?}");
+        assert_eq!(decoder.next_frame(), first, "an error stays");
+    }
+}
+
+/// Guards the bounds: lengths beyond the limits are refused from the header alone, although its
+/// checksum is right.
+#[test]
+fn lengths_beyond_the_limits() {
+    for (at, error) in [(8, FrameError::BodyTooLong(u32::MAX)), (12, FrameError::DataTooLong(u32::MAX))] {
+        let mut decoder = greeted();
+        decoder.push(&patched(at, &[0xff; 4]));
+        assert_eq!(decoder.next_frame(), Err(error));
+    }
+}
+
+/// Guards invariant 18: what is not known is an error by name, never guessed.
+#[test]
+fn unknown_values() {
+    let cases: [(usize, &[u8], FrameError); 8] = [
+        (4, &[2], FrameError::Version(2)),
+        (5, &[99], FrameError::Kind(99)),
+        (6, &[1], FrameError::Field("status")),
+        (7, &[1], FrameError::Field("reserved")),
+        (48 + 40, &[3], FrameError::Field("content")),
+        (48 + 40, &[2], FrameError::Field("length")),
+        (48 + 41, &[0], FrameError::Field("durability")),
+        (48 + 47, &[1], FrameError::Field("reserved")),
+    ];
+    for (at, value, error) in cases {
+        let mut decoder = greeted();
+        decoder.push(&patched(at, value));
+        assert_eq!(decoder.next_frame(), Err(error), "byte {at}");
+    }
+}
+
+/// A frame with some bytes replaced and all checksums right.
+fn patched(at: usize, value: &[u8]) -> Vec<u8> {
+    let mut bytes = request_bytes(3, &change());
+    bytes[at..at + value.len()].copy_from_slice(value);
+    let body_crc = crc32c(&bytes[48..96]);
+    bytes[36..40].copy_from_slice(&body_crc.to_le_bytes());
+    let header_crc = crc32c(&bytes[..44]);
+    bytes[44..48].copy_from_slice(&header_crc.to_le_bytes());
+    bytes
+}
+
+/// Guards memory before the greeting: a peer that has not said who it is cannot send requests, and
+/// one that has cannot greet again.
+#[test]
+fn greeting_comes_first_and_once() {
+    let mut decoder = Decoder::new();
+    decoder.push(&request_bytes(1, &change())[..HEADER_BYTES]);
+    assert_eq!(decoder.next_frame(), Err(FrameError::Order(18)));
+
+    let mut out = Outgoing::new();
+    out.hello(&Hello::new(ClusterId(1), "again")).unwrap();
+    let mut decoder = greeted();
+    decoder.push(&bytes_of(out));
+    assert_eq!(decoder.next_frame(), Err(FrameError::Order(1)));
+}
+
+/// Guards the check of a greeting: another cluster and a version without overlap are refused by name.
+#[test]
+fn greetings_are_answered_by_name() {
+    let hello = Hello::new(ClusterId(1), "gw");
+    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 1, .. }));
+    let wrong = hello.answer(ClusterId(2), "n1");
+    assert_eq!(wrong.to_string(), "this node belongs to cluster 00000000000000000000000000000002");
+    let newer = Hello { versions: ProtocolVersions { min: 2, max: 4 }, ..hello };
+    let refused = newer.answer(ClusterId(1), "n1");
+    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 1");
+    for ack in [wrong, refused, HelloAck::Accepted { cluster: ClusterId(3), version: 1, name: "n".into() }] {
+        let mut out = Outgoing::new();
+        out.hello_ack(&ack).unwrap();
+        let mut decoder = Decoder::new();
+        decoder.push(&bytes_of(out));
+        assert_eq!(decoder.next_frame(), Ok(Some(Frame::HelloAck(ack))));
+    }
+}
+
+/// Guards the sender: what cannot be sent is an error and leaves the queue as it was.
+#[test]
+fn unsendable_values_append_nothing() {
+    let mut out = Outgoing::new();
+    out.reply(1, &Ok(ReplyBody::Done)).unwrap();
+    let before = out.remaining();
+    let data = Bytes::from(vec![0; crate::limits::FRAME_DATA_BYTES_MAX as usize + 1]);
+    let len = data.len() as u64;
+    assert_eq!(out.reply(2, &Ok(ReplyBody::Data(data))), Err(EncodeError::DataTooLong(len)));
+    assert_eq!(out.reply(3, &Err(Failure::Disconnected)), Err(EncodeError::NotSent));
+    let name = "n".repeat(256);
+    assert_eq!(out.hello(&Hello::new(ClusterId(1), name)), Err(EncodeError::NameTooLong(256)));
+    assert_eq!(out.remaining(), before);
+}
+
+/// Guards "bulk data is not copied", both ways.
+#[test]
+fn data_is_not_copied() {
+    let request = change();
+    let RequestBody::Change { change: Change::Data(data), .. } = &request.body else { panic!() };
+    let mut out = Outgoing::new();
+    out.request(1, &request).unwrap();
+    let mut slices = [std::io::IoSlice::new(&[]); 4];
+    assert_eq!(out.chunks_vectored(&mut slices), 2);
+    assert_eq!(slices[1].as_ptr(), data.as_ptr());
+
+    let mut decoder = greeted();
+    decoder.buffer().reserve(8192);
+    decoder.buffer().put_slice(&request_bytes(1, &request));
+    let received = decoder.buffer().as_ptr();
+    let Ok(Some(Frame::Request { request, .. })) = decoder.next_frame() else { panic!() };
+    let RequestBody::Change { change: Change::Data(data), .. } = &request.body else { panic!() };
+    assert_eq!(data.as_ptr() as usize, received as usize + 96);
+}
+
+fn versions() -> impl Strategy<Value = Version> {
+    any::<(u64, u64)>().prop_map(|(generation, seq)| Version { generation: Generation(generation), seq })
+}
+
+fn extents() -> impl Strategy<Value = ExtentId> {
+    any::<(u64, u64)>().prop_map(|(namespace, index)| ExtentId { namespace: Namespace(namespace), index })
+}
+
+fn changes() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        proptest::collection::vec(any::<u8>(), 1..300).prop_map(|data| Change::Data(data.into())),
+        any::<u32>().prop_map(|len| Change::Zeros { len }),
+    ]
+}
+
+fn requests() -> impl Strategy<Value = Request> {
+    let generations = || any::<u64>().prop_map(Generation);
+    let namespaces = || any::<u64>().prop_map(Namespace);
+    let bodies = prop_oneof![
+        any::<u128>().prop_map(|id| RequestBody::Identify { cluster: ClusterId(id) }),
+        (namespaces(), generations())
+            .prop_map(|(namespace, generation)| RequestBody::Seal { namespace, generation }),
+        (extents(), versions(), any::<u32>(), changes(), any::<bool>()).prop_map(
+            |(extent, version, offset, change, stable)| RequestBody::Change {
+                extent,
+                version,
+                offset,
+                change,
+                durability: if stable { Durability::Stable } else { Durability::Volatile },
+            }
+        ),
+        (extents(), generations(), versions(), any::<u32>(), changes()).prop_map(
+            |(extent, generation, version, offset, change)| RequestBody::Put {
+                extent,
+                generation,
+                version,
+                offset,
+                change
+            }
+        ),
+        (extents(), generations(), any::<u32>(), any::<u32>()).prop_map(
+            |(extent, generation, offset, len)| RequestBody::Read { extent, generation, offset, len }
+        ),
+        (extents(), generations())
+            .prop_map(|(extent, generation)| RequestBody::Versions { extent, generation }),
+        (namespaces(), generations())
+            .prop_map(|(namespace, generation)| RequestBody::Flush { namespace, generation }),
+        (namespaces(), generations(), any::<u64>())
+            .prop_map(|(namespace, generation, seq)| RequestBody::Watermark { namespace, generation, seq }),
+        (namespaces(), generations())
+            .prop_map(|(namespace, generation)| RequestBody::Delete { namespace, generation }),
+        Just(RequestBody::Space),
+    ];
+    (any::<u32>(), any::<u64>(), bodies).prop_map(|(disk, epoch, body)| Request {
+        disk: DiskId(disk),
+        epoch: Epoch(epoch),
+        body,
+    })
+}
+
+fn replies() -> impl Strategy<Value = Reply> {
+    let dirty = (any::<u64>(), versions()).prop_map(|(index, newest)| DirtyExtent { index, newest });
+    let run = (1..u32::MAX, versions(), any::<bool>()).prop_map(|(blocks, version, hole)| BlockVersion {
+        blocks,
+        version,
+        hole,
+    });
+    prop_oneof![
+        Just(Ok(ReplyBody::Done)),
+        proptest::collection::vec(any::<u8>(), 0..300).prop_map(|data| Ok(ReplyBody::Data(data.into()))),
+        proptest::collection::vec(dirty, 0..20).prop_map(|dirty| Ok(ReplyBody::Sealed(Sealed { dirty }))),
+        proptest::collection::vec(run, 0..20).prop_map(|runs| Ok(ReplyBody::Versions(runs))),
+        any::<(u64, u64)>()
+            .prop_map(|(capacity_bytes, used_bytes)| Ok(ReplyBody::Space { capacity_bytes, used_bytes })),
+        any::<(u64, u64)>().prop_map(|(sealed, got)| Err(Failure::Generation {
+            sealed: Generation(sealed),
+            got: Generation(got)
+        })),
+        any::<(u64, u64)>()
+            .prop_map(|(sealed, got)| Err(Failure::Epoch { sealed: Epoch(sealed), got: Epoch(got) })),
+        any::<u32>().prop_map(|offset| Err(Failure::Corrupt { offset })),
+        proptest::sample::select(vec![
+            Err(Failure::Deleted),
+            Err(Failure::NoSpace),
+            Err(Failure::DiskFailed),
+            Err(Failure::NoSuchDisk),
+            Err(Failure::Invalid),
+            Err(Failure::Busy),
+        ]),
+    ]
+}
+
+fn frames() -> impl Strategy<Value = Frame> {
+    prop_oneof![
+        (any::<u64>(), requests()).prop_map(|(id, request)| Frame::Request { id, request }),
+        (any::<u64>(), replies()).prop_map(|(id, reply)| Frame::Reply { id, reply }),
+    ]
+}
+
+proptest! {
+    /// Guards the codec: any frames, cut anywhere in sending and in receiving, come out as they went in.
+    #[test]
+    fn round_trip(
+        frames in proptest::collection::vec(frames(), 1..8),
+        send in proptest::collection::vec(1usize..200, 1..8),
+        receive in proptest::collection::vec(1usize..200, 1..8),
+    ) {
+        let mut out = Outgoing::new();
+        for frame in &frames {
+            match frame {
+                Frame::Request { id, request } => out.request(*id, request).unwrap(),
+                Frame::Reply { id, reply } => out.reply(*id, reply).unwrap(),
+                Frame::Hello(_) | Frame::HelloAck(_) => unreachable!("not generated"),
+            }
+        }
+        let mut stream = BytesMut::new();
+        for len in send.iter().cycle() {
+            if !out.has_remaining() {
+                break;
+            }
+            let len = (*len).min(out.chunk().len());
+            stream.put_slice(&out.chunk()[..len]);
+            out.advance(len);
+        }
+        let mut decoder = greeted();
+        let mut decoded = Vec::new();
+        for len in receive.iter().cycle() {
+            if stream.is_empty() {
+                break;
+            }
+            decoder.push(&stream.split_to((*len).min(stream.len())));
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                decoded.push(frame);
+            }
+        }
+        prop_assert!(!decoder.is_mid_frame());
+        prop_assert_eq!(decoded, frames);
+    }
+
+    /// Guards against panics on what a peer sends: any bytes are a frame or an error.
+    #[test]
+    fn garbage_is_an_error(bytes in proptest::collection::vec(any::<u8>(), 48..400)) {
+        let mut decoder = Decoder::new();
+        decoder.push(&bytes);
+        prop_assert!(decoder.next_frame().is_err());
+    }
+
+    /// Guards against panics behind the checksums: a body of any bytes is a frame or an error.
+    #[test]
+    fn any_body_is_a_frame_or_an_error(
+        kind in prop_oneof![16u8..26, 128u8..144], status in 0u8..12,
+        body in proptest::collection::vec(prop_oneof![4 => Just(0u8), 1 => any::<u8>()], 0..80),
+    ) {
+        let Some(kind) = header::Kind::from_code(kind) else { return Ok(()) };
+        let header = header::Header {
+            kind, status, body_len: body.len() as u32, data_len: 0, id: 1, epoch: 0, disk: 0,
+            body_crc: crc32c(&body), data_crc: 0,
+        };
+        let mut decoder = greeted();
+        decoder.push(&header.encode());
+        decoder.push(&body);
+        if let Ok(frame) = decoder.next_frame() {
+            prop_assert!(frame.is_some());
+        }
+    }
+}
