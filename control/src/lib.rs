@@ -1,1 +1,3 @@
-//! Lunette.
+//! The control plane: the replicated cluster state, health, and the gRPC administration server.
+
+pub mod api;
