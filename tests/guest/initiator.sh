@@ -117,10 +117,10 @@ umount /mnt/xfs
 
 if [ "$PHASE" = verify ]; then
     step discard and write-zeroes on the whole disk
-    blkdiscard "$map"
+    blkdiscard -f "$map"
     zeros "$map" 33554432
     dd if=/dev/urandom of="$map" bs=1M count=4 oflag=direct 2> /dev/null
-    blkdiscard -z -o 1048576 -l 2097152 "$map"
+    blkdiscard -f -z -o 1048576 -l 2097152 "$map"
     dd if="$map" of=/tmp/hole bs=1M skip=1 count=2 iflag=direct 2> /dev/null
     zeros /tmp/hole 2097152
 fi
