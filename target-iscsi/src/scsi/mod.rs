@@ -6,6 +6,8 @@
 //!                    |--> Step::Submit(cmd) -- the device completes it      --> task.completed(..)  ---+--> next Step
 //!                    +--> Step::Done(response)
 
+mod nexus;
+mod sense;
 mod task;
 
 use std::collections::BTreeMap;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use lunette_proto::ids::{ClusterId, VolumeId};
 use lunette_volume::device::BlockDevice;
 
+pub use nexus::{Attention, Nexus, Scope};
 pub use task::{Response, Step, Task};
 
 /// What one target shows through one portal group. A value: replaced as a whole when the map changes.

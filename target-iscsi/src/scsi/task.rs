@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use lunette_volume::device::{Command, Data, Outcome};
 
-use super::TargetView;
+use super::{Nexus, TargetView};
 
 /// What a task wants next.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct Task {}
 impl Task {
     /// Starts a command on `lun` (the 8-byte SAM LUN of the PDU) of what the nexus sees. `cdb` is
     /// what the initiator sent, 16 bytes or more with an extended CDB.
-    pub fn start(_view: &TargetView, _lun: u64, _cdb: &[u8]) -> (Self, Step) {
+    pub fn start(_view: &TargetView, _nexus: &mut Nexus, _lun: u64, _cdb: &[u8]) -> (Self, Step) {
         unreachable!()
     }
 

@@ -1,0 +1,287 @@
+//! What an I_T nexus keeps between commands: unit attention conditions (SAM-5 5.14) in order, and
+//! the mode parameters that belong to it.
+//!
+//! The condition of a new nexus is POWER ON for every logical unit, also for those that are mapped
+//! later. A logical unit has one queue per nexus; a condition is in it once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::sense::{Key, Sense, SenseFormat};
+
+/// What an I_T nexus keeps between commands.
+#[derive(Debug)]
+pub struct Nexus {
+    /// What a logical unit that this nexus has not touched yet would report.
+    untouched: Queue,
+    units: BTreeMap<u16, Unit>,
+}
+
+/// Which logical units a condition is established for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One.
+    Lun(u16),
+    /// All that the target shows, or will show.
+    All,
+}
+
+/// A unit attention condition (SAM-5 5.14; codes in SPC-4 annex D).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// 29h/00h, a new nexus.
+    PowerOn,
+    /// 29h/02h, TARGET COLD RESET.
+    TargetReset,
+    /// 29h/03h, LOGICAL UNIT RESET, TARGET WARM RESET.
+    UnitReset,
+    /// 29h/07h
+    NexusLoss,
+    /// 2Ah/06h
+    AccessStateChanged,
+    /// 2Ah/09h, after a resize, before [`Attention::InquiryChanged`].
+    CapacityChanged,
+    /// 2Fh/00h, tasks were cleared for another initiator.
+    CommandsCleared,
+    /// 3Fh/03h
+    InquiryChanged,
+    /// 3Fh/0Eh, a logical unit was mapped or unmapped.
+    ReportedLunsChanged,
+}
+
+impl Attention {
+    /// Additional sense code and qualifier.
+    #[must_use]
+    pub fn code(self) -> (u8, u8) {
+        match self {
+            Self::PowerOn => (0x29, 0x00),
+            Self::TargetReset => (0x29, 0x02),
+            Self::UnitReset => (0x29, 0x03),
+            Self::NexusLoss => (0x29, 0x07),
+            Self::AccessStateChanged => (0x2A, 0x06),
+            Self::CapacityChanged => (0x2A, 0x09),
+            Self::CommandsCleared => (0x2F, 0x00),
+            Self::InquiryChanged => (0x3F, 0x03),
+            Self::ReportedLunsChanged => (0x3F, 0x0E),
+        }
+    }
+
+    /// Sense data in fixed format, as an asynchronous message carries it (RFC 7143 11.9.4).
+    #[must_use]
+    pub fn sense_data(self) -> Bytes {
+        self.sense().encode(SenseFormat::Fixed)
+    }
+
+    pub(super) fn sense(self) -> Sense {
+        let (asc, ascq) = self.code();
+        Sense::new(Key::UnitAttention, asc, ascq)
+    }
+
+    /// Resets precede everything else (SAM-5 5.14.5), the widest first.
+    fn reset_rank(self) -> Option<u8> {
+        match self {
+            Self::PowerOn => Some(0),
+            Self::TargetReset => Some(1),
+            Self::UnitReset => Some(2),
+            Self::NexusLoss => Some(3),
+            _ => None,
+        }
+    }
+}
+
+impl Nexus {
+    /// A nexus that has just been established.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut untouched = Queue::default();
+        untouched.push(Attention::PowerOn);
+        Self { untouched, units: BTreeMap::new() }
+    }
+
+    /// Establishes a condition. One of the resets (29h) also restores the mode parameters.
+    pub fn attention(&mut self, scope: Scope, attention: Attention) {
+        match scope {
+            Scope::Lun(lun) => self.unit(lun).establish(attention),
+            Scope::All => {
+                self.untouched.push(attention);
+                for unit in self.units.values_mut() {
+                    unit.establish(attention);
+                }
+            }
+        }
+    }
+
+    /// The condition to report next for `lun`; it is cleared by that (SAM-5 5.14.6).
+    pub(super) fn take(&mut self, lun: u16) -> Option<Attention> {
+        self.unit(lun).queue.pop()
+    }
+
+    /// REPORT LUNS was answered: nobody needs to be told that the inventory changed (SPC-4 6.33).
+    pub(super) fn inventory_reported(&mut self) {
+        self.untouched.remove(Attention::ReportedLunsChanged);
+        for unit in self.units.values_mut() {
+            unit.queue.remove(Attention::ReportedLunsChanged);
+        }
+    }
+
+    /// The mode parameters of `lun`.
+    pub(super) fn modes(&mut self, lun: u16) -> &Arc<Modes> {
+        &self.unit(lun).modes
+    }
+
+    fn unit(&mut self, lun: u16) -> &mut Unit {
+        self.units
+            .entry(lun)
+            .or_insert_with(|| Unit { queue: self.untouched.clone(), modes: Arc::new(Modes::default()) })
+    }
+}
+
+impl Default for Nexus {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A logical unit as one nexus knows it.
+#[derive(Debug)]
+struct Unit {
+    queue: Queue,
+    modes: Arc<Modes>,
+}
+
+impl Unit {
+    fn establish(&mut self, attention: Attention) {
+        self.queue.push(attention);
+        if attention.reset_rank().is_some() {
+            self.modes.store(0);
+        }
+    }
+}
+
+/// The changeable bits of the Control mode page (SPC-4 7.5.8). Shared with a MODE SELECT in
+/// execution, which knows only when its parameter list has arrived what it changes.
+#[derive(Debug, Default)]
+pub(super) struct Modes(AtomicU8);
+
+impl Modes {
+    /// D_SENSE: sense data in descriptor format.
+    pub(super) const D_SENSE: u8 = 0x01;
+    /// SWP: software write protect.
+    pub(super) const SWP: u8 = 0x02;
+
+    pub(super) fn load(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn store(&self, bits: u8) {
+        self.0.store(bits, Ordering::Relaxed);
+    }
+
+    pub(super) fn sense_format(&self) -> SenseFormat {
+        if self.load() & Self::D_SENSE == 0 { SenseFormat::Fixed } else { SenseFormat::Descriptor }
+    }
+}
+
+/// Conditions in the order in which they are reported. Bounded by the number of [`Attention`]s.
+#[derive(Clone, Debug, Default)]
+struct Queue(SmallVec<[Attention; 4]>);
+
+impl Queue {
+    fn push(&mut self, attention: Attention) {
+        let Some(rank) = attention.reset_rank() else {
+            if !self.0.contains(&attention) {
+                self.0.push(attention);
+            }
+            return;
+        };
+        // A wider reset that is still unreported says all that a narrower one would say.
+        match self.0.first().and_then(|first| first.reset_rank()) {
+            Some(queued) if queued <= rank => {}
+            Some(_) => self.0[0] = attention,
+            None => self.0.insert(0, attention),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Attention> {
+        if self.0.is_empty() { None } else { Some(self.0.remove(0)) }
+    }
+
+    fn remove(&mut self, attention: Attention) {
+        self.0.retain(|queued| *queued != attention);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(nexus: &mut Nexus, lun: u16) -> Vec<Attention> {
+        std::iter::from_fn(|| nexus.take(lun)).collect()
+    }
+
+    /// Guards the start: a new nexus reports POWER ON once for each logical unit.
+    #[test]
+    fn power_on_once_per_unit() {
+        let mut nexus = Nexus::new();
+        for lun in [0, 7] {
+            assert_eq!(drain(&mut nexus, lun), [Attention::PowerOn]);
+            assert_eq!(nexus.take(lun), None);
+        }
+    }
+
+    /// Guards the order and against duplicates: first in, first out; once each.
+    #[test]
+    fn ordered_without_duplicates() {
+        let mut nexus = Nexus::new();
+        drain(&mut nexus, 0);
+        for _ in 0..3 {
+            nexus.attention(Scope::Lun(0), Attention::CapacityChanged);
+            nexus.attention(Scope::Lun(0), Attention::InquiryChanged);
+            nexus.attention(Scope::All, Attention::ReportedLunsChanged);
+        }
+        assert_eq!(
+            drain(&mut nexus, 0),
+            [Attention::CapacityChanged, Attention::InquiryChanged, Attention::ReportedLunsChanged]
+        );
+        assert_eq!(drain(&mut nexus, 1), [Attention::PowerOn, Attention::ReportedLunsChanged]);
+    }
+
+    /// Guards the precedence of resets: they come first, and the widest hides the others.
+    #[test]
+    fn resets_come_first() {
+        let mut nexus = Nexus::new();
+        drain(&mut nexus, 0);
+        nexus.attention(Scope::Lun(0), Attention::CapacityChanged);
+        nexus.attention(Scope::Lun(0), Attention::NexusLoss);
+        nexus.attention(Scope::Lun(0), Attention::UnitReset);
+        nexus.attention(Scope::Lun(0), Attention::NexusLoss);
+        assert_eq!(drain(&mut nexus, 0), [Attention::UnitReset, Attention::CapacityChanged]);
+    }
+
+    /// Guards REPORT LUNS: 3Fh/0Eh is gone everywhere, other conditions stay.
+    #[test]
+    fn inventory_reported_clears_one_kind() {
+        let mut nexus = Nexus::new();
+        drain(&mut nexus, 0);
+        nexus.attention(Scope::All, Attention::ReportedLunsChanged);
+        nexus.attention(Scope::All, Attention::CommandsCleared);
+        nexus.inventory_reported();
+        assert_eq!(drain(&mut nexus, 0), [Attention::CommandsCleared]);
+        assert_eq!(drain(&mut nexus, 5), [Attention::PowerOn, Attention::CommandsCleared]);
+    }
+
+    /// Guards resets: mode parameters return to their defaults.
+    #[test]
+    fn reset_restores_modes() {
+        let mut nexus = Nexus::new();
+        nexus.modes(0).store(Modes::D_SENSE | Modes::SWP);
+        nexus.attention(Scope::Lun(0), Attention::CapacityChanged);
+        assert_eq!(nexus.modes(0).load(), Modes::D_SENSE | Modes::SWP);
+        nexus.attention(Scope::All, Attention::UnitReset);
+        assert_eq!(nexus.modes(0).load(), 0);
+    }
+}

@@ -1,0 +1,279 @@
+//! Sense data (SPC-4 4.5): why a command failed. The only place where it is built.
+//!
+//!     fixed format (70h), 18 bytes           descriptor format (72h)
+//!     0    70h, bit 7 VALID                  0    72h
+//!     2    sense key                         1    sense key
+//!     3..7 INFORMATION                       2, 3 additional sense code, qualifier
+//!     7    additional length (0Ah)           7    additional length
+//!     12   additional sense code             8..  descriptors: 00h INFORMATION (12 bytes),
+//!     13   qualifier                                           02h sense key specific (8 bytes)
+//!     15.. sense key specific (3 bytes)
+
+use bytes::Bytes;
+use lunette_volume::device::{DeviceError, Readiness};
+use smallvec::SmallVec;
+
+/// Sense key (SPC-4 4.5.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Key {
+    NoSense = 0x0,
+    NotReady = 0x2,
+    MediumError = 0x3,
+    HardwareError = 0x4,
+    IllegalRequest = 0x5,
+    UnitAttention = 0x6,
+    DataProtect = 0x7,
+    AbortedCommand = 0xB,
+    Miscompare = 0xE,
+}
+
+/// How sense data is laid out: the D_SENSE bit of the Control mode page (SPC-4 7.5.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SenseFormat {
+    Fixed,
+    Descriptor,
+}
+
+/// Why a command failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sense {
+    key: Key,
+    asc: u8,
+    ascq: u8,
+    information: Option<u64>,
+    field: Option<FieldPointer>,
+}
+
+/// Which field was wrong (SPC-4 4.5.2.4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FieldPointer {
+    /// In the CDB; else in the parameter list.
+    in_cdb: bool,
+    byte: u16,
+    /// Most significant bit of the field, when it is not whole bytes.
+    bit: Option<u8>,
+}
+
+impl Sense {
+    pub(super) const NO_SENSE: Self = Self::new(Key::NoSense, 0x00, 0x00);
+    pub(super) const INVALID_OPCODE: Self =
+        Self::new(Key::IllegalRequest, 0x20, 0x00).pointing(true, 0, None);
+    /// INVALID FIELD IN CDB without a pointer.
+    pub(super) const INVALID_CDB: Self = Self::new(Key::IllegalRequest, 0x24, 0x00);
+    pub(super) const LBA_OUT_OF_RANGE: Self = Self::new(Key::IllegalRequest, 0x21, 0x00);
+    pub(super) const LUN_NOT_SUPPORTED: Self = Self::new(Key::IllegalRequest, 0x25, 0x00);
+    pub(super) const PARAMETER_LIST_LENGTH: Self = Self::new(Key::IllegalRequest, 0x1A, 0x00);
+    pub(super) const SAVING_NOT_SUPPORTED: Self = Self::new(Key::IllegalRequest, 0x39, 0x00);
+    pub(super) const WRITE_PROTECTED: Self = Self::new(Key::DataProtect, 0x27, 0x00);
+    pub(super) const SOFTWARE_WRITE_PROTECTED: Self = Self::new(Key::DataProtect, 0x27, 0x02);
+    pub(super) const INTERNAL_FAILURE: Self = Self::new(Key::HardwareError, 0x44, 0x00);
+
+    pub(super) const fn new(key: Key, asc: u8, ascq: u8) -> Self {
+        Self { key, asc, ascq, information: None, field: None }
+    }
+
+    /// INVALID FIELD IN CDB: the field that starts at `byte`.
+    pub(super) const fn cdb_field(byte: u16) -> Self {
+        Self::INVALID_CDB.pointing(true, byte, None)
+    }
+
+    /// INVALID FIELD IN CDB: the field of `byte` whose most significant bit is `bit`.
+    pub(super) const fn cdb_bit(byte: u16, bit: u8) -> Self {
+        Self::INVALID_CDB.pointing(true, byte, Some(bit))
+    }
+
+    /// INVALID FIELD IN PARAMETER LIST: the field that starts at `byte`.
+    pub(super) const fn parameter_field(byte: u16) -> Self {
+        Self::new(Key::IllegalRequest, 0x26, 0x00).pointing(false, byte, None)
+    }
+
+    /// INVALID FIELD IN PARAMETER LIST: the field of `byte` whose most significant bit is `bit`.
+    pub(super) const fn parameter_bit(byte: u16, bit: u8) -> Self {
+        Self::new(Key::IllegalRequest, 0x26, 0x00).pointing(false, byte, Some(bit))
+    }
+
+    /// MISCOMPARE DURING VERIFY OPERATION: the first unequal byte of the Data-Out.
+    pub(super) const fn miscompare(offset: u64) -> Self {
+        let mut sense = Self::new(Key::Miscompare, 0x1D, 0x00);
+        sense.information = Some(offset);
+        sense
+    }
+
+    /// LOGICAL UNIT NOT READY, `None` when it is. The qualifiers agree with the asymmetric access
+    /// states that REPORT TARGET PORT GROUPS shows (SPC-4 5.15.2).
+    pub(super) fn not_ready(readiness: Readiness) -> Option<Self> {
+        let ascq = match readiness {
+            Readiness::Ready => return None,
+            Readiness::Starting => 0x0A,
+            Readiness::NotOwner => 0x0B,
+            Readiness::Unavailable => 0x0C,
+        };
+        Some(Self::new(Key::NotReady, 0x04, ascq))
+    }
+
+    const fn pointing(mut self, in_cdb: bool, byte: u16, bit: Option<u8>) -> Self {
+        self.field = Some(FieldPointer { in_cdb, byte, bit });
+        self
+    }
+
+    /// The bytes that go to the initiator.
+    pub(super) fn encode(&self, format: SenseFormat) -> Bytes {
+        match format {
+            SenseFormat::Fixed => Bytes::copy_from_slice(&self.fixed()),
+            SenseFormat::Descriptor => Bytes::copy_from_slice(&self.descriptor()),
+        }
+    }
+
+    fn fixed(&self) -> [u8; 18] {
+        let mut sense = [0; 18];
+        sense[0] = 0x70;
+        sense[2] = self.key as u8;
+        // A value that 4 bytes cannot hold is left out (SPC-4 4.5.3).
+        if let Some(information) = self.information.and_then(|value| u32::try_from(value).ok()) {
+            sense[0] |= 0x80;
+            sense[3..7].copy_from_slice(&information.to_be_bytes());
+        }
+        sense[7] = 0x0A;
+        sense[12] = self.asc;
+        sense[13] = self.ascq;
+        if let Some(field) = self.field {
+            sense[15..18].copy_from_slice(&field.encode());
+        }
+        sense
+    }
+
+    fn descriptor(&self) -> SmallVec<[u8; 32]> {
+        let mut sense = SmallVec::from_slice(&[0x72, self.key as u8, self.asc, self.ascq, 0, 0, 0, 0]);
+        if let Some(information) = self.information {
+            sense.extend_from_slice(&[0x00, 0x0A, 0x80, 0x00]);
+            sense.extend_from_slice(&information.to_be_bytes());
+            sense[7] += 12;
+        }
+        if let Some(field) = self.field {
+            let [flags, high, low] = field.encode();
+            sense.extend_from_slice(&[0x02, 0x06, 0x00, 0x00, flags, high, low, 0x00]);
+            sense[7] += 8;
+        }
+        sense
+    }
+}
+
+impl FieldPointer {
+    /// SKSV, C/D, BPV and the bit; then the byte.
+    fn encode(self) -> [u8; 3] {
+        let mut flags = 0x80;
+        if self.in_cdb {
+            flags |= 0x40;
+        }
+        if let Some(bit) = self.bit {
+            flags |= 0x08 | (bit & 0x07);
+        }
+        let [high, low] = self.byte.to_be_bytes();
+        [flags, high, low]
+    }
+}
+
+/// How a command ends that does not end well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// CHECK CONDITION.
+    Check(Sense),
+    /// BUSY: nothing happened, try again (SAM-5 5.3.1).
+    Busy,
+}
+
+impl Failure {
+    /// What a device's error means to the initiator.
+    pub(super) fn of_device(error: &DeviceError, block_bytes: u32) -> Self {
+        let sense = match error {
+            DeviceError::Busy => return Self::Busy,
+            DeviceError::OutOfRange => Sense::LBA_OUT_OF_RANGE,
+            DeviceError::Invalid => Sense::INVALID_CDB,
+            // LOGICAL UNIT COMMUNICATION TIME-OUT, as an aborted command, which initiators retry.
+            DeviceError::TimedOut => Sense::new(Key::AbortedCommand, 0x08, 0x01),
+            // SPACE ALLOCATION FAILED WRITE PROTECT (SBC-3 4.7.3.6).
+            DeviceError::NoSpace => Sense::new(Key::DataProtect, 0x27, 0x07),
+            // UNRECOVERED READ ERROR; INFORMATION is the first unreadable LBA (SBC-3 4.18.1).
+            DeviceError::Medium { offset } => Sense {
+                information: Some(offset / u64::from(block_bytes.max(1))),
+                ..Sense::new(Key::MediumError, 0x11, 0x00)
+            },
+            // TARGET PORT IN STANDBY STATE: another port may serve it.
+            DeviceError::NotOwner => Sense::new(Key::NotReady, 0x04, 0x0B),
+            DeviceError::Gone => Sense::LUN_NOT_SUPPORTED,
+        };
+        Self::Check(sense)
+    }
+}
+
+impl From<Sense> for Failure {
+    fn from(sense: Sense) -> Self {
+        Self::Check(sense)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards the layout of fixed format: SPC-4 table 53, field pointer of table 30.
+    #[test]
+    fn fixed_with_field_pointer() {
+        assert_eq!(
+            Sense::cdb_bit(1, 7).encode(SenseFormat::Fixed)[..],
+            [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0xCF, 0, 1]
+        );
+        assert_eq!(
+            Sense::parameter_field(0x0102).encode(SenseFormat::Fixed)[..],
+            [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x26, 0, 0, 0x80, 1, 2]
+        );
+    }
+
+    /// Guards the layout of descriptor format: SPC-4 tables 29, 31 and 33.
+    #[test]
+    fn descriptors() {
+        assert_eq!(
+            Sense::miscompare(0x1_0000_0002).encode(SenseFormat::Descriptor)[..],
+            [0x72, 0x0E, 0x1D, 0, 0, 0, 0, 12, 0, 0x0A, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 2]
+        );
+        assert_eq!(
+            Sense::cdb_field(2).encode(SenseFormat::Descriptor)[..],
+            [0x72, 5, 0x24, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0xC0, 0, 2, 0]
+        );
+    }
+
+    /// Guards INFORMATION in fixed format: present with VALID, absent when it does not fit.
+    #[test]
+    fn fixed_information() {
+        let fits = Failure::of_device(&DeviceError::Medium { offset: 0xFFFF_FFFF * 512 }, 512);
+        let Failure::Check(sense) = fits else { panic!("a medium error has sense data") };
+        let bytes = sense.encode(SenseFormat::Fixed);
+        assert_eq!(bytes[..8], [0xF0, 0, 3, 0xFF, 0xFF, 0xFF, 0xFF, 10]);
+        let too_large = Failure::of_device(&DeviceError::Medium { offset: 0x1_0000_0000 * 512 }, 512);
+        let Failure::Check(sense) = too_large else { panic!("a medium error has sense data") };
+        assert_eq!(sense.encode(SenseFormat::Fixed)[..8], [0x70, 0, 3, 0, 0, 0, 0, 10]);
+    }
+
+    /// Guards the meaning of device errors: each as (key, code, qualifier), or BUSY.
+    #[test]
+    fn device_errors() {
+        let cases = [
+            (DeviceError::OutOfRange, Some([0x05, 0x21, 0x00])),
+            (DeviceError::Invalid, Some([0x05, 0x24, 0x00])),
+            (DeviceError::Busy, None),
+            (DeviceError::TimedOut, Some([0x0B, 0x08, 0x01])),
+            (DeviceError::NoSpace, Some([0x07, 0x27, 0x07])),
+            (DeviceError::Medium { offset: 0 }, Some([0x03, 0x11, 0x00])),
+            (DeviceError::NotOwner, Some([0x02, 0x04, 0x0B])),
+            (DeviceError::Gone, Some([0x05, 0x25, 0x00])),
+        ];
+        for (error, want) in cases {
+            let got = match Failure::of_device(&error, 512) {
+                Failure::Busy => None,
+                Failure::Check(sense) => Some([sense.key as u8, sense.asc, sense.ascq]),
+            };
+            assert_eq!(got, want, "{error}");
+        }
+    }
+}
