@@ -1,0 +1,165 @@
+//! Where the control plane is, and a connection to it.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use lunette_control::api::admin::cluster_client::ClusterClient;
+use lunette_control::api::admin::disks_client::DisksClient;
+use lunette_control::api::admin::nodes_client::NodesClient;
+use lunette_control::api::admin::pools_client::PoolsClient;
+use lunette_control::api::admin::sessions_client::SessionsClient;
+use lunette_control::api::admin::targets_client::TargetsClient;
+use lunette_control::api::admin::volumes_client::VolumesClient;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::failure;
+
+/// Environment variable that names the address.
+pub(crate) const VARIABLE: &str = "LUNETTE_ADMIN";
+/// Where the control plane listens unless told otherwise.
+pub(crate) const DEFAULT_PORT: u16 = 7400;
+/// A control plane that does not take a connection by then is not there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// An answer takes milliseconds; with no quorum the server itself says so earlier.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// `http://HOST:PORT` of a control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    url: String,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+impl Address {
+    /// From `--admin`, else the environment, else the default.
+    pub(crate) fn of(option: Option<&str>) -> Result<Self> {
+        match (option, std::env::var(VARIABLE)) {
+            (Some(text), _) => Self::parse(text).with_context(|| format!("--admin {text}")),
+            (None, Ok(text)) if !text.is_empty() => {
+                Self::parse(&text).with_context(|| format!("{VARIABLE}={text}"))
+            }
+            _ => Self::parse("127.0.0.1"),
+        }
+    }
+
+    /// `http://HOST:PORT`, `HOST:PORT` or `HOST`.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let wrong = || anyhow!("'{text}' is no address: write http://HOST:PORT or HOST:PORT");
+        let rest = match text.split_once("://") {
+            Some(("http", rest)) => rest,
+            Some((scheme, _)) => bail!("'{scheme}' is not served: write http://HOST:PORT"),
+            None => text,
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (host, port) = match rest.rsplit_once(':') {
+            // The last colon of an IPv6 address without a port is inside its brackets.
+            Some((host, port)) if !rest.ends_with(']') => (host, port.parse().map_err(|_| wrong())?),
+            _ => (rest, DEFAULT_PORT),
+        };
+        if !is_host(host) || port == 0 {
+            return Err(wrong());
+        }
+        Ok(Self { url: format!("http://{host}:{port}") })
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+/// A name, an IPv4 address, or an IPv6 address in brackets.
+fn is_host(host: &str) -> bool {
+    if let Some(address) = host.strip_prefix('[') {
+        return address.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
+    }
+    !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+}
+
+/// A connection to the control plane.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    address: Address,
+    channel: Channel,
+}
+
+impl Connection {
+    pub(crate) async fn open(address: &Address) -> Result<Self> {
+        let endpoint = Endpoint::from_shared(address.url.clone())
+            .with_context(|| format!("'{address}' is no address"))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT);
+        let channel = endpoint.connect().await.map_err(|error| {
+            anyhow!(
+                "cannot reach the control plane at {address}: {}; start it, or give its address by --admin or {VARIABLE}",
+                failure::root_cause(&error)
+            )
+        })?;
+        Ok(Self { address: address.clone(), channel })
+    }
+
+    /// Turns the server's refusal into the line that is printed.
+    pub(crate) fn refused(&self, status: &Status) -> anyhow::Error {
+        failure::answered(status, self.address.url())
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterClient<Channel> {
+        ClusterClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn nodes(&self) -> NodesClient<Channel> {
+        NodesClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn disks(&self) -> DisksClient<Channel> {
+        DisksClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn pools(&self) -> PoolsClient<Channel> {
+        PoolsClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn volumes(&self) -> VolumesClient<Channel> {
+        VolumesClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn targets(&self) -> TargetsClient<Channel> {
+        TargetsClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn sessions(&self) -> SessionsClient<Channel> {
+        SessionsClient::new(self.channel.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_understood_with_and_without_a_scheme() {
+        // Guards against port 80 where the port was left out, and against IPv6 without brackets.
+        let table = [
+            ("http://127.0.0.1:7400", "http://127.0.0.1:7400"),
+            ("127.0.0.1:7401", "http://127.0.0.1:7401"),
+            ("storage1", "http://storage1:7400"),
+            ("http://storage1/", "http://storage1:7400"),
+            ("[::1]:7400", "http://[::1]:7400"),
+        ];
+        for (text, url) in table {
+            assert_eq!(Address::parse(text).expect(text).url(), url);
+        }
+        for text in
+            ["", "https://a:1", "a:b", "a:", ":7400", "::1", "::1:7400", "a:1/x", "a b", "u@a:1", "a:70000"]
+        {
+            assert!(Address::parse(text).is_err(), "{text}");
+        }
+    }
+}

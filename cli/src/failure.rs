@@ -1,0 +1,144 @@
+//! What a command says when it fails: one line on standard error that names what is wrong and what
+//! to do, and exit code 1.
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use tonic::{Code, Status};
+
+/// Prints the one line.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    complain(&format!("{error:#}"));
+    ExitCode::FAILURE
+}
+
+/// Writes `lunette: ` and the line to standard error. A closed standard error is nobody's loss.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "lunette: {}", one_line(line));
+}
+
+/// Folds all white space, line ends too, into single spaces.
+pub(crate) fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ")
+}
+
+/// What clap found wrong, in one line; `Ok` bears the text of `--help` and `--version`.
+pub(crate) fn usage(error: &clap::Error) -> Result<String, String> {
+    let rendered = error.render().to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Ok(rendered);
+    }
+    let help = format!("see `{} --help`", command_of(&rendered));
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
+    ) {
+        return Err(format!("a command is missing; {help}"));
+    }
+    // The first paragraph says what is wrong; what follows are tips, the usage and where help is.
+    let first: Vec<&str> = rendered.lines().take_while(|line| !line.trim().is_empty()).collect();
+    let wrong = one_line(&first.join(" "));
+    let wrong = wrong.strip_prefix("error: ").unwrap_or(&wrong).to_owned();
+    let similar = match error.get(ContextKind::SuggestedSubcommand).or(error.get(ContextKind::SuggestedArg)) {
+        Some(ContextValue::String(one)) => format!("; did you mean '{one}'?"),
+        Some(ContextValue::Strings(some)) if !some.is_empty() => {
+            format!("; did you mean '{}'?", some.join("' or '"))
+        }
+        _ => format!("; {help}"),
+    };
+    Err(format!("{wrong}{similar}"))
+}
+
+/// The command that a usage message is about: the words after `Usage:` up to the first option or value.
+fn command_of(rendered: &str) -> String {
+    let usage = rendered.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or("lunette");
+    let is_name = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase());
+    let words: Vec<&str> = usage.split(' ').take_while(is_name).collect();
+    if words.is_empty() { "lunette".to_owned() } else { words.join(" ") }
+}
+
+/// What the control plane answered, as an error of ours.
+pub(crate) fn answered(status: &Status, admin: &str) -> anyhow::Error {
+    let message = one_line(status.message());
+    match status.code() {
+        // The connection broke, as opposed to the server saying that it is not ready.
+        Code::Unavailable | Code::Unknown if status.source().is_some() => {
+            anyhow!("the connection to the control plane at {admin} broke: {}; try again", root_cause(status))
+        }
+        Code::Unavailable => anyhow!("{message}; try again in a moment"),
+        Code::DeadlineExceeded | Code::Cancelled => {
+            anyhow!("the control plane at {admin} does not answer; see `lunette status`")
+        }
+        Code::Unimplemented => {
+            anyhow!("what answers at {admin} is no control plane of this version of Lunette; check --admin")
+        }
+        Code::Internal if message.is_empty() || status.source().is_some() => {
+            anyhow!("the control plane at {admin} broke off: {}", root_cause(status))
+        }
+        _ => anyhow!("{message}"),
+    }
+}
+
+/// The innermost error: the one that says what happened.
+pub(crate) fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    one_line(&cause.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Cli;
+
+    fn complaint(line: &str) -> String {
+        let words = std::iter::once("lunette").chain(line.split(' ').filter(|word| !word.is_empty()));
+        let error = Cli::try_parse_from(words).expect_err("wrong on purpose");
+        usage(&error).expect_err("not a help text")
+    }
+
+    #[test]
+    fn a_usage_error_is_one_line_that_says_what_to_do() {
+        // Guards against clap's page of usage where one line was promised.
+        let table = [
+            ("", "a command is missing; see `lunette --help`"),
+            ("volume", "a command is missing; see `lunette volume --help`"),
+            (
+                "volume create v --size 10X",
+                "invalid value '10X' for '--size <SIZE>': unknown unit 'X': use K, M, G, T or P (powers of 1024), \
+                 such as 10G or 512MiB",
+            ),
+            (
+                "volume create v --size 0",
+                "invalid value '0' for '--size <SIZE>': a size of 0 holds nothing: give at least 4K",
+            ),
+            (
+                "volume create v",
+                "the following required arguments were not provided: --size <SIZE>; see `lunette volume create --help`",
+            ),
+            ("volume make v", "unrecognized subcommand 'make'; see `lunette volume --help`"),
+            ("volume creat v", "unrecognized subcommand 'creat'; did you mean 'create'?"),
+        ];
+        for (line, want) in table {
+            let got = complaint(line);
+            assert!(!got.contains('\n'), "{got}");
+            assert!(got.starts_with(want), "{line}: {got}");
+        }
+    }
+
+    #[test]
+    fn help_is_not_an_error() {
+        // Guards against `--help` on standard error, or cut to a line.
+        let error = Cli::try_parse_from(["lunette", "volume", "--help"]).expect_err("clap reports help so");
+        let text = usage(&error).expect("help");
+        assert!(text.lines().count() > 5, "{text}");
+    }
+}

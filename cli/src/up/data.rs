@@ -1,0 +1,357 @@
+//! The data directory of `lunette up`.
+//!
+//!     DATA/lunette.toml   what this directory is: format, cluster, nodes, capacity (written first)
+//!     DATA/cluster.key    the cluster's identity and key, mode 0600
+//!     DATA/lock           held by the process that uses the directory
+//!     DATA/control/       the control plane's log and state
+//!     DATA/nodeK/         the disk of node K
+//!     DATA/run/           with --processes: NAME.toml, NAME.pid, NAME.log
+//!
+//! Everything after `lunette.toml` is made again from it, so a first start that was interrupted
+//! anywhere is finished by the second. The directory itself is mode 0700.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use lunette_proto::ids::ClusterId;
+use lunette_proto::limits::EXTENT_BYTES;
+use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::io::Errno;
+use serde::Deserialize;
+
+use crate::config::ClusterKey;
+use crate::size::Size;
+
+/// The layout that this version makes, and the newest that it understands.
+const FORMAT: u32 = 1;
+/// Nodes of a new directory.
+const NODES_DEFAULT: u8 = 3;
+
+/// An open data directory; nobody else has it until it is dropped.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    manifest: Manifest,
+    key: ClusterKey,
+    _lock: File,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    format: u32,
+    cluster: String,
+    nodes: u8,
+    /// Of each node's disk.
+    capacity_bytes: u64,
+}
+
+/// Only this is looked at before the format is known.
+#[derive(Deserialize)]
+struct AnyManifest {
+    format: u32,
+}
+
+impl DataDir {
+    /// Opens `path`, and makes it if there is nothing yet. What was asked for has to agree with what
+    /// is there; a refusal changes nothing.
+    pub(crate) fn open(path: &Path, nodes: Option<u8>, capacity: Option<Size>) -> Result<Self> {
+        let name = path.display();
+        let found = match fs::symlink_metadata(path) {
+            Ok(_) => Found::look(path)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => Found::Nothing,
+            Err(error) => bail!("{name} cannot be used: {error}"),
+        };
+        if let Found::Manifest(manifest) = &found {
+            manifest.agrees(path, nodes, capacity)?;
+        }
+        private_dir(path)?;
+        let path = fs::canonicalize(path).with_context(|| format!("{name} cannot be used"))?;
+        let lock = lock(&path)?;
+        // Whoever held the lock may have made or changed it meanwhile.
+        let (manifest, key) = match Found::look(&path)? {
+            Found::Manifest(manifest) => {
+                manifest.agrees(&path, nodes, capacity)?;
+                let key = ClusterKey::load(&path.join(KEY))?;
+                (manifest, key)
+            }
+            Found::Nothing => make(&path, nodes, capacity)?,
+        };
+        if manifest.cluster.parse() != Ok(key.cluster) {
+            bail!(
+                "{}/{KEY} is of another cluster than the directory: restore the right one from a copy",
+                path.display()
+            );
+        }
+        Ok(Self { path, manifest, key, _lock: lock })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn key(&self) -> &ClusterKey {
+        &self.key
+    }
+
+    pub(crate) fn key_file(&self) -> PathBuf {
+        self.path.join(KEY)
+    }
+
+    pub(crate) fn nodes(&self) -> u8 {
+        self.manifest.nodes
+    }
+
+    pub(crate) fn capacity_bytes(&self) -> u64 {
+        self.manifest.capacity_bytes
+    }
+
+    pub(crate) fn control(&self) -> PathBuf {
+        self.path.join("control")
+    }
+
+    /// The disk of a node, counted from 1.
+    pub(crate) fn disk(&self, node: u8) -> PathBuf {
+        self.path.join(format!("node{node}"))
+    }
+}
+
+const MANIFEST: &str = "lunette.toml";
+const KEY: &str = "cluster.key";
+const LOCK: &str = "lock";
+/// What an interrupted first start may have left before the manifest.
+const BEFORE_MANIFEST: [&str; 4] = [KEY, "cluster.key.new", LOCK, "lunette.toml.new"];
+
+enum Found {
+    Nothing,
+    Manifest(Manifest),
+}
+
+impl Found {
+    fn look(path: &Path) -> Result<Self> {
+        let name = path.display();
+        if !fs::metadata(path).is_ok_and(|data| data.is_dir()) {
+            bail!("{name} is not a directory: name another with --data");
+        }
+        let manifest = path.join(MANIFEST);
+        let text = match fs::read_to_string(&manifest) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let foreign =
+                    fs::read_dir(path).with_context(|| format!("{name} cannot be read"))?.any(|entry| {
+                        !entry.is_ok_and(|entry| {
+                            BEFORE_MANIFEST.iter().any(|known| entry.file_name() == *known)
+                        })
+                    });
+                if foreign {
+                    bail!(
+                        "{name} is not empty and is no data directory of Lunette: name another with --data"
+                    );
+                }
+                return Ok(Self::Nothing);
+            }
+            Err(error) => bail!("{} cannot be read: {error}", manifest.display()),
+        };
+        let damaged = || anyhow!("{} is damaged: restore it from a copy", manifest.display());
+        let any: AnyManifest = toml::from_str(&text).map_err(|_| damaged())?;
+        if any.format > FORMAT {
+            bail!(
+                "{name} has format {}, and this version knows up to {FORMAT}: use the version of Lunette that wrote it",
+                any.format
+            );
+        }
+        let manifest: Manifest = toml::from_str(&text).map_err(|_| damaged())?;
+        if manifest.format != FORMAT || manifest.nodes == 0 || manifest.cluster.parse::<ClusterId>().is_err()
+        {
+            return Err(damaged());
+        }
+        Ok(Self::Manifest(manifest))
+    }
+}
+
+impl Manifest {
+    fn agrees(&self, path: &Path, nodes: Option<u8>, capacity: Option<Size>) -> Result<()> {
+        let name = path.display();
+        if let Some(nodes) = nodes.filter(|nodes| *nodes != self.nodes) {
+            bail!(
+                "{name} is of a cluster of {0} nodes, not {nodes}: start it with --nodes {0}, or name another directory",
+                self.nodes
+            );
+        }
+        if capacity.is_some_and(|capacity| capacity.bytes() != self.capacity_bytes) {
+            bail!(
+                "{name} has disks of {} bytes already: leave --capacity out, or name another directory",
+                self.capacity_bytes
+            );
+        }
+        Ok(())
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "# A data directory of Lunette.\nformat = {}\ncluster = \"{}\"\nnodes = {}\ncapacity_bytes = {}\n",
+            self.format, self.cluster, self.nodes, self.capacity_bytes
+        )
+    }
+}
+
+/// The first start: the key, then the manifest that makes the directory one of ours.
+fn make(path: &Path, nodes: Option<u8>, capacity: Option<Size>) -> Result<(Manifest, ClusterKey)> {
+    let nodes = nodes.unwrap_or(NODES_DEFAULT);
+    let capacity_bytes = match capacity {
+        Some(capacity) => capacity.bytes(),
+        None => share(path, nodes)?,
+    };
+    let key_file = path.join(KEY);
+    let key = if key_file.exists() { ClusterKey::load(&key_file)? } else { ClusterKey::create(&key_file)? };
+    let manifest = Manifest { format: FORMAT, cluster: key.cluster.to_string(), nodes, capacity_bytes };
+    write_private(path, MANIFEST, &manifest.text())?;
+    Ok((manifest, key))
+}
+
+/// Each node's part of the file system, in whole extents.
+fn share(path: &Path, nodes: u8) -> Result<u64> {
+    let space =
+        statvfs(path).with_context(|| format!("the size of {}'s file system is unknown", path.display()))?;
+    let total = space.f_blocks.saturating_mul(space.f_frsize);
+    let extent = u64::from(EXTENT_BYTES);
+    let share = total / u64::from(nodes) / extent * extent;
+    if share == 0 {
+        bail!("the file system of {} is too small for {nodes} nodes", path.display());
+    }
+    Ok(share)
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let file = path.join(LOCK);
+    let name = file.display();
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&file);
+    let lock = opened.with_context(|| format!("{name} cannot be opened"))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(Errno::WOULDBLOCK) => {
+            bail!(
+                "{} is in use by another `lunette up`: stop that one, or name another with --data",
+                path.display()
+            )
+        }
+        Err(error) => bail!("{name} cannot be locked: {error}"),
+    }
+}
+
+/// Makes a directory that only its owner may enter.
+pub(crate) fn private_dir(path: &Path) -> Result<()> {
+    let name = path.display();
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("{name} cannot be made"))?;
+    let mode = fs::metadata(path).with_context(|| format!("{name} cannot be used"))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        let set = fs::set_permissions(path, fs::Permissions::from_mode(0o700));
+        set.with_context(|| format!("{name} cannot be closed to other users"))?;
+    }
+    Ok(())
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+pub(crate) fn write_private(folder: &Path, name: &str, text: &str) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let beside = folder.join(format!("{name}.new"));
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, folder.join(name))?;
+        File::open(folder)?.sync_all()
+    };
+    write().with_context(|| format!("{}/{name} cannot be written", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(path: &Path, nodes: Option<u8>, capacity: Option<&str>) -> String {
+        let capacity = capacity.map(|text| text.parse().expect("a size"));
+        let line = format!("{:#}", DataDir::open(path, nodes, capacity).expect_err("refused"));
+        assert!(!line.contains('\n'), "{line}");
+        line
+    }
+
+    fn one_gib() -> Option<Size> {
+        Some("1G".parse().expect("a size"))
+    }
+
+    #[test]
+    fn a_directory_keeps_its_identity() {
+        // Guards against a second start that makes a new cluster over the old one's data.
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a/b");
+        let first = DataDir::open(&path, Some(2), one_gib()).expect("made");
+        let key = first.key().clone();
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o700);
+        drop(first);
+        let second = DataDir::open(&path, None, None).expect("opened");
+        assert_eq!((second.key(), second.nodes(), second.capacity_bytes()), (&key, 2, 1 << 30));
+        assert!(refusal(&path, None, None).contains("in use"));
+    }
+
+    #[test]
+    fn what_does_not_agree_is_refused_and_changes_nothing() {
+        // Guards against damage to a directory that was named by mistake.
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("data");
+        drop(DataDir::open(&path, Some(2), one_gib()).expect("made"));
+        assert!(refusal(&path, Some(3), None).contains("start it with --nodes 2"));
+        assert!(refusal(&path, None, Some("2G")).contains("leave --capacity out"));
+
+        let manifest = path.join(MANIFEST);
+        let text = fs::read_to_string(&manifest).expect("read");
+        let table = [
+            (text.replace("format = 1", "format = 2\nnews = true"), "has format 2"),
+            (text.replace("nodes = 2", "nodes = 0"), "is damaged"),
+            (text[..60].to_owned(), "is damaged"),
+            (String::new(), "is damaged"),
+            (text.replacen("cluster = \"", "cluster = \"1", 1), "is damaged"),
+            (
+                text.replace(&text[text.find("cluster = ").expect("there")..][..15], "cluster = \"0000"),
+                "of another cluster",
+            ),
+        ];
+        for (damaged, want) in table {
+            fs::write(&manifest, &damaged).expect("written");
+            let got = refusal(&path, None, None);
+            assert!(got.contains(want), "{got}");
+            assert_eq!(fs::read_to_string(&manifest).expect("read"), damaged);
+        }
+        fs::write(&manifest, &text).expect("written");
+        assert!(DataDir::open(&path, None, None).is_ok());
+    }
+
+    #[test]
+    fn a_foreign_directory_is_left_alone() {
+        // Guards against a data directory made in somebody's home.
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("home");
+        fs::create_dir(&path).expect("made");
+        fs::write(path.join("letter"), "dear").expect("written");
+        assert!(refusal(&path, None, None).contains("is not empty"));
+        assert_eq!(fs::read_dir(&path).expect("there").count(), 1);
+        assert!(refusal(&path.join("letter"), None, None).contains("is not a directory"));
+    }
+
+    #[test]
+    fn an_interrupted_first_start_is_finished() {
+        // Guards against a directory that a crash between key and manifest made unusable.
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("data");
+        drop(DataDir::open(&path, None, one_gib()).expect("made"));
+        let key = ClusterKey::load(&path.join(KEY)).expect("there");
+        fs::remove_file(path.join(MANIFEST)).expect("removed");
+        let again = DataDir::open(&path, None, one_gib()).expect("finished");
+        assert_eq!((again.key(), again.nodes()), (&key, NODES_DEFAULT));
+    }
+}
