@@ -1,0 +1,206 @@
+//! What the log replicates. Variants and fields are stored by position: append, never reorder.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use lunette_proto::ids::{
+    ClusterId, DiskId, DiskUuid, GatewayId, Generation, NodeId, PoolId, TargetId, VolumeId,
+};
+use lunette_proto::map::{Acl, Chap, DiskState, FailureDomain, Redundancy, Stripe, Table};
+use serde::{Deserialize, Serialize};
+
+/// A change to the cluster. Everything that chance or a clock decides (ids apart, which the state
+/// gives out) is in the command: the leader draws it before it proposes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Gives the cluster its id; the first command of all.
+    Found {
+        /// The id.
+        cluster: ClusterId,
+    },
+    /// A node announces itself; known by its name, its disks by their uuids.
+    RegisterNode {
+        /// Its name.
+        name: String,
+        /// Where it serves the node protocol.
+        address: SocketAddr,
+        /// Its failure domains; empty ones get the node's name (host) or `default`.
+        host: String,
+        /// See `host`.
+        rack: String,
+        /// See `host`.
+        zone: String,
+        /// Its disks.
+        disks: Vec<NewDisk>,
+    },
+    /// A gateway announces itself; known by its name.
+    RegisterGateway {
+        /// Its name.
+        name: String,
+        /// Where it listens.
+        portals: Vec<SocketAddr>,
+    },
+    /// A disk joins or leaves the in-sync sets.
+    SetDiskState {
+        /// Which.
+        disk: DiskId,
+        /// What it becomes.
+        state: DiskState,
+    },
+    /// Makes a pool with a table that the leader has computed.
+    CreatePool {
+        /// Its name.
+        name: String,
+        /// How data survives.
+        redundancy: Redundancy,
+        /// What two copies never share.
+        failure_domain: FailureDomain,
+        /// Partition -> disks.
+        table: Arc<Table>,
+    },
+    /// Deletes a pool without volumes.
+    DeletePool {
+        /// Its name.
+        name: String,
+    },
+    /// Makes a volume.
+    CreateVolume {
+        /// Its name.
+        name: String,
+        /// Its pool's name.
+        pool: String,
+        /// What it shows.
+        size_bytes: u64,
+        /// Striping.
+        stripe: Option<Stripe>,
+        /// 512 or 4096.
+        block_bytes: u32,
+        /// Write cache.
+        write_back: bool,
+        /// Also make its target, with the volume at LUN 0.
+        export: bool,
+    },
+    /// Grows a volume.
+    ResizeVolume {
+        /// Its name.
+        name: String,
+        /// Its new size.
+        size_bytes: u64,
+    },
+    /// Deletes a volume.
+    DeleteVolume {
+        /// Its name.
+        name: String,
+        /// Also unmap it, and delete the target that its export made.
+        force: bool,
+    },
+    /// The owner has given a deleted volume's space back.
+    VolumePurged {
+        /// Which.
+        volume: VolumeId,
+        /// The owner's generation.
+        generation: Generation,
+    },
+    /// A gateway becomes the owner of volumes, each with its next generation.
+    TakeOwnership {
+        /// Who.
+        gateway: GatewayId,
+        /// Which; twice the same counts once.
+        volumes: Vec<VolumeId>,
+    },
+    /// Makes a target.
+    CreateTarget {
+        /// Its iSCSI name; `None`: `target-N` under Lunette's prefix.
+        iqn: Option<String>,
+    },
+    /// Deletes a target.
+    DeleteTarget {
+        /// Its iSCSI name.
+        iqn: String,
+    },
+    /// Shows a volume through a target.
+    MapLun {
+        /// The target's iSCSI name.
+        iqn: String,
+        /// The volume's name.
+        volume: String,
+        /// LUN; `None`: the lowest free one.
+        lun: Option<u32>,
+        /// Write protected.
+        read_only: bool,
+    },
+    /// Takes a volume away from a target.
+    UnmapLun {
+        /// The target's iSCSI name.
+        iqn: String,
+        /// The volume's name.
+        volume: String,
+    },
+    /// Admits initiators.
+    Allow {
+        /// The target's iSCSI name.
+        iqn: String,
+        /// Whom.
+        acl: Acl,
+    },
+    /// Takes an admission away.
+    Deny {
+        /// The target's iSCSI name.
+        iqn: String,
+        /// The entry.
+        acl: Acl,
+    },
+    /// Demands CHAP; the secrets are sealed.
+    SetChap {
+        /// The target's iSCSI name.
+        iqn: String,
+        /// Names, sealed secrets, algorithms.
+        chap: Chap,
+    },
+    /// Demands CHAP no more.
+    ClearChap {
+        /// The target's iSCSI name.
+        iqn: String,
+    },
+}
+
+/// A disk as its node announces it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewDisk {
+    /// The identity that was written to it when it was formatted.
+    pub uuid: DiskUuid,
+    /// What the node calls it.
+    pub label: String,
+    /// Bytes it offers to extents.
+    pub capacity_bytes: u64,
+    /// Share of the load; 0: its capacity in MiB.
+    pub weight: u32,
+}
+
+/// What a command's caller learns.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// It is done.
+    #[default]
+    Done,
+    /// A node and its disks, in the order of the request.
+    Node {
+        /// The node.
+        node: NodeId,
+        /// Its disks.
+        disks: Vec<DiskId>,
+    },
+    /// A gateway and its portal group tag.
+    Gateway {
+        /// The gateway.
+        gateway: GatewayId,
+        /// Its tag.
+        portal_group_tag: u16,
+    },
+    /// A pool.
+    Pool(PoolId),
+    /// A volume.
+    Volume(VolumeId),
+    /// A target.
+    Target(TargetId),
+}

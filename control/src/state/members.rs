@@ -1,0 +1,198 @@
+//! Nodes, their disks, and gateways.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, GatewayId, NodeId};
+use lunette_proto::map::{Disk, DiskState, Gateway, Node};
+
+use super::limits::{DISKS_MAX, DISKS_PER_NODE_MAX, GATEWAYS_MAX, NODES_MAX, PORTALS_PER_GATEWAY_MAX};
+use super::names::{check_label, check_name};
+use super::pools::keeps_domain_rule;
+use super::{Change, Draft, NameKind, NewDisk, Rejection, Response, take};
+
+/// The rack and the zone of nodes that name none.
+const DOMAIN_DEFAULT: &str = "default";
+
+impl Draft<'_> {
+    pub(super) fn found(&mut self, cluster: ClusterId) -> Result<Response, Rejection> {
+        if self.map.cluster != ClusterId::default() && self.map.cluster != cluster {
+            return Err(Rejection::OtherCluster);
+        }
+        self.put(Change::Cluster(cluster));
+        Ok(Response::Done)
+    }
+
+    pub(super) fn register_node(
+        &mut self,
+        name: &str,
+        address: SocketAddr,
+        [host, rack, zone]: [&str; 3],
+        disks: &[NewDisk],
+    ) -> Result<Response, Rejection> {
+        check_name(NameKind::Node, name)?;
+        check_address("address", address)?;
+        for (field, text) in [("host", host), ("rack", rack), ("zone", zone)] {
+            check_label(field, text)?;
+        }
+        if disks.len() > DISKS_PER_NODE_MAX {
+            return Err(Rejection::TooMany { what: "disks of a node".into(), max: DISKS_PER_NODE_MAX });
+        }
+
+        let known = self.map.nodes.values().find(|node| node.name == name);
+        let id = match known {
+            Some(node) => node.id,
+            None if self.map.nodes.len() >= NODES_MAX => {
+                return Err(Rejection::TooMany { what: "nodes".into(), max: NODES_MAX });
+            }
+            None => NodeId(take(&mut self.next.node)?),
+        };
+        let or = |text: &str, default: &str| if text.is_empty() { default.into() } else { text.to_owned() };
+        self.put(Change::PutNode(Node {
+            id,
+            name: name.to_owned(),
+            address,
+            host: or(host, name),
+            rack: or(rack, DOMAIN_DEFAULT),
+            zone: or(zone, DOMAIN_DEFAULT),
+        }));
+
+        let mut ids = Vec::with_capacity(disks.len());
+        let mut uuids = BTreeSet::new();
+        for disk in disks {
+            if disk.uuid == DiskUuid::default() || !uuids.insert(disk.uuid) {
+                return Err(Rejection::DiskUuid { uuid: disk.uuid.to_string() });
+            }
+            ids.push(self.register_disk(id, disk)?);
+        }
+        self.check_domains_after()?;
+        Ok(Response::Node { node: id, disks: ids })
+    }
+
+    fn register_disk(&mut self, node: NodeId, disk: &NewDisk) -> Result<DiskId, Rejection> {
+        check_label("disks.label", &disk.label)?;
+        let known = self.map.disks.values().find(|known| known.uuid == disk.uuid);
+        let (id, state) = match known {
+            Some(known) => (known.id, known.state),
+            None => {
+                let new = self.changes.iter().filter(|change| matches!(change, Change::PutDisk(_))).count();
+                if self.map.disks.len() + new >= DISKS_MAX {
+                    return Err(Rejection::TooMany { what: "disks".into(), max: DISKS_MAX });
+                }
+                // No table names a disk that is new, so it misses nothing.
+                (DiskId(take(&mut self.next.disk)?), DiskState::InSync)
+            }
+        };
+        let weight = match disk.weight {
+            0 => u32::try_from(disk.capacity_bytes >> 20).unwrap_or(u32::MAX).max(1),
+            weight => weight,
+        };
+        self.put(Change::PutDisk(Disk {
+            id,
+            uuid: disk.uuid,
+            node,
+            label: disk.label.clone(),
+            capacity_bytes: disk.capacity_bytes,
+            weight,
+            state,
+        }));
+        Ok(id)
+    }
+
+    /// A node that moves to another rack, or a disk that moves to another node, may bring two copies
+    /// of one extent together.
+    fn check_domains_after(&self) -> Result<(), Rejection> {
+        let moves = self.changes.iter().any(|change| match change {
+            Change::PutNode(node) => {
+                self.map.nodes.get(&node.id).is_some_and(|old| {
+                    (&old.host, &old.rack, &old.zone) != (&node.host, &node.rack, &node.zone)
+                })
+            }
+            Change::PutDisk(disk) => self.map.disks.get(&disk.id).is_some_and(|old| old.node != disk.node),
+            _ => false,
+        });
+        if !moves {
+            return Ok(());
+        }
+        let mut after = self.map.clone();
+        for change in &self.changes {
+            change.apply(&mut after);
+        }
+        for pool in after.pools.values() {
+            if !keeps_domain_rule(&after, pool.failure_domain, &pool.table) {
+                return Err(Rejection::DomainRule { pool: pool.name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn register_gateway(
+        &mut self,
+        name: &str,
+        portals: &[SocketAddr],
+    ) -> Result<Response, Rejection> {
+        check_name(NameKind::Gateway, name)?;
+        if portals.len() > PORTALS_PER_GATEWAY_MAX {
+            let max = PORTALS_PER_GATEWAY_MAX;
+            return Err(Rejection::TooMany { what: "portals of a gateway".into(), max });
+        }
+        for portal in portals {
+            // An unspecified address is right here: a portal may listen on every address.
+            if portal.port() == 0 {
+                return Err(Rejection::Address { field: "portals".into(), text: portal.to_string() });
+            }
+        }
+        let known = self.map.gateways.values().find(|gateway| gateway.name == name);
+        let (id, portal_group_tag) = match known {
+            Some(gateway) => (gateway.id, gateway.portal_group_tag),
+            None if self.map.gateways.len() >= GATEWAYS_MAX => {
+                return Err(Rejection::TooMany { what: "gateways".into(), max: GATEWAYS_MAX });
+            }
+            None => (GatewayId(take(&mut self.next.gateway)?), take(&mut self.next.portal_group_tag)?),
+        };
+        let portals = portals.to_vec();
+        self.put(Change::PutGateway(Gateway { id, name: name.to_owned(), portal_group_tag, portals }));
+        Ok(Response::Gateway { gateway: id, portal_group_tag })
+    }
+
+    pub(super) fn set_disk_state(&mut self, id: DiskId, state: DiskState) -> Result<Response, Rejection> {
+        use DiskState::{CatchingUp, InSync, Out};
+        let map = self.map;
+        let disk = map.disks.get(&id).ok_or(Rejection::NoDisk(id))?;
+        match (disk.state, state) {
+            (InSync, Out) => self.check_min_size_without(id)?,
+            (Out, CatchingUp) | (CatchingUp, InSync | Out) => {}
+            // A disk that has left holds old data until it has caught up, and one in sync need not.
+            (from @ Out, to @ InSync) | (from @ InSync, to @ CatchingUp) => {
+                return Err(Rejection::DiskTransition { disk: id, from, to });
+            }
+            (InSync, InSync) | (CatchingUp, CatchingUp) | (Out, Out) => return Ok(Response::Done),
+        }
+        self.put(Change::PutDisk(Disk { state, ..disk.clone() }));
+        Ok(Response::Done)
+    }
+
+    /// Never fewer members than may ack a write (invariant 3).
+    fn check_min_size_without(&self, id: DiskId) -> Result<(), Rejection> {
+        let in_sync = |disk: &DiskId| {
+            *disk != id && self.map.disks.get(disk).is_some_and(|disk| disk.state == DiskState::InSync)
+        };
+        for pool in self.map.pools.values() {
+            let min_size = usize::from(pool.redundancy.min_size());
+            let short = pool.table.rows().any(|(_, row)| {
+                row.contains(&id) && row.iter().filter(|disk| in_sync(disk)).count() < min_size
+            });
+            if short {
+                return Err(Rejection::BelowMinSize { disk: id, pool: pool.name.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_address(field: &str, address: SocketAddr) -> Result<(), Rejection> {
+    if address.port() == 0 || address.ip().is_unspecified() {
+        return Err(Rejection::Address { field: field.to_owned(), text: address.to_string() });
+    }
+    Ok(())
+}

@@ -1,0 +1,466 @@
+//! Why a command is refused: values, one clear sentence, and what kind of error it is. The gRPC
+//! server turns a rejection into a status, and nothing else decides codes or reasons.
+
+use std::fmt;
+
+use lunette_proto::ids::{DiskId, GatewayId, Generation, VolumeId};
+use lunette_proto::limits::{
+    LUNS_PER_TARGET_MAX, NAME_CHARS_MAX, PARTITIONS_MAX, REPLICAS_MAX, STRIPE_UNIT_BYTES_MAX,
+    STRIPE_UNIT_BYTES_MIN, STRIPE_WIDTH_MAX, VOLUME_BYTES_MAX,
+};
+use lunette_proto::map::DiskState;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// What a name is the name of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NameKind {
+    /// A storage node.
+    Node,
+    /// A gateway.
+    Gateway,
+    /// A pool.
+    Pool,
+    /// A volume.
+    Volume,
+    /// A target.
+    Target,
+}
+
+impl fmt::Display for NameKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Node => "node",
+            Self::Gateway => "gateway",
+            Self::Pool => "pool",
+            Self::Volume => "volume",
+            Self::Target => "target",
+        })
+    }
+}
+
+/// What is wrong with a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
+pub enum NameProblem {
+    /// Nothing there.
+    #[error("it is empty")]
+    Empty,
+    /// Too many characters.
+    #[error("it has {chars} characters, and {NAME_CHARS_MAX} is the most")]
+    TooLong {
+        /// How many.
+        chars: usize,
+    },
+    /// A wrong first character.
+    #[error("it starts with {0:?}; start with a letter or a digit")]
+    Start(char),
+    /// A wrong character.
+    #[error("{0:?} cannot be part of it; use lower-case letters, digits, '-' and '.'")]
+    Character(char),
+}
+
+/// The kind of error, as gRPC has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Category {
+    /// A value is wrong in itself.
+    Invalid,
+    /// There is no such thing.
+    NotFound,
+    /// The name is taken.
+    Exists,
+    /// Right in itself, but not in this state of the cluster.
+    Precondition,
+    /// A limit is reached.
+    Exhausted,
+}
+
+/// Why a command is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
+pub enum Rejection {
+    /// A name that cannot be part of an IQN.
+    #[error("{name:?} is no {kind} name: {problem}")]
+    Name {
+        /// Of what.
+        kind: NameKind,
+        /// The name.
+        name: String,
+        /// What is wrong.
+        problem: NameProblem,
+    },
+    /// No iSCSI name.
+    #[error("{iqn:?} is no iSCSI name: {problem}")]
+    Iqn {
+        /// What was given.
+        iqn: String,
+        /// What is wrong and what to do.
+        problem: IqnProblem,
+    },
+    /// A label or failure domain with too many or unprintable characters.
+    #[error("{field} {text:?} must be at most 255 printable characters")]
+    Label {
+        /// Which field.
+        field: String,
+        /// What was given.
+        text: String,
+    },
+    /// A size of nothing.
+    #[error("a size of 0 bytes; give at least 4096")]
+    SizeZero,
+    /// Not whole blocks.
+    #[error("a size of {bytes} bytes is no multiple of 4096; the nearest is {nearest}")]
+    SizeUnaligned {
+        /// What was given.
+        bytes: u64,
+        /// The nearest valid size.
+        nearest: u64,
+    },
+    /// Past the limit.
+    #[error("a size of {bytes} bytes is more than a volume can have, {VOLUME_BYTES_MAX} (1 PiB)")]
+    SizeTooLarge {
+        /// What was given.
+        bytes: u64,
+    },
+    /// Smaller than it is.
+    #[error("volume {name:?} has {now} bytes; {bytes} would cut off data, and volumes only grow")]
+    Shrink {
+        /// Which.
+        name: String,
+        /// Its size.
+        now: u64,
+        /// What was given.
+        bytes: u64,
+    },
+    /// A stripe unit without a width, or the reverse.
+    #[error("striping needs both a stripe unit and a stripe width, or neither")]
+    StripeHalf,
+    /// A stripe unit out of range.
+    #[error(
+        "a stripe unit of {bytes} bytes; use a power of two from {STRIPE_UNIT_BYTES_MIN} to {STRIPE_UNIT_BYTES_MAX}"
+    )]
+    StripeUnit {
+        /// What was given.
+        bytes: u32,
+    },
+    /// A stripe width out of range.
+    #[error("a stripe width of {width}; use 2 to {STRIPE_WIDTH_MAX}")]
+    StripeWidth {
+        /// What was given.
+        width: u32,
+    },
+    /// A block size that no initiator knows.
+    #[error("a block size of {bytes} bytes; use 512 or 4096")]
+    BlockBytes {
+        /// What was given.
+        bytes: u32,
+    },
+    /// Copies out of range.
+    #[error("{replicas} replicas; use 1 to {REPLICAS_MAX}")]
+    Replicas {
+        /// What was given.
+        replicas: u32,
+    },
+    /// A smallest set out of range.
+    #[error("a min_size of {min_size} with {replicas} replicas; use 1 to {replicas}")]
+    MinSize {
+        /// What was given.
+        min_size: u32,
+        /// Of how many.
+        replicas: u8,
+    },
+    /// Partitions out of range.
+    #[error("{partitions} partitions; use 1 to {PARTITIONS_MAX}")]
+    Partitions {
+        /// What was given.
+        partitions: u32,
+    },
+    /// A failure domain that does not exist.
+    #[error("failure domain {text:?}; use disk, host, rack or zone")]
+    FailureDomain {
+        /// What was given.
+        text: String,
+    },
+    /// A table that does not fit its pool or the disks there are now.
+    #[error("the table of pool {pool:?} does not fit the disks of the cluster any more; try again")]
+    Table {
+        /// Which.
+        pool: String,
+    },
+    /// The failure-domain rule cannot be kept.
+    #[error("{replicas} copies in different {domain} domains cannot be placed: {problem}")]
+    Placement {
+        /// How many copies.
+        replicas: u8,
+        /// Which domain.
+        domain: String,
+        /// What placement says.
+        problem: String,
+    },
+    /// A node moves between failure domains and two copies would share one.
+    #[error("pool {pool:?} would have two copies in one failure domain; keep the node's host, rack and zone")]
+    DomainRule {
+        /// Which.
+        pool: String,
+    },
+    /// An address that nobody can connect to.
+    #[error("{field} {text:?} cannot be connected to; use ADDRESS:PORT with a port other than 0")]
+    Address {
+        /// Which field.
+        field: String,
+        /// What was given.
+        text: String,
+    },
+    /// No uuid, or one twice.
+    #[error("disk uuid {uuid:?} is not usable; each disk needs its own, 32 hexadecimal digits, not 0")]
+    DiskUuid {
+        /// What was given.
+        uuid: String,
+    },
+    /// No such disk.
+    #[error("there is no {0}")]
+    NoDisk(DiskId),
+    /// A move between states that skips one.
+    #[error("{disk} is {from:?} and cannot become {to:?}")]
+    DiskTransition {
+        /// Which.
+        disk: DiskId,
+        /// What it is.
+        from: DiskState,
+        /// What was asked for.
+        to: DiskState,
+    },
+    /// A disk without which a partition has too few members.
+    #[error("without {disk} a partition of pool {pool:?} would have fewer than min_size members in sync")]
+    BelowMinSize {
+        /// Which.
+        disk: DiskId,
+        /// Whose partition.
+        pool: String,
+    },
+    /// The cluster has another id.
+    #[error("this is another cluster")]
+    OtherCluster,
+    /// The name is not there.
+    #[error("there is no {kind} {name:?}")]
+    NotFound {
+        /// What.
+        kind: NameKind,
+        /// The name.
+        name: String,
+    },
+    /// The id is not there.
+    #[error("there is no {0}")]
+    NoVolume(VolumeId),
+    /// The id is not there.
+    #[error("there is no {0}; register first")]
+    NoGateway(GatewayId),
+    /// The name is taken.
+    #[error("{kind} {name:?} exists already")]
+    Exists {
+        /// What.
+        kind: NameKind,
+        /// The name.
+        name: String,
+    },
+    /// A pool with volumes.
+    #[error("pool {name:?} has {volumes} volumes, deleted ones that are still being purged included")]
+    PoolInUse {
+        /// Which.
+        name: String,
+        /// How many.
+        volumes: usize,
+    },
+    /// A volume that a target shows.
+    #[error("volume {name:?} is mapped by {target}; unmap it first, or delete it with force")]
+    VolumeMapped {
+        /// Which.
+        name: String,
+        /// By whom.
+        target: String,
+    },
+    /// A volume that is not being deleted, or was taken over.
+    #[error("{volume} is not {generation}'s to purge")]
+    NotPurgeable {
+        /// Which.
+        volume: VolumeId,
+        /// Who asked.
+        generation: Generation,
+    },
+    /// A LUN out of range.
+    #[error("LUN {lun}; use 0 to {}", LUNS_PER_TARGET_MAX - 1)]
+    LunRange {
+        /// What was given.
+        lun: u32,
+    },
+    /// A LUN in use.
+    #[error("LUN {lun} of {iqn} shows another volume; choose another or leave it out")]
+    LunTaken {
+        /// Whose.
+        iqn: String,
+        /// Which.
+        lun: u16,
+    },
+    /// A volume twice in one target.
+    #[error("{iqn} shows volume {volume:?} already, as LUN {lun}")]
+    MappedAlready {
+        /// Which target.
+        iqn: String,
+        /// Which volume.
+        volume: String,
+        /// As what.
+        lun: u16,
+    },
+    /// A volume that a target does not show.
+    #[error("{iqn} does not show volume {volume:?}")]
+    NotMapped {
+        /// Which target.
+        iqn: String,
+        /// Which volume.
+        volume: String,
+    },
+    /// No pattern of initiator names.
+    #[error("{text:?} is no pattern of initiator names; use letters, digits, '-', '.', ':', '*' and '?'")]
+    AclPattern {
+        /// What was given.
+        text: String,
+    },
+    /// No range of addresses.
+    #[error("{text:?} is no range of addresses; use for instance 10.0.0.0/8 or fd00::/8")]
+    AclFrom {
+        /// What was given.
+        text: String,
+    },
+    /// No such access entry.
+    #[error("{iqn} has no such access entry")]
+    NoAcl {
+        /// Whose.
+        iqn: String,
+    },
+    /// A CHAP name that cannot be one.
+    #[error("a CHAP user name needs 1 to 255 printable characters without spaces around them")]
+    ChapUser {
+        /// Which field.
+        field: String,
+    },
+    /// A CHAP secret that is too short, too long or not printable.
+    #[error("a CHAP secret needs 12 to 255 printable ASCII characters")]
+    ChapSecret {
+        /// Which field.
+        field: String,
+    },
+    /// One half of mutual CHAP.
+    #[error("mutual CHAP needs both a user and a secret")]
+    ChapMutualHalf,
+    /// Equal secrets both ways (RFC 7143 9.2.1).
+    #[error("the two CHAP secrets must differ")]
+    ChapSame,
+    /// No CHAP algorithm.
+    #[error("{text:?} is no CHAP algorithm; use sha3-256, sha256, sha1 or md5, each at most once")]
+    ChapAlgorithm {
+        /// What was given.
+        text: String,
+    },
+    /// Too many of something.
+    #[error("there can be no more than {max} {what}")]
+    TooMany {
+        /// Of what.
+        what: String,
+        /// How many can be.
+        max: usize,
+    },
+    /// A counter has reached its end.
+    #[error("the cluster has no ids left to give out")]
+    IdsExhausted,
+}
+
+/// What is wrong with an iSCSI name (RFC 7143 4.2.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
+pub enum IqnProblem {
+    /// Longer than 223 bytes.
+    #[error("it has more than 223 bytes")]
+    TooLong,
+    /// A wrong character.
+    #[error("{0:?} cannot be part of it; use letters, digits, '-', '.' and ':'")]
+    Character(char),
+    /// No known type.
+    #[error("it starts with none of iqn., eui. and naa.")]
+    Type,
+    /// No date.
+    #[error("iqn. is followed by a year and a month, as in iqn.2026-11.com.example:disk")]
+    Date,
+    /// No domain.
+    #[error("the date is followed by a domain name in reverse, as in iqn.2026-11.com.example:disk")]
+    Domain,
+    /// No hexadecimal digits.
+    #[error("eui. is followed by 16 hexadecimal digits")]
+    Eui,
+    /// No hexadecimal digits.
+    #[error("naa. is followed by 16 or 32 hexadecimal digits")]
+    Naa,
+}
+
+impl Rejection {
+    /// The kind, the machine-readable reason and, for a wrong value, the request's field.
+    #[must_use]
+    pub fn classify(&self) -> (Category, &'static str, Option<&str>) {
+        use Category::{Exhausted, Exists, Invalid, NotFound, Precondition};
+        match self {
+            Self::Name { .. } => (Invalid, "NAME_INVALID", Some("name")),
+            Self::Iqn { .. } => (Invalid, "IQN_INVALID", Some("iqn")),
+            Self::Label { field, .. } => (Invalid, "LABEL_INVALID", Some(field)),
+            Self::SizeZero => (Invalid, "SIZE_ZERO", Some("size_bytes")),
+            Self::SizeUnaligned { .. } => (Invalid, "SIZE_UNALIGNED", Some("size_bytes")),
+            Self::SizeTooLarge { .. } => (Invalid, "SIZE_TOO_LARGE", Some("size_bytes")),
+            Self::Shrink { .. } => (Precondition, "SHRINK", Some("size_bytes")),
+            Self::StripeHalf => (Invalid, "STRIPE_HALF", Some("stripe_width")),
+            Self::StripeUnit { .. } => (Invalid, "STRIPE_UNIT_INVALID", Some("stripe_unit_bytes")),
+            Self::StripeWidth { .. } => (Invalid, "STRIPE_WIDTH_INVALID", Some("stripe_width")),
+            Self::BlockBytes { .. } => (Invalid, "BLOCK_BYTES_INVALID", Some("block_bytes")),
+            Self::Replicas { .. } => (Invalid, "REPLICAS_INVALID", Some("replicas")),
+            Self::MinSize { .. } => (Invalid, "MIN_SIZE_INVALID", Some("min_size")),
+            Self::Partitions { .. } => (Invalid, "PARTITIONS_INVALID", Some("partitions")),
+            Self::FailureDomain { .. } => (Invalid, "FAILURE_DOMAIN_INVALID", Some("failure_domain")),
+            Self::Table { .. } => (Precondition, "TABLE_STALE", None),
+            Self::Placement { .. } => (Precondition, "PLACEMENT_IMPOSSIBLE", None),
+            Self::DomainRule { .. } => (Precondition, "FAILURE_DOMAIN_RULE", None),
+            Self::Address { field, .. } => (Invalid, "ADDRESS_INVALID", Some(field)),
+            Self::DiskUuid { .. } => (Invalid, "DISK_UUID_INVALID", Some("disks")),
+            Self::NoDisk(_) => (NotFound, "DISK_NOT_FOUND", None),
+            Self::DiskTransition { .. } => (Precondition, "DISK_STATE", None),
+            Self::BelowMinSize { .. } => (Precondition, "BELOW_MIN_SIZE", None),
+            Self::OtherCluster => (Precondition, "OTHER_CLUSTER", None),
+            Self::NotFound { kind, .. } => match kind {
+                NameKind::Node => (NotFound, "NODE_NOT_FOUND", None),
+                NameKind::Gateway => (NotFound, "GATEWAY_NOT_FOUND", None),
+                NameKind::Pool => (NotFound, "POOL_NOT_FOUND", None),
+                NameKind::Volume => (NotFound, "VOLUME_NOT_FOUND", None),
+                NameKind::Target => (NotFound, "TARGET_NOT_FOUND", None),
+            },
+            Self::NoVolume(_) => (NotFound, "VOLUME_NOT_FOUND", None),
+            Self::NoGateway(_) => (NotFound, "GATEWAY_NOT_FOUND", None),
+            Self::Exists { kind, .. } => match kind {
+                NameKind::Node => (Exists, "NODE_EXISTS", None),
+                NameKind::Gateway => (Exists, "GATEWAY_EXISTS", None),
+                NameKind::Pool => (Exists, "POOL_EXISTS", None),
+                NameKind::Volume => (Exists, "VOLUME_EXISTS", None),
+                NameKind::Target => (Exists, "TARGET_EXISTS", None),
+            },
+            Self::PoolInUse { .. } => (Precondition, "POOL_IN_USE", None),
+            Self::VolumeMapped { .. } => (Precondition, "VOLUME_MAPPED", None),
+            Self::NotPurgeable { .. } => (Precondition, "NOT_PURGEABLE", None),
+            Self::LunRange { .. } => (Invalid, "LUN_INVALID", Some("lun")),
+            Self::LunTaken { .. } => (Exists, "LUN_TAKEN", None),
+            Self::MappedAlready { .. } => (Exists, "MAPPED_ALREADY", None),
+            Self::NotMapped { .. } => (NotFound, "NOT_MAPPED", None),
+            Self::AclPattern { .. } => (Invalid, "ACL_PATTERN_INVALID", Some("acl.initiator")),
+            Self::AclFrom { .. } => (Invalid, "ACL_FROM_INVALID", Some("acl.from")),
+            Self::NoAcl { .. } => (NotFound, "ACL_NOT_FOUND", None),
+            Self::ChapUser { field } => (Invalid, "CHAP_USER_INVALID", Some(field)),
+            Self::ChapSecret { field } => (Invalid, "CHAP_SECRET_INVALID", Some(field)),
+            Self::ChapMutualHalf => (Invalid, "CHAP_MUTUAL_HALF", Some("mutual_secret")),
+            Self::ChapSame => (Invalid, "CHAP_SECRETS_EQUAL", Some("mutual_secret")),
+            Self::ChapAlgorithm { .. } => (Invalid, "CHAP_ALGORITHM_INVALID", Some("algorithms")),
+            Self::TooMany { .. } => (Exhausted, "LIMIT_REACHED", None),
+            Self::IdsExhausted => (Exhausted, "IDS_EXHAUSTED", None),
+        }
+    }
+}
