@@ -3,6 +3,7 @@
 //! The control plane commits it; nodes and gateways watch it. It holds configuration only, never
 //! data, and it is a plain value: whoever holds one can compute everything about placement from it.
 
+mod identity;
 mod pool;
 mod target;
 mod volume;
@@ -12,6 +13,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub use identity::{naa, serial};
 pub use pool::{FailureDomain, Pool, Redundancy, Table};
 pub use target::{Acl, Chap, ChapAlgorithm, ChapCredential, Lun, Sealed, Target};
 pub use volume::{Owner, Stripe, Volume, VolumeState};

@@ -6,9 +6,25 @@
 //!                    |--> Step::Submit(cmd) -- the device completes it      --> task.completed(..)  ---+--> next Step
 //!                    +--> Step::Done(response)
 
+mod capacity;
+mod cdb;
+mod inquiry;
+pub mod lun;
+mod mode;
 mod nexus;
+mod ports;
+mod power;
+mod provisioning;
+mod read_write;
+mod report_luns;
+mod request;
+mod request_sense;
 mod sense;
+mod supported;
+mod table;
 mod task;
+mod verify;
+mod vpd;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +33,7 @@ use lunette_proto::ids::{ClusterId, VolumeId};
 use lunette_volume::device::BlockDevice;
 
 pub use nexus::{Attention, Nexus, Scope};
-pub use task::{Response, Step, Task};
+pub use task::{BUSY, CHECK_CONDITION, GOOD, Response, Step, Task};
 
 /// What one target shows through one portal group. A value: replaced as a whole when the map changes.
 #[derive(Clone)]

@@ -115,11 +115,6 @@ impl Nexus {
         }
     }
 
-    /// The condition to report next for `lun`; it is cleared by that (SAM-5 5.14.6).
-    pub(super) fn take(&mut self, lun: u16) -> Option<Attention> {
-        self.unit(lun).queue.pop()
-    }
-
     /// REPORT LUNS was answered: nobody needs to be told that the inventory changed (SPC-4 6.33).
     pub(super) fn inventory_reported(&mut self) {
         self.untouched.remove(Attention::ReportedLunsChanged);
@@ -128,12 +123,8 @@ impl Nexus {
         }
     }
 
-    /// The mode parameters of `lun`.
-    pub(super) fn modes(&mut self, lun: u16) -> &Arc<Modes> {
-        &self.unit(lun).modes
-    }
-
-    fn unit(&mut self, lun: u16) -> &mut Unit {
+    /// What is kept of `lun`.
+    pub(super) fn unit(&mut self, lun: u16) -> &mut Unit {
         self.units
             .entry(lun)
             .or_insert_with(|| Unit { queue: self.untouched.clone(), modes: Arc::new(Modes::default()) })
@@ -148,12 +139,21 @@ impl Default for Nexus {
 
 /// A logical unit as one nexus knows it.
 #[derive(Debug)]
-struct Unit {
+pub(super) struct Unit {
     queue: Queue,
     modes: Arc<Modes>,
 }
 
 impl Unit {
+    /// The condition to report next; it is cleared by that (SAM-5 5.14.6).
+    pub(super) fn take(&mut self) -> Option<Attention> {
+        self.queue.pop()
+    }
+
+    pub(super) fn modes(&self) -> &Arc<Modes> {
+        &self.modes
+    }
+
     fn establish(&mut self, attention: Attention) {
         self.queue.push(attention);
         if attention.reset_rank().is_some() {
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     fn drain(nexus: &mut Nexus, lun: u16) -> Vec<Attention> {
-        std::iter::from_fn(|| nexus.take(lun)).collect()
+        std::iter::from_fn(|| nexus.unit(lun).take()).collect()
     }
 
     /// Guards the start: a new nexus reports POWER ON once for each logical unit.
@@ -229,7 +229,7 @@ mod tests {
         let mut nexus = Nexus::new();
         for lun in [0, 7] {
             assert_eq!(drain(&mut nexus, lun), [Attention::PowerOn]);
-            assert_eq!(nexus.take(lun), None);
+            assert_eq!(nexus.unit(lun).take(), None);
         }
     }
 
@@ -278,10 +278,10 @@ mod tests {
     #[test]
     fn reset_restores_modes() {
         let mut nexus = Nexus::new();
-        nexus.modes(0).store(Modes::D_SENSE | Modes::SWP);
+        nexus.unit(0).modes().store(Modes::D_SENSE | Modes::SWP);
         nexus.attention(Scope::Lun(0), Attention::CapacityChanged);
-        assert_eq!(nexus.modes(0).load(), Modes::D_SENSE | Modes::SWP);
+        assert_eq!(nexus.unit(0).modes().load(), Modes::D_SENSE | Modes::SWP);
         nexus.attention(Scope::All, Attention::UnitReset);
-        assert_eq!(nexus.modes(0).load(), 0);
+        assert_eq!(nexus.unit(0).modes().load(), 0);
     }
 }

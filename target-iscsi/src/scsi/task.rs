@@ -3,7 +3,22 @@
 use bytes::Bytes;
 use lunette_volume::device::{Command, Data, Outcome};
 
-use super::{Nexus, TargetView};
+use super::cdb::Cdb;
+use super::lun::{self, Address};
+use super::mode::ModeSelect;
+use super::provisioning::{Unmap, WriteSame};
+use super::read_write::{Read, Write};
+use super::request::{Answer, Plan, Request};
+use super::sense::{Failure, Sense, SenseFormat};
+use super::verify::Verify;
+use super::{Nexus, TargetView, inquiry, report_luns, request_sense, table};
+
+/// GOOD (SAM-5 5.3.1).
+pub const GOOD: u8 = 0x00;
+/// CHECK CONDITION: sense data says why.
+pub const CHECK_CONDITION: u8 = 0x02;
+/// BUSY: nothing happened, the initiator tries again.
+pub const BUSY: u8 = 0x08;
 
 /// What a task wants next.
 #[derive(Debug)]
@@ -30,27 +45,201 @@ pub struct Response {
     /// Data-In, already cut to the allocation length of the CDB (not to the expected length).
     pub data_in: Data,
     /// Bytes that the CDB would transfer in its direction: the session computes the residual from
-    /// this and the expected data transfer length (RFC 7143 11.4.5.1, 11.4.5.2).
+    /// this and the expected data transfer length (RFC 7143 11.4.5.1, 11.4.5.2). 0 with an error.
     pub transfer_len: u64,
 }
 
-/// A command in execution.
-pub struct Task {}
+/// A command in execution. Dropping it abandons the command; what the device was given still happens.
+pub struct Task {
+    job: Job,
+    format: SenseFormat,
+    block_bytes: u32,
+    name: &'static str,
+}
+
+/// What is left to do of a command that one answer does not end.
+pub(super) enum Job {
+    Ended,
+    Read(Read),
+    Write(Write),
+    Flush,
+    Unmap(Unmap),
+    WriteSame(WriteSame),
+    Verify(Verify),
+    ModeSelect(ModeSelect),
+}
+
+/// How a job goes on.
+pub(super) enum Progress {
+    Submit(Command),
+    /// GOOD, with Data-In and the length of the transfer that the CDB names.
+    Done(Data, u64),
+}
 
 impl Task {
     /// Starts a command on `lun` (the 8-byte SAM LUN of the PDU) of what the nexus sees. `cdb` is
     /// what the initiator sent, 16 bytes or more with an extended CDB.
-    pub fn start(_view: &TargetView, _nexus: &mut Nexus, _lun: u64, _cdb: &[u8]) -> (Self, Step) {
-        unreachable!()
+    pub fn start(view: &TargetView, nexus: &mut Nexus, lun: u64, cdb: &[u8]) -> (Self, Step) {
+        let cdb = Cdb::new(cdb);
+        let mut task =
+            Self { job: Job::Ended, format: SenseFormat::Fixed, block_bytes: 0, name: table::name(&cdb) };
+        let answer = task.dispatch(view, nexus, lun::decode(lun), &cdb);
+        let step = match answer {
+            Ok(Plan::Good) => good(Data::new(), 0),
+            Ok(Plan::Data(bytes)) => {
+                let len = bytes.len() as u64;
+                good(Data::from_iter([bytes]), len)
+            }
+            Ok(Plan::Submit(job, command)) => {
+                task.job = job;
+                Step::Submit(command)
+            }
+            Ok(Plan::Collect(job, len)) => {
+                task.job = job;
+                Step::DataOut { len }
+            }
+            Err(failure) => task.fail(failure),
+        };
+        (task, step)
+    }
+
+    /// After [`Step::DataOut`]: whether the expected data transfer length suits the command. A step,
+    /// then the end, if it does not: WRITE SAME takes exactly one block (SBC-3 5.48). Other
+    /// commands take what comes, and the residual says the rest.
+    pub fn check_expected(&mut self, expected_len: u32) -> Option<Step> {
+        match &self.job {
+            Job::WriteSame(write_same) if expected_len != write_same.data_out_len() => {
+                self.job = Job::Ended;
+                Some(self.fail(Sense::INVALID_CDB.into()))
+            }
+            _ => None,
+        }
     }
 
     /// The Data-Out that arrived.
-    pub fn data_out(&mut self, _data: Bytes) -> Step {
-        unreachable!()
+    pub fn data_out(&mut self, data: Bytes) -> Step {
+        let progress = match &mut self.job {
+            Job::Write(write) => write.data_out(data),
+            Job::Unmap(unmap) => unmap.data_out(&data),
+            Job::WriteSame(write_same) => write_same.data_out(&data),
+            Job::Verify(verify) => verify.data_out(data),
+            Job::ModeSelect(select) => select.data_out(&data),
+            // The session sent what no step asked for.
+            Job::Ended | Job::Read(_) | Job::Flush => Err(Sense::INTERNAL_FAILURE.into()),
+        };
+        self.go_on(progress)
     }
 
     /// What came of the command that [`Step::Submit`] named.
-    pub fn completed(&mut self, _outcome: Outcome) -> Step {
-        unreachable!()
+    pub fn completed(&mut self, outcome: Outcome) -> Step {
+        let progress = match outcome {
+            Err(error) => Err(Failure::of_device(&error, self.block_bytes)),
+            Ok(data) => match &mut self.job {
+                Job::Read(read) => read.completed(data),
+                Job::Write(write) => Ok(write.completed()),
+                Job::Flush => Ok(Progress::Done(Data::new(), 0)),
+                Job::Unmap(unmap) => Ok(unmap.next()),
+                Job::WriteSame(write_same) => Ok(write_same.next()),
+                Job::Verify(verify) => verify.completed(&data),
+                Job::Ended | Job::ModeSelect(_) => Err(Sense::INTERNAL_FAILURE.into()),
+            },
+        };
+        self.go_on(progress)
     }
+
+    /// The command's name, for logs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn dispatch(&mut self, view: &TargetView, nexus: &mut Nexus, address: Address, cdb: &Cdb) -> Answer {
+        let lun = match address {
+            Address::Unit(lun) => lun,
+            Address::ReportLuns => return well_known(view, nexus, cdb),
+            Address::Unknown => return absent(view, nexus, None, cdb),
+        };
+        let Some(unit) = view.luns.get(&lun) else {
+            return absent(view, nexus, Some(lun), cdb);
+        };
+        self.block_bytes = unit.block_bytes;
+        let state = nexus.unit(lun);
+        self.format = state.modes().sense_format();
+        let modes = state.modes().load();
+        if !table::precedes_attention(cdb.opcode())
+            && let Some(attention) = state.take()
+        {
+            return Err(attention.sense().into());
+        }
+        let row = table::find(cdb)?;
+        if row.writes {
+            if unit.read_only {
+                return Err(Sense::WRITE_PROTECTED.into());
+            }
+            if modes & super::nexus::Modes::SWP != 0 {
+                return Err(Sense::SOFTWARE_WRITE_PROTECTED.into());
+            }
+        }
+        (row.handler)(&mut Request { view, unit, lun, nexus, cdb })
+    }
+
+    fn go_on(&mut self, progress: Result<Progress, Failure>) -> Step {
+        match progress {
+            Ok(Progress::Submit(command)) => Step::Submit(command),
+            Ok(Progress::Done(data, transfer_len)) => {
+                self.job = Job::Ended;
+                good(data, transfer_len)
+            }
+            Err(failure) => {
+                self.job = Job::Ended;
+                self.fail(failure)
+            }
+        }
+    }
+
+    #[cold]
+    fn fail(&self, failure: Failure) -> Step {
+        tracing::debug!(command = self.name, ?failure, "command failed");
+        let (status, sense) = match failure {
+            Failure::Check(sense) => (CHECK_CONDITION, sense.encode(self.format)),
+            Failure::Busy => (BUSY, Bytes::new()),
+        };
+        Step::Done(Response { status, sense, data_in: Data::new(), transfer_len: 0 })
+    }
+}
+
+/// The REPORT LUNS well-known logical unit (SPC-4 8.2): four commands.
+fn well_known(view: &TargetView, nexus: &mut Nexus, cdb: &Cdb) -> Answer {
+    let row = table::find(cdb)?;
+    match row.opcode {
+        table::TEST_UNIT_READY => Ok(Plan::Good),
+        table::INQUIRY => inquiry::well_known(view, cdb),
+        table::REPORT_LUNS => report_luns::report(view, nexus, cdb),
+        table::REQUEST_SENSE => request_sense::report(cdb, Sense::NO_SENSE),
+        _ => Err(Sense::INVALID_OPCODE.into()),
+    }
+}
+
+/// A logical unit that does not exist (SAM-5 5.11, SPC-4 6.6.1). LUN 0 answers
+/// REPORT LUNS all the same, or nobody could find the others.
+fn absent(view: &TargetView, nexus: &mut Nexus, lun: Option<u16>, cdb: &Cdb) -> Answer {
+    match cdb.opcode() {
+        table::INQUIRY => {
+            table::find(cdb)?;
+            inquiry::absent(cdb)
+        }
+        table::REPORT_LUNS if lun == Some(0) => {
+            table::find(cdb)?;
+            report_luns::report(view, nexus, cdb)
+        }
+        table::REQUEST_SENSE => {
+            table::find(cdb)?;
+            request_sense::report(cdb, Sense::LUN_NOT_SUPPORTED)
+        }
+        _ => Err(Sense::LUN_NOT_SUPPORTED.into()),
+    }
+}
+
+fn good(data_in: Data, transfer_len: u64) -> Step {
+    Step::Done(Response { status: GOOD, sense: Bytes::new(), data_in, transfer_len })
 }

@@ -1,0 +1,287 @@
+//! MODE SENSE and MODE SELECT, (6) and (10) (SPC-4 6.9 to 6.12), and the mode pages of a volume.
+//!
+//! Changeable are D_SENSE and SWP of the Control page, and they belong to the I_T nexus (VPD page
+//! 87h says so). Nothing is saved.
+
+use std::sync::Arc;
+
+use lunette_volume::device::Data;
+use smallvec::SmallVec;
+
+use super::cdb::Cdb;
+use super::nexus::Modes;
+use super::request::{Answer, Capacity, Plan, Request, be16, be32, be64, parameter_data};
+use super::sense::{Failure, Sense};
+use super::task::{Job, Progress};
+
+/// A mode page, from its page code on.
+type Page = SmallVec<[u8; 20]>;
+
+/// A mode page of the table: its values with these changeable bits, and which bits those are.
+struct Row {
+    code: u8,
+    values: fn(write_back: bool, modes: u8) -> Page,
+    changeable: fn() -> Page,
+}
+
+/// Mode pages, in ascending order.
+static PAGES: [Row; 3] = [
+    Row { code: 0x01, values: error_recovery, changeable: || fixed(0x01, 12) },
+    Row { code: 0x08, values: caching, changeable: || fixed(0x08, 20) },
+    Row { code: CONTROL, values: control, changeable: || control_bits(Modes::D_SENSE | Modes::SWP) },
+];
+
+const CONTROL: u8 = 0x0A;
+const ALL_PAGES: u8 = 0x3F;
+const ALL_SUBPAGES: u8 = 0xFF;
+
+/// Read-Write Error Recovery (SBC-3 6.5.8): bad copies are repaired from good ones.
+fn error_recovery(_: bool, _: u8) -> Page {
+    const AWRE_ARRE: u8 = 0x80 | 0x40;
+    let mut page = fixed(0x01, 12);
+    page[2] = AWRE_ARRE;
+    page
+}
+
+/// Caching (SBC-3 6.5.6).
+fn caching(write_back: bool, _: u8) -> Page {
+    let mut page = fixed(0x08, 20);
+    page[2] = u8::from(write_back) << 2;
+    page
+}
+
+/// Control (SPC-4 7.5.8): unrestricted reordering, no limit on BUSY.
+fn control(_: bool, modes: u8) -> Page {
+    let mut page = control_bits(modes);
+    page[3] = 0x10;
+    page[8] = 0xFF;
+    page[9] = 0xFF;
+    page
+}
+
+fn control_bits(modes: u8) -> Page {
+    let mut page = fixed(CONTROL, 12);
+    page[2] = u8::from(modes & Modes::D_SENSE != 0) << 2;
+    page[4] = u8::from(modes & Modes::SWP != 0) << 3;
+    page
+}
+
+/// A page of zeros, `len` bytes with its header.
+fn fixed(code: u8, len: u8) -> Page {
+    let mut page = SmallVec::from_elem(0, usize::from(len));
+    page[0] = code;
+    page[1] = len - 2;
+    page
+}
+
+pub(super) fn sense_6(request: &mut Request<'_>) -> Answer {
+    let (descriptors, pages) = sense(request, false)?;
+    let len = 3 + descriptors.len() + pages.len();
+    let mut data = vec![narrow(len), 0, device_specific(request), narrow(descriptors.len())];
+    data.extend(descriptors);
+    data.extend(pages);
+    Ok(parameter_data(data, request.cdb.u8(4).into()))
+}
+
+pub(super) fn sense_10(request: &mut Request<'_>) -> Answer {
+    let long_lba = request.cdb.bit(1, 4);
+    let (descriptors, pages) = sense(request, long_lba)?;
+    let len = u16::try_from(6 + descriptors.len() + pages.len()).unwrap_or(u16::MAX);
+    let mut data = len.to_be_bytes().to_vec();
+    let long = u8::from(long_lba && !descriptors.is_empty());
+    data.extend([0, device_specific(request), long, 0, 0, narrow(descriptors.len())]);
+    data.extend(descriptors);
+    data.extend(pages);
+    Ok(parameter_data(data, request.cdb.u16(7).into()))
+}
+
+fn narrow(len: usize) -> u8 {
+    u8::try_from(len).unwrap_or(u8::MAX)
+}
+
+/// DEVICE-SPECIFIC PARAMETER (SBC-3 6.5.1): WP, and DPOFUA.
+fn device_specific(request: &mut Request<'_>) -> u8 {
+    let software = request.nexus.unit(request.lun).modes().load() & Modes::SWP != 0;
+    u8::from(request.unit.read_only || software) << 7 | 0x10
+}
+
+/// Block descriptors and mode pages.
+fn sense(request: &mut Request<'_>, long_lba: bool) -> Result<(Vec<u8>, Vec<u8>), Sense> {
+    let cdb = request.cdb;
+    let modes = request.nexus.unit(request.lun).modes().load();
+    let unit = request.unit;
+    let value: &dyn Fn(&Row) -> Page = match cdb.u8(2) >> 6 {
+        0b00 => &|row| (row.values)(unit.write_back, modes),
+        0b01 => &|row| (row.changeable)(),
+        0b10 => &|row| (row.values)(unit.write_back, 0),
+        _ => return Err(Sense::SAVING_NOT_SUPPORTED),
+    };
+    let (code, subpage) = (cdb.u8(2) & 0x3F, cdb.u8(3));
+    if code != ALL_PAGES && !PAGES.iter().any(|row| row.code == code) {
+        return Err(Sense::cdb_bit(2, 5));
+    }
+    if subpage != 0 && subpage != ALL_SUBPAGES {
+        return Err(Sense::cdb_field(3));
+    }
+    let wanted = PAGES.iter().filter(|row| code == ALL_PAGES || row.code == code);
+    let pages = wanted.flat_map(value).collect();
+    let descriptors = if disable_block_descriptors(cdb) {
+        Vec::new()
+    } else {
+        block_descriptor(request.unit.capacity(), long_lba)
+    };
+    Ok((descriptors, pages))
+}
+
+fn disable_block_descriptors(cdb: &Cdb) -> bool {
+    cdb.bit(1, 3)
+}
+
+/// SBC-3 6.5.2.
+fn block_descriptor(capacity: Capacity, long_lba: bool) -> Vec<u8> {
+    let mut descriptor = Vec::with_capacity(16);
+    if long_lba {
+        descriptor.extend(capacity.blocks.to_be_bytes());
+        descriptor.extend([0; 4]);
+    } else {
+        descriptor.extend(u32::try_from(capacity.blocks).unwrap_or(u32::MAX).to_be_bytes());
+    }
+    // In the short form the first of these bytes is reserved, and 0.
+    descriptor.extend(capacity.block_bytes.to_be_bytes());
+    descriptor
+}
+
+pub(super) fn select_6(request: &mut Request<'_>) -> Answer {
+    let len = request.cdb.u8(4).into();
+    select(request, len, false)
+}
+
+pub(super) fn select_10(request: &mut Request<'_>) -> Answer {
+    let len = request.cdb.u16(7);
+    select(request, len, true)
+}
+
+fn select(request: &mut Request<'_>, len: u16, ten: bool) -> Answer {
+    // SP and RTD: nothing is saved, so there is nothing to revert to; PF=0 is a vendor's format.
+    for (bit, allowed) in [(0, false), (1, false), (4, true)] {
+        if request.cdb.bit(1, bit) != allowed {
+            return Err(Sense::cdb_bit(1, bit).into());
+        }
+    }
+    if len == 0 {
+        return Ok(Plan::Good);
+    }
+    let select = ModeSelect {
+        modes: Arc::clone(request.nexus.unit(request.lun).modes()),
+        capacity: request.unit.capacity(),
+        write_back: request.unit.write_back,
+        len,
+        ten,
+    };
+    Ok(Plan::Collect(Job::ModeSelect(select), len.into()))
+}
+
+/// A MODE SELECT in execution.
+pub(super) struct ModeSelect {
+    modes: Arc<Modes>,
+    capacity: Capacity,
+    write_back: bool,
+    len: u16,
+    ten: bool,
+}
+
+impl ModeSelect {
+    /// Everything is checked before anything is changed.
+    pub(super) fn data_out(&mut self, list: &[u8]) -> Result<Progress, Failure> {
+        if list.len() < usize::from(self.len) {
+            return Err(Sense::PARAMETER_LIST_LENGTH.into());
+        }
+        let modes = self.parse(&list[..usize::from(self.len)])?;
+        self.modes.store(modes);
+        Ok(Progress::Done(Data::new(), self.len.into()))
+    }
+
+    /// The changeable bits as the list leaves them.
+    fn parse(&self, list: &[u8]) -> Result<u8, Sense> {
+        const SHORT: Sense = Sense::PARAMETER_LIST_LENGTH;
+        let (header_len, descriptors_len_at, long_lba) =
+            if self.ten { (8, 6, list.get(4).ok_or(SHORT)? & 1 == 1) } else { (4, 3, false) };
+        let descriptors_len = if self.ten {
+            be16(list, descriptors_len_at).ok_or(SHORT)?
+        } else {
+            u16::from(*list.get(descriptors_len_at).ok_or(SHORT)?)
+        };
+        match (descriptors_len, long_lba) {
+            (0, _) | (8, false) | (16, true) => {}
+            _ => return Err(parameter(descriptors_len_at)),
+        }
+        let pages_at = header_len + usize::from(descriptors_len);
+        let descriptor = list.get(header_len..pages_at).ok_or(SHORT)?;
+        if !descriptor.is_empty() {
+            self.check_descriptor(descriptor, long_lba, header_len)?;
+        }
+        let mut modes = self.modes.load();
+        let mut at = pages_at;
+        while at < list.len() {
+            at += self.parse_page(&list[at..], at, &mut modes)?;
+        }
+        Ok(modes)
+    }
+
+    /// A volume's geometry cannot be changed; the number of blocks may be left out (0) or at its most.
+    fn check_descriptor(&self, descriptor: &[u8], long_lba: bool, at: usize) -> Result<(), Sense> {
+        const SHORT: Sense = Sense::PARAMETER_LIST_LENGTH;
+        let (blocks, most, length_at) = if long_lba {
+            (be64(descriptor, 0).ok_or(SHORT)?, u64::MAX, 12)
+        } else {
+            (be32(descriptor, 0).ok_or(SHORT)?.into(), u64::from(u32::MAX), 4)
+        };
+        if blocks != 0 && blocks != most && blocks != self.capacity.blocks {
+            return Err(parameter(at));
+        }
+        // In the short form the first byte is reserved.
+        let mask = if long_lba { u32::MAX } else { 0x00FF_FFFF };
+        let length = be32(descriptor, length_at).ok_or(SHORT)? & mask;
+        if length != self.capacity.block_bytes {
+            return Err(parameter(at + length_at + usize::from(!long_lba)));
+        }
+        Ok(())
+    }
+
+    /// One page at `at` of the list; its length.
+    fn parse_page(&self, rest: &[u8], at: usize, modes: &mut u8) -> Result<usize, Sense> {
+        let &[first, page_len, ..] = rest else { return Err(Sense::PARAMETER_LIST_LENGTH) };
+        if first & 0x40 != 0 {
+            // SPF: there are no subpages.
+            return Err(parameter_bit(at, 6));
+        }
+        let code = first & 0x3F;
+        let row = PAGES.iter().find(|row| row.code == code).ok_or_else(|| parameter_bit(at, 5))?;
+        let current = (row.values)(self.write_back, *modes);
+        if page_len != current[1] {
+            return Err(parameter(at + 1));
+        }
+        let page = rest.get(..current.len()).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
+        let changeable = (row.changeable)();
+        for index in 2..current.len() {
+            let fixed = (page[index] ^ current[index]) & !changeable[index];
+            if fixed != 0 {
+                return Err(parameter_bit(at + index, 7 - fixed.leading_zeros()));
+            }
+        }
+        if code == CONTROL {
+            let d_sense = if page[2] & 0x04 != 0 { Modes::D_SENSE } else { 0 };
+            let swp = if page[4] & 0x08 != 0 { Modes::SWP } else { 0 };
+            *modes = d_sense | swp;
+        }
+        Ok(current.len())
+    }
+}
+
+fn parameter(at: usize) -> Sense {
+    Sense::parameter_field(u16::try_from(at).unwrap_or(u16::MAX))
+}
+
+fn parameter_bit(at: usize, bit: u32) -> Sense {
+    Sense::parameter_bit(u16::try_from(at).unwrap_or(u16::MAX), u8::try_from(bit).unwrap_or(0))
+}

@@ -1,0 +1,196 @@
+//! The commands of a logical unit: the one table that dispatches them, answers REPORT SUPPORTED
+//! OPERATION CODES and names them in logs.
+//!
+//! Rows are sorted by opcode, then by service action. The CDB usage data has a one for each bit that
+//! the command evaluates, except in the opcode and service action, which stand as they are (SPC-4 6.34.3).
+
+use super::cdb::Cdb;
+use super::request::{Answer, Request};
+use super::sense::Sense;
+use super::{capacity, inquiry, mode, ports, power, provisioning, read_write, report_luns, request_sense};
+use super::{supported, verify};
+
+pub(super) const TEST_UNIT_READY: u8 = 0x00;
+pub(super) const REQUEST_SENSE: u8 = 0x03;
+pub(super) const INQUIRY: u8 = 0x12;
+pub(super) const REPORT_LUNS: u8 = 0xA0;
+
+/// A command.
+pub(super) struct Row {
+    pub(super) opcode: u8,
+    pub(super) service_action: Option<u8>,
+    pub(super) name: &'static str,
+    /// CDB usage data; its length is the CDB's.
+    pub(super) usage: &'static [u8],
+    /// It changes the medium, so it is refused while that is write protected.
+    pub(super) writes: bool,
+    pub(super) handler: fn(&mut Request<'_>) -> Answer,
+}
+
+const fn row(name: &'static str, usage: &'static [u8], handler: fn(&mut Request<'_>) -> Answer) -> Row {
+    Row { opcode: usage[0], service_action: None, name, usage, writes: false, handler }
+}
+
+const fn writer(name: &'static str, usage: &'static [u8], handler: fn(&mut Request<'_>) -> Answer) -> Row {
+    Row { opcode: usage[0], service_action: None, name, usage, writes: true, handler }
+}
+
+const fn action(name: &'static str, usage: &'static [u8], handler: fn(&mut Request<'_>) -> Answer) -> Row {
+    Row { opcode: usage[0], service_action: Some(usage[1] & 0x1F), name, usage, writes: false, handler }
+}
+
+/// NACA, the one bit of the CONTROL byte that is looked at (SAM-5 5.2).
+const C: u8 = 0x04;
+
+#[rustfmt::skip]
+pub(super) static COMMANDS: [Row; 33] = [
+    row("TEST UNIT READY", &[0x00, 0, 0, 0, 0, C], power::test_unit_ready),
+    row("REQUEST SENSE", &[0x03, 0x01, 0, 0, 0xFF, C], request_sense::handle),
+    row("READ(6)", &[0x08, 0x1F, 0xFF, 0xFF, 0xFF, C], read_write::read_6),
+    writer("WRITE(6)", &[0x0A, 0x1F, 0xFF, 0xFF, 0xFF, C], read_write::write_6),
+    row("INQUIRY", &[0x12, 0x03, 0xFF, 0xFF, 0xFF, C], inquiry::handle),
+    row("MODE SELECT(6)", &[0x15, 0x13, 0, 0, 0xFF, C], mode::select_6),
+    row("MODE SENSE(6)", &[0x1A, 0x08, 0xFF, 0xFF, 0xFF, C], mode::sense_6),
+    row("START STOP UNIT", &[0x1B, 0x01, 0, 0x0F, 0xF7, C], power::start_stop_unit),
+    row("READ CAPACITY(10)", &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, C], capacity::read_capacity_10),
+    row("READ(10)", &[0x28, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], read_write::read_10),
+    writer("WRITE(10)", &[0x2A, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], read_write::write_10),
+    row("VERIFY(10)", &[0x2F, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], verify::verify_10),
+    row("PRE-FETCH(10)", &[0x34, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], read_write::pre_fetch_10),
+    row("SYNCHRONIZE CACHE(10)", &[0x35, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], read_write::synchronize_cache_10),
+    writer("WRITE SAME(10)", &[0x41, 0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], provisioning::write_same_10),
+    writer("UNMAP", &[0x42, 0x01, 0, 0, 0, 0, 0, 0xFF, 0xFF, C], provisioning::unmap),
+    row("MODE SELECT(10)", &[0x55, 0x13, 0, 0, 0, 0, 0, 0xFF, 0xFF, C], mode::select_10),
+    row("MODE SENSE(10)", &[0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, C], mode::sense_10),
+    row("READ(16)", &[0x88, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::read_16),
+    writer("WRITE(16)", &[0x8A, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::write_16),
+    row("VERIFY(16)", &[0x8F, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], verify::verify_16),
+    row("PRE-FETCH(16)", &[0x90, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::pre_fetch_16),
+    row("SYNCHRONIZE CACHE(16)", &[0x91, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::synchronize_cache_16),
+    writer("WRITE SAME(16)", &[0x93, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], provisioning::write_same_16),
+    action("READ CAPACITY(16)", &[0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], capacity::read_capacity_16),
+    action("GET LBA STATUS", &[0x9E, 0x12, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], provisioning::get_lba_status),
+    row("REPORT LUNS", &[0xA0, 0, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], report_luns::handle),
+    action("REPORT TARGET PORT GROUPS", &[0xA3, 0xEA, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], ports::report_target_port_groups),
+    action("REPORT SUPPORTED OPERATION CODES", &[0xA3, 0x0C, 0x87, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], supported::operation_codes),
+    action("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", &[0xA3, 0x0D, 0x80, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], supported::task_management),
+    row("READ(12)", &[0xA8, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::read_12),
+    writer("WRITE(12)", &[0xAA, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::write_12),
+    row("VERIFY(12)", &[0xAF, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], verify::verify_12),
+];
+
+/// Opcode -> its first row, or `ABSENT`.
+static FIRST_ROW: [u8; 256] = first_rows();
+const ABSENT: u8 = u8::MAX;
+
+const fn first_rows() -> [u8; 256] {
+    let mut first = [ABSENT; 256];
+    let mut index = COMMANDS.len();
+    while index > 0 {
+        index -= 1;
+        first[COMMANDS[index].opcode as usize] = index as u8;
+    }
+    first
+}
+
+/// The row of a CDB whose length, service action and NACA bit are in order.
+pub(super) fn find(cdb: &Cdb) -> Result<&'static Row, Sense> {
+    if cdb.len() == 0 {
+        return Err(Sense::INVALID_OPCODE);
+    }
+    let rows = rows_of(cdb.opcode());
+    let row = match rows {
+        [] => return Err(Sense::INVALID_OPCODE),
+        [row] if row.service_action.is_none() => row,
+        // A service action that is not there is a bad field, not a bad opcode (SPC-4 4.2.4).
+        rows => rows
+            .iter()
+            .find(|row| row.service_action == Some(cdb.service_action()))
+            .ok_or(Sense::cdb_bit(1, 4))?,
+    };
+    if cdb.len() < row.usage.len() {
+        return Err(Sense::INVALID_CDB);
+    }
+    let control = row.cdb_len() - 1;
+    if cdb.bit(control.into(), 2) {
+        // NACA without support for ACA (SAM-5 5.2).
+        return Err(Sense::cdb_bit(control.into(), 2));
+    }
+    Ok(row)
+}
+
+/// The rows that share an opcode.
+pub(super) fn rows_of(opcode: u8) -> &'static [Row] {
+    let first = FIRST_ROW[usize::from(opcode)];
+    if first == ABSENT {
+        return &[];
+    }
+    let rest = &COMMANDS[usize::from(first)..];
+    let len = rest.iter().take_while(|row| row.opcode == opcode).count();
+    &rest[..len]
+}
+
+/// What logs call a command.
+pub(super) fn name(cdb: &Cdb) -> &'static str {
+    match rows_of(cdb.opcode()) {
+        [] => "unknown",
+        [row] => row.name,
+        rows => rows
+            .iter()
+            .find(|row| row.service_action == Some(cdb.service_action()))
+            .map_or("unknown service action", |row| row.name),
+    }
+}
+
+/// Commands that are carried out although a unit attention condition is pending (SAM-5 5.14.6).
+pub(super) fn precedes_attention(opcode: u8) -> bool {
+    matches!(opcode, INQUIRY | REPORT_LUNS | REQUEST_SENSE)
+}
+
+impl Row {
+    /// CDB LENGTH.
+    pub(super) fn cdb_len(&self) -> u8 {
+        u8::try_from(self.usage.len()).expect("a CDB of the table has at most 16 bytes")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards dispatch: rows are sorted, so that those of an opcode lie together; lengths fit the
+    /// opcode's group (SPC-4 4.2.5.1).
+    #[test]
+    fn rows_are_well_formed() {
+        for pair in COMMANDS.windows(2) {
+            let key = |row: &Row| (row.opcode, row.service_action);
+            assert!(key(&pair[0]) < key(&pair[1]), "{} {}", pair[0].name, pair[1].name);
+            assert!(pair[0].opcode != pair[1].opcode || pair[0].service_action.is_some());
+        }
+        for row in &COMMANDS {
+            let group_len = match row.opcode >> 5 {
+                0 => 6,
+                1 | 2 => 10,
+                4 => 16,
+                5 => 12,
+                group => panic!("{}: group {group}", row.name),
+            };
+            assert_eq!(row.usage.len(), group_len, "{}", row.name);
+        }
+    }
+
+    /// Guards the index: every row is found by its own CDB, every other opcode is absent.
+    #[test]
+    fn find_by_opcode() {
+        for row in &COMMANDS {
+            let mut cdb = row.usage.to_vec();
+            cdb[1] = row.service_action.unwrap_or(0);
+            cdb[row.usage.len() - 1] = 0;
+            assert_eq!(find(&Cdb::new(&cdb)).map(|found| found.name), Ok(row.name));
+        }
+        for opcode in 0..=u8::MAX {
+            let known = COMMANDS.iter().any(|row| row.opcode == opcode);
+            assert_eq!(rows_of(opcode).is_empty(), !known);
+        }
+    }
+}
