@@ -1,1 +1,26 @@
-//! Lunette.
+//! The whole of Lunette from outside: what its tests share.
+//!
+//!     tests/tests/*.rs --start--> lunette up        (server.rs)
+//!            |                       ^   ^
+//!            +--- stock clients -----+   |          (command.rs, conformance.rs, guest.rs, image.rs)
+//!            +--- an initiator of our own ---+      (initiator.rs, pdu.rs)
+//!
+//! Nothing of Lunette is linked in: a test sees what an operator and an initiator see. That also
+//! makes the bytes of [`pdu`] a second reading of RFC 7143 beside the product's own.
+//!
+//! Helpers panic with what they saw: they run in tests only, and the message is the failure report.
+
+pub mod binary;
+pub mod command;
+pub mod conformance;
+pub mod guest;
+pub mod image;
+pub mod initiator;
+pub mod pdu;
+pub mod ports;
+pub mod server;
+pub mod vpd;
+
+pub use command::{Outcome, run};
+pub use initiator::Initiator;
+pub use server::{Lunette, iqn};
