@@ -451,6 +451,64 @@ fn up_refuses_a_disk_of_another_cluster() {
     ours.restart();
 }
 
+/// CRC-32C, bit by bit (RFC 3720, appendix B.4).
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |crc, byte| {
+        (0..8).fold(
+            crc ^ u32::from(*byte),
+            |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 },
+        )
+    })
+}
+
+#[test]
+fn up_refuses_a_data_directory_that_it_cannot_read() {
+    // Guards against guessing: a newer format, a cut file or a damaged one is named, and left as it is.
+    let mut lunette = Lunette::build().volume("alpha", "64M").start();
+    lunette.stop();
+    let manifest = fs::read_to_string(lunette.data().join("lunette.toml")).expect("DATA/lunette.toml");
+    let newer_manifest = manifest.replace("format = 1", "format = 2");
+    assert_ne!(manifest, newer_manifest, "the format has another version by now: {manifest}");
+    // Offset 8 has the disk's format, 4092 the checksum (docs/formats.md).
+    let identity = fs::read(lunette.data().join("node1/identity")).expect("DATA/node1/identity");
+    let mut newer_identity = identity.clone();
+    newer_identity[8..12].copy_from_slice(&99_u32.to_le_bytes());
+    let crc = crc32c(&newer_identity[..4092]);
+    newer_identity[4092..4096].copy_from_slice(&crc.to_le_bytes());
+    let mut flipped_identity = identity.clone();
+    flipped_identity[20] ^= 1;
+    let key = fs::read(lunette.data().join("cluster.key")).expect("DATA/cluster.key");
+
+    let table: [(&str, Vec<u8>, &str); 8] = [
+        ("lunette.toml", newer_manifest.into_bytes(), "format"),
+        ("lunette.toml", manifest.as_bytes()[..manifest.len() / 2].to_vec(), "lunette.toml"),
+        ("lunette.toml", Vec::new(), "lunette.toml"),
+        ("node1/identity", newer_identity, "99"),
+        ("node1/identity", flipped_identity, "identity"),
+        ("node1/identity", identity[..100].to_vec(), "identity"),
+        ("cluster.key", key[..key.len() / 2].to_vec(), "cluster.key"),
+        ("cluster.key", Vec::new(), "cluster.key"),
+    ];
+    let mut wrong = Vec::new();
+    for (index, (file, content, needle)) in table.into_iter().enumerate() {
+        let path = lunette.data().join(file);
+        let original = fs::read(&path).expect("read a file");
+        fs::write(&path, content).expect("write a file");
+        let before = snapshot(&lunette.data());
+        let outcome = run(&mut lunette.up(), Duration::from_secs(20));
+        if std::panic::catch_unwind(|| assert_refused(&outcome, needle)).is_err() {
+            wrong.push(format!("row {index}, {file}: {outcome}(expected one line with {needle:?})"));
+        }
+        let changes = changed(&before, &snapshot(&lunette.data()));
+        if !changes.is_empty() {
+            wrong.push(format!("row {index}, {file}: changed {changes:?}"));
+        }
+        fs::write(&path, original).expect("write a file");
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    lunette.restart();
+}
+
 #[test]
 fn up_refuses_a_folder_that_is_not_its_own() {
     // Guards against writing into whatever `--data` names: a home directory, a file, a place that cannot be written.
