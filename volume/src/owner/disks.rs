@@ -1,0 +1,271 @@
+//! The disks that an owner talks to: which are sealed, which answer.
+
+use lunette_proto::ids::DiskId;
+use lunette_proto::node::{Failure, Reply, Request, RequestBody, Sealed};
+
+use super::event::{Action, Complaint, Plant, Trouble};
+use super::{Owner, Pending, What};
+
+/// First pause after a disk did not answer; doubles with every failed probe.
+const PAUSE_MS_MIN: u64 = 20;
+const PAUSE_MS_MAX: u64 = 500;
+/// Pause after a disk was busy.
+const BUSY_MS: u64 = 20;
+
+/// One disk.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) sealed: Seal,
+    pub(super) link: Link,
+    /// Requests unanswered.
+    pub(super) outstanding: u32,
+    pause_ms: u64,
+    down: Option<(u64, Trouble)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seal {
+    No,
+    Asked,
+    Yes,
+}
+
+/// ```text
+///     Up --no answer--> Paused --time--> Probing --answer--> Up
+///      |                  ^  ----------------'  no answer
+///      `--busy--> Busy --time--> Up                         Untrusted: for ever
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    Up,
+    Busy { until_ms: u64 },
+    Paused { until_ms: u64 },
+    Probing,
+    Untrusted,
+}
+
+impl Disk {
+    fn new() -> Self {
+        Self { sealed: Seal::No, link: Link::Up, outstanding: 0, pause_ms: PAUSE_MS_MIN, down: None }
+    }
+}
+
+impl Owner {
+    /// Sends to a disk; the tag of what is now unanswered.
+    pub(super) fn send(&mut self, disk: DiskId, body: RequestBody, what: What) -> u64 {
+        self.serial = self.serial.wrapping_add(1);
+        let key = self.pending.insert(Pending { serial: self.serial, disk, what });
+        let tag = (u64::from(self.serial) << 32) | key as u64;
+        self.disk(disk).outstanding += 1;
+        let request = Request { disk, epoch: self.view.epoch, body };
+        self.out.push(Action::Send { disk, tag, request });
+        tag
+    }
+
+    /// Stops caring about an answer.
+    pub(super) fn abandon(&mut self, tag: u64) {
+        if let Some(pending) = self.pending.get_mut((tag & u64::from(u32::MAX)) as usize)
+            && u64::from(pending.serial) == tag >> 32
+        {
+            pending.what = What::Abandoned;
+        }
+    }
+
+    /// Takes note of an answer: what it was to, unless it is unknown.
+    pub(super) fn answered(&mut self, tag: u64, reply: &Reply) -> Option<Pending> {
+        let key = (tag & u64::from(u32::MAX)) as usize;
+        if u64::from(self.pending.get(key)?.serial) != tag >> 32 {
+            return None;
+        }
+        let pending = self.pending.remove(key);
+        self.disk(pending.disk).outstanding -= 1;
+        if let Err(failure) = reply {
+            self.note_failure(pending.disk, failure);
+        }
+        Some(pending)
+    }
+
+    fn note_failure(&mut self, disk: DiskId, failure: &Failure) {
+        match failure {
+            Failure::Generation { sealed, .. } if *sealed > self.config.generation => self.lose_ownership(),
+            // It answered our seal before: what it promised then no longer holds (invariant 1).
+            Failure::Generation { .. } => self.distrust(disk),
+            Failure::Deleted => self.found_deleted(),
+            Failure::Disconnected => self.pause(disk, Trouble::Disconnected),
+            Failure::DiskFailed | Failure::NoSuchDisk => self.pause(disk, Trouble::Failed),
+            Failure::Invalid => self.distrust(disk),
+            // A newer map is on its way to us.
+            Failure::Epoch { .. } | Failure::Busy => self.back_off(disk),
+            Failure::NoSpace | Failure::Corrupt { .. } => {}
+        }
+    }
+
+    fn pause(&mut self, id: DiskId, trouble: Trouble) {
+        let now = self.now;
+        let disk = self.disk(id);
+        if matches!(disk.link, Link::Up | Link::Busy { .. }) {
+            disk.link = Link::Paused { until_ms: now + disk.pause_ms };
+            disk.down = Some(disk.down.map_or((now, trouble), |(since, _)| (since, trouble)));
+        }
+    }
+
+    fn back_off(&mut self, id: DiskId) {
+        let until_ms = self.now + BUSY_MS;
+        let disk = self.disk(id);
+        if disk.link == Link::Up {
+            disk.link = Link::Busy { until_ms };
+        }
+    }
+
+    /// Leaves a disk alone for a moment although it answered.
+    pub(super) fn rest(&mut self, id: DiskId) {
+        self.back_off(id);
+    }
+
+    /// A disk that breaks the protocol is used no more; the map has to remove it.
+    pub(super) fn distrust(&mut self, id: DiskId) {
+        let now = self.now;
+        let disk = self.disk(id);
+        disk.link = Link::Untrusted;
+        disk.down = Some((disk.down.map_or(now, |(since, _)| since), Trouble::Untrusted));
+    }
+
+    /// Whether a request for its extents may be sent to a disk now.
+    pub(super) fn is_usable(&self, id: DiskId) -> bool {
+        self.disks.get(&id).is_some_and(|disk| disk.link == Link::Up && disk.sealed == Seal::Yes)
+    }
+
+    pub(super) fn is_sealed(&self, id: DiskId) -> bool {
+        self.disks.get(&id).is_some_and(|disk| disk.sealed == Seal::Yes)
+            || self.planted(Plant::ServeBeforeAllSealed)
+    }
+
+    fn is_up(&self, id: DiskId) -> bool {
+        self.disks.get(&id).is_some_and(|disk| disk.link == Link::Up)
+    }
+
+    pub(super) fn disk(&mut self, id: DiskId) -> &mut Disk {
+        self.disks.entry(id).or_insert_with(Disk::new)
+    }
+
+    /// Seals every in-sync disk that is not sealed yet and can be reached.
+    pub(super) fn seal_all(&mut self) {
+        if !self.is_serving() {
+            return;
+        }
+        for id in self.in_sync_disks() {
+            self.seal(id);
+        }
+    }
+
+    fn seal(&mut self, id: DiskId) {
+        if self.disk(id).sealed == Seal::No && self.is_up(id) {
+            self.disk(id).sealed = Seal::Asked;
+            let body = RequestBody::Seal { namespace: self.namespace, generation: self.config.generation };
+            self.send(id, body, What::Seal);
+        }
+    }
+
+    /// Invariant 4: nothing older can take effect on this disk any more, and it has said what may differ.
+    pub(super) fn sealed(&mut self, id: DiskId, answer: Option<Sealed>) {
+        let Some(Sealed { dirty }) = answer else {
+            self.disk(id).sealed = Seal::No;
+            self.seal_all();
+            return;
+        };
+        self.disk(id).sealed = Seal::Yes;
+        self.dirty.extend(dirty.iter().map(|extent| extent.index));
+        self.unpark(id);
+        self.wake_all();
+    }
+
+    pub(super) fn in_sync_disks(&self) -> Vec<DiskId> {
+        let pool = &self.view.pool;
+        pool.disks().map(|(disk, _)| disk).filter(|disk| pool.is_in_sync(*disk)).collect()
+    }
+
+    pub(super) fn all_sealed(&self) -> bool {
+        let pool = &self.view.pool;
+        pool.disks().all(|(disk, _)| !pool.is_in_sync(disk) || self.is_sealed(disk))
+    }
+
+    /// Lets paused disks be tried again when their time has come.
+    pub(super) fn tick_disks(&mut self) {
+        let now = self.now;
+        let due: Vec<(DiskId, Link)> = self
+            .disks
+            .iter()
+            .filter(|(_, disk)| match disk.link {
+                Link::Busy { until_ms } | Link::Paused { until_ms } => until_ms <= now,
+                Link::Up | Link::Probing | Link::Untrusted => false,
+            })
+            .map(|(id, disk)| (*id, disk.link))
+            .collect();
+        for (id, link) in due {
+            if matches!(link, Link::Busy { .. }) {
+                self.up(id);
+            } else if self.wants(id) {
+                self.disk(id).link = Link::Probing;
+                let body = RequestBody::Identify { cluster: self.config.cluster };
+                self.send(id, body, What::Probe);
+            }
+        }
+    }
+
+    pub(super) fn probed(&mut self, id: DiskId, answered: bool, trouble: Trouble) {
+        let now = self.now;
+        let disk = self.disk(id);
+        if disk.link != Link::Probing {
+            return;
+        }
+        if answered {
+            self.up(id);
+        } else {
+            disk.pause_ms = (disk.pause_ms * 2).min(PAUSE_MS_MAX);
+            disk.link = Link::Paused { until_ms: now + disk.pause_ms };
+            disk.down = Some((disk.down.map_or(now, |(since, _)| since), trouble));
+        }
+    }
+
+    fn up(&mut self, id: DiskId) {
+        let disk = self.disk(id);
+        disk.link = Link::Up;
+        disk.pause_ms = PAUSE_MS_MIN;
+        disk.down = None;
+        self.seal_all();
+        self.unpark(id);
+    }
+
+    /// The connection broke. What the disk held in memory may be gone with it: on a write-back volume
+    /// everything since the last flush is compared before the disk counts again.
+    pub(super) fn lost(&mut self, id: DiskId) {
+        self.pause(id, Trouble::Disconnected);
+        if self.config.write_back && !self.planted(Plant::IgnoreLost) {
+            self.suspect(id);
+        }
+    }
+
+    /// Whether there is any use for a disk under the present map.
+    pub(super) fn wants(&self, id: DiskId) -> bool {
+        if self.is_purging() { self.purges(id) } else { self.view.pool.is_in_sync(id) }
+    }
+
+    /// Whether some disk in use does not answer, so that time has to pass.
+    pub(super) fn has_down_disks(&self) -> bool {
+        self.disks
+            .iter()
+            .any(|(id, disk)| self.wants(*id) && !matches!(disk.link, Link::Up | Link::Untrusted))
+    }
+
+    /// In-sync disks that do not answer, and since when.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<Complaint> {
+        self.disks
+            .iter()
+            .filter(|(id, _)| self.wants(**id))
+            .filter_map(|(id, disk)| {
+                disk.down.map(|(since_ms, trouble)| Complaint { disk: *id, since_ms, trouble })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,165 @@
+//! What goes into an owner and what comes out.
+
+use bytes::Bytes;
+use lunette_proto::ids::{ClusterId, DiskId, Generation, VolumeId};
+use lunette_proto::node::{Reply, Request};
+
+use super::view::View;
+use crate::device::{Command, Outcome};
+use crate::layout::Layout;
+
+/// What an owner is for its whole life.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster, which disks are asked about.
+    pub cluster: ClusterId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Under which generation it is owned.
+    pub generation: Generation,
+    /// How addresses become extents.
+    pub layout: Layout,
+    /// Logical block: 512 or 4096.
+    pub block_bytes: u32,
+    /// Whether writes are acked before they are on stable media.
+    pub write_back: bool,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// Bounds of one owner.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a command may wait before it is answered without having been finished.
+    pub wait_ms: u64,
+    /// Operations queued and in flight; more are refused as busy.
+    pub operations_max: usize,
+    /// Operations that one zeroing command has in flight.
+    pub zero_operations_max: usize,
+    /// Extents reconciled at the same time.
+    pub reconcile_max: usize,
+    /// A read without an answer for so long is asked of another member.
+    pub hedge_ms: u64,
+    /// Between two watermarks.
+    pub watermark_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            wait_ms: 4000,
+            operations_max: 4096,
+            zero_operations_max: 32,
+            reconcile_max: 8,
+            hedge_ms: 500,
+            watermark_ms: 1000,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A command came in.
+    Command {
+        /// Chosen by the shell; returns in [`Action::Complete`].
+        tag: u64,
+        /// What to do.
+        command: Command,
+    },
+    /// A disk answered.
+    Reply {
+        /// As in [`Action::Send`].
+        tag: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// The connection to a disk broke: the disk may have restarted. Comes before anything is
+    /// answered over a new connection.
+    Lost {
+        /// Which disk.
+        disk: DiskId,
+    },
+    /// A newer map.
+    Map(View),
+    /// The time that [`Action::SetTimer`] named has come.
+    Tick,
+}
+
+/// What the shell has to do.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Send to a disk; the answer comes back as [`Event::Reply`], once.
+    Send {
+        /// To which.
+        disk: DiskId,
+        /// Names the answer.
+        tag: u64,
+        /// What.
+        request: Request,
+    },
+    /// A command is over.
+    Complete {
+        /// As in [`Event::Command`].
+        tag: u64,
+        /// How it went.
+        outcome: Outcome,
+    },
+    /// Send [`Event::Tick`] at that time; replaces the timer before.
+    SetTimer {
+        /// On the clock of `handle`.
+        at_ms: u64,
+    },
+    /// The deleted volume's space has been given back on every disk.
+    Purged,
+}
+
+/// Why an in-sync disk does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// No connection.
+    Disconnected,
+    /// It said that it has failed, or that it is not there.
+    Failed,
+    /// It forgot a seal that it had answered, or spoke nonsense: it cannot be trusted.
+    Untrusted,
+}
+
+/// An in-sync disk that is needed and does not answer: what the gateway complains about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Which.
+    pub disk: DiskId,
+    /// Since when, on the clock of `handle`.
+    pub since_ms: u64,
+    /// Why.
+    pub trouble: Trouble,
+}
+
+/// New content of a part of a block.
+#[derive(Clone, Debug)]
+pub(super) enum Patch {
+    /// Leave the block as it is: it is written again to heal a bad copy.
+    Nothing,
+    /// These bytes.
+    Data(Bytes),
+    /// That many zeros.
+    Zeros(usize),
+}
+
+/// Bugs that the simulator must be able to find. The seams are constant `false` outside tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plant {
+    AckAfterFirst,
+    NoHazardLock,
+    NoReconcile,
+    ReadAnyMember,
+    WrongMerge,
+    RetryNewVersion,
+    ServeBeforeAllSealed,
+    ForgetTimedOutLock,
+    NoWithdraw,
+    IgnoreLost,
+    WatermarkTooFar,
+    AckBelowMinSize,
+}

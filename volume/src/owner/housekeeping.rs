@@ -1,0 +1,380 @@
+//! What an owner does beside commands: maps, time, flushes, watermarks, giving space back.
+
+use std::collections::BTreeMap;
+
+use lunette_proto::ids::DiskId;
+use lunette_proto::map::DiskState;
+use lunette_proto::node::RequestBody;
+
+use super::event::{Action, Plant};
+use super::op::{Leg, LegState};
+use super::view::View;
+use super::{Owner, Stage, TICK_MS, What};
+use crate::device::DeviceError;
+
+/// A flush on its way to all disks.
+#[derive(Debug)]
+pub(super) struct Flush {
+    commands: Vec<usize>,
+    /// Every change up to this one was answered by all members before it began.
+    covered: u64,
+    legs: Vec<Leg>,
+}
+
+/// A deleted volume's space on its way back.
+#[derive(Debug)]
+pub(super) struct Purge {
+    legs: BTreeMap<DiskId, LegState>,
+}
+
+impl Owner {
+    /// A newer map.
+    pub(super) fn see(&mut self, view: View) {
+        if view.epoch < self.view.epoch || self.is_over() {
+            return;
+        }
+        self.view = view;
+        if self.is_purging() {
+            self.refresh_purge();
+            return;
+        }
+        if self.view.deleting {
+            self.refuse_waiting();
+            self.purge_if_idle();
+        }
+        if !self.is_serving() {
+            return;
+        }
+        let ids: Vec<usize> = self.ops.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            self.refresh_op(id);
+        }
+        self.refresh_reconciles();
+        self.refresh_flush();
+        self.seal_all();
+        self.wake_all();
+    }
+
+    pub(super) fn tick(&mut self) {
+        if self.is_over() {
+            return;
+        }
+        self.tick_disks();
+        if self.is_purging() {
+            return;
+        }
+        if self.view.deleting {
+            self.refuse_waiting();
+            self.purge_if_idle();
+        }
+        if !self.is_serving() {
+            return;
+        }
+        self.seal_all();
+        self.tick_commands();
+        self.tick_reads();
+        self.start_flush();
+        self.tick_watermark();
+    }
+
+    pub(super) fn set_timer(&mut self) {
+        let busy = !self.commands.is_empty() || !self.ops.is_empty();
+        // One timer at a time. It is looked at with every event, so the usual case comes first.
+        if self.timer.is_some_and(|at| at > self.now && (!busy || at <= self.now + TICK_MS)) {
+            return;
+        }
+        let soon = busy
+            || !self.reconciles.is_empty()
+            || self.flush.is_some()
+            || self.has_down_disks()
+            || self.is_serving() && (!self.all_sealed() || !self.dirty.is_empty());
+        let due = if self.is_over() {
+            None
+        } else if soon {
+            Some(self.now + TICK_MS)
+        } else if self.is_serving()
+            && self.unreadable.is_empty()
+            && self.watermark != Some(self.settled_seq())
+        {
+            Some((self.watermark_ms + self.config.limits.watermark_ms).max(self.now + TICK_MS))
+        } else {
+            None
+        };
+        self.timer = due;
+        if let Some(at_ms) = due {
+            self.out.push(Action::SetTimer { at_ms });
+        }
+    }
+
+    /// A higher generation exists: whatever is still on its way is refused by the disks that count.
+    pub(super) fn lose_ownership(&mut self) {
+        self.stop(DeviceError::NotOwner);
+    }
+
+    /// A disk says that the volume was deleted. Unless that is our own doing, we are not the owner.
+    pub(super) fn found_deleted(&mut self) {
+        if !self.is_purging() {
+            self.stop(DeviceError::Gone);
+        }
+    }
+
+    fn stop(&mut self, error: DeviceError) {
+        if self.is_over() {
+            return;
+        }
+        self.fail_all(&error);
+        self.drop_everything();
+        self.stage = Stage::Stopped(error);
+    }
+
+    fn drop_everything(&mut self) {
+        self.ops.clear();
+        self.locks.clear();
+        self.ready.clear();
+        self.reconciles.clear();
+        self.dirty.clear();
+        self.repairs.clear();
+        self.unresolved.clear();
+        self.unflushed.clear();
+        self.flush = None;
+        for (_, pending) in &mut self.pending {
+            pending.what = What::Abandoned;
+        }
+    }
+
+    // Flushes and watermarks.
+
+    /// Every change up to it is on all members in sync, or was replaced there by a later one.
+    fn settled_seq(&self) -> u64 {
+        if self.planted(Plant::WatermarkTooFar) {
+            return self.last_seq;
+        }
+        self.unresolved.first().map_or(self.last_seq, |first| first - 1)
+    }
+
+    pub(super) fn queue_flush(&mut self, id: usize) {
+        if self.config.write_back {
+            self.flush_waiting.push(id);
+            self.start_flush();
+        } else {
+            // What was completed is durable already.
+            self.flush_done(id, Ok(()));
+        }
+    }
+
+    /// Begins the flush that somebody waits for. One at a time: those that come later must cover
+    /// what was completed later.
+    pub(super) fn start_flush(&mut self) {
+        if !self.flush_waiting.is_empty() {
+            self.begin_flush();
+        }
+    }
+
+    fn begin_flush(&mut self) {
+        if self.flush.is_some() || !self.is_serving() || !self.all_sealed() || !self.dirty.is_empty() {
+            return;
+        }
+        let commands = std::mem::take(&mut self.flush_waiting);
+        for command in &commands {
+            self.commands[*command].touched = true;
+        }
+        let legs =
+            self.in_sync_disks().into_iter().map(|disk| Leg { disk, state: LegState::Parked }).collect();
+        self.flush = Some(Flush { commands, covered: self.settled_seq(), legs });
+        self.unpark_flush();
+    }
+
+    pub(super) fn unpark_flush(&mut self) {
+        let Some(flush) = &self.flush else {
+            return;
+        };
+        let parked: Vec<DiskId> = flush
+            .legs
+            .iter()
+            .filter(|leg| leg.state == LegState::Parked && self.is_usable(leg.disk))
+            .map(|leg| leg.disk)
+            .collect();
+        for disk in parked {
+            let body = RequestBody::Flush { namespace: self.namespace, generation: self.config.generation };
+            let tag = self.send(disk, body, What::Flush);
+            self.set_flush(disk, LegState::Sent(tag));
+        }
+    }
+
+    fn set_flush(&mut self, disk: DiskId, state: LegState) {
+        if let Some(flush) = &mut self.flush
+            && let Some(leg) = flush.legs.iter_mut().find(|leg| leg.disk == disk)
+        {
+            leg.state = state;
+        }
+    }
+
+    pub(super) fn flush_answered(&mut self, disk: DiskId, done: bool) {
+        self.set_flush(disk, if done { LegState::Done } else { LegState::Parked });
+        self.flush_settle();
+    }
+
+    /// The flush is over when all disks have answered, and what a lost one of them may have
+    /// forgotten has been brought back to it.
+    pub(super) fn flush_settle(&mut self) {
+        if !self.dirty.is_empty() {
+            return;
+        }
+        let Some(flush) = self.flush.take_if(|it| it.legs.iter().all(|leg| leg.state == LegState::Done))
+        else {
+            return self.start_flush();
+        };
+        self.unflushed.retain(|_, newest| *newest > flush.covered);
+        self.flushed = Some(flush.covered);
+        for command in flush.commands {
+            self.flush_done(command, Ok(()));
+        }
+        self.start_flush();
+    }
+
+    fn refresh_flush(&mut self) {
+        let Some(flush) = &mut self.flush else {
+            return;
+        };
+        let mut gone = Vec::new();
+        flush.legs.retain(|leg| {
+            let stays = self.view.pool.is_in_sync(leg.disk);
+            if let (false, LegState::Sent(tag)) = (stays, leg.state) {
+                gone.push(tag);
+            }
+            stays
+        });
+        for tag in gone {
+            self.abandon(tag);
+        }
+        self.flush_settle();
+    }
+
+    /// A flush command is answered before its time.
+    pub(super) fn forget_flush(&mut self, id: usize) {
+        self.flush_waiting.retain(|other| *other != id);
+        if let Some(flush) = &mut self.flush {
+            flush.commands.retain(|other| *other != id);
+        }
+    }
+
+    /// Tells the disks what needs no comparison after a takeover. Not before everything that the
+    /// takeover found has been compared: a watermark covers what older generations wrote, too.
+    fn tick_watermark(&mut self) {
+        let settled = self.settled_seq();
+        if self.watermark == Some(settled)
+            || self.now < self.watermark_ms + self.config.limits.watermark_ms
+            || !self.all_sealed()
+            || !self.dirty.is_empty()
+            || !self.unreadable.is_empty()
+        {
+            return;
+        }
+        let mut seq = settled;
+        if self.config.write_back {
+            if self.flushed.is_none_or(|flushed| flushed < settled) {
+                self.begin_flush();
+            }
+            match self.flushed {
+                Some(flushed) if !self.planted(Plant::WatermarkTooFar) => seq = seq.min(flushed),
+                Some(_) => {}
+                None => return,
+            }
+        }
+        if self.watermark.is_some_and(|sent| sent >= seq) {
+            return;
+        }
+        self.watermark = Some(seq);
+        self.watermark_ms = self.now;
+        for disk in self.in_sync_disks() {
+            if self.is_usable(disk) {
+                let (namespace, generation) = (self.namespace, self.config.generation);
+                self.send(disk, RequestBody::Watermark { namespace, generation, seq }, What::Watermark);
+            }
+        }
+    }
+
+    // Deletion.
+
+    /// Gives the space back once nobody waits for anything any more.
+    pub(super) fn purge_if_idle(&mut self) {
+        if !self.view.deleting || !self.is_serving() || !self.commands.is_empty() {
+            return;
+        }
+        // Changes that are still on their way come before the deletion or are refused after it.
+        self.drop_everything();
+        self.stage = Stage::Purging(Purge { legs: BTreeMap::new() });
+        self.refresh_purge();
+    }
+
+    fn refresh_purge(&mut self) {
+        let there: Vec<DiskId> = self
+            .view
+            .pool
+            .disks()
+            .filter(|(_, standing)| standing.state != DiskState::Out)
+            .map(|(disk, _)| disk)
+            .collect();
+        if let Stage::Purging(purge) = &mut self.stage {
+            purge.legs.retain(|disk, _| there.contains(disk));
+            for disk in there {
+                purge.legs.entry(disk).or_insert(LegState::Parked);
+            }
+        }
+        self.unpark_purge();
+        self.settle_purge();
+    }
+
+    pub(super) fn unpark_purge(&mut self) {
+        let Stage::Purging(purge) = &self.stage else {
+            return;
+        };
+        let parked: Vec<DiskId> = purge
+            .legs
+            .iter()
+            .filter(|(_, state)| **state == LegState::Parked)
+            .map(|(disk, _)| *disk)
+            .collect();
+        for disk in parked {
+            if self.disk(disk).link == super::disks::Link::Up {
+                let body =
+                    RequestBody::Delete { namespace: self.namespace, generation: self.config.generation };
+                let tag = self.send(disk, body, What::Delete);
+                self.set_purge(disk, LegState::Sent(tag));
+            }
+        }
+    }
+
+    fn set_purge(&mut self, disk: DiskId, state: LegState) {
+        if let Stage::Purging(purge) = &mut self.stage
+            && let Some(leg) = purge.legs.get_mut(&disk)
+        {
+            *leg = state;
+        }
+    }
+
+    /// Whether a disk still has to give space back.
+    pub(super) fn purges(&self, disk: DiskId) -> bool {
+        match &self.stage {
+            Stage::Purging(purge) => purge.legs.get(&disk).is_some_and(|state| *state != LegState::Done),
+            Stage::Serving | Stage::Purged | Stage::Stopped(_) => false,
+        }
+    }
+
+    pub(super) fn deleted(&mut self, disk: DiskId, done: bool) {
+        if !done && self.disk(disk).link == super::disks::Link::Up {
+            self.rest(disk);
+        }
+        self.set_purge(disk, if done { LegState::Done } else { LegState::Parked });
+        self.settle_purge();
+    }
+
+    fn settle_purge(&mut self) {
+        if let Stage::Purging(purge) = &self.stage
+            && purge.legs.values().all(|state| *state == LegState::Done)
+        {
+            self.stage = Stage::Purged;
+            self.out.push(Action::Purged);
+        }
+    }
+}

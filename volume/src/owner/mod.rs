@@ -1,0 +1,369 @@
+//! The owner of a volume: one ordering point for all its commands, and the replication below it.
+//!
+//! ```text
+//!     command --> commands split at extents --> operations locked by block --> members of the extent
+//!                                                      ^
+//!     map, seals, reconciliation: decide which extents are open
+//! ```
+//!
+//! A state machine without I/O: [`Owner::handle`] takes what happened and the time, and leaves
+//! [`Action`]s. The rules that it keeps, by their numbers in `docs/invariants.md`:
+//!
+//! - A write is acked when every member in sync has it durable and they are at least `min_size` (2).
+//!   A member that does not answer holds its writes up until the map removes it (3).
+//! - An extent is served once every member in sync has sealed and, if it was dirty, agrees with the
+//!   others on every block (4, 19). Reads come from members in sync only (8).
+//! - A mutation that was sent is never given up, see [`op`]: a command that waited too long is
+//!   answered, its blocks stay locked.
+//! - **No space is withdrawn.** When some members took a change and others had no room for it, the
+//!   old content, which those others still have, goes to all members under a new version before the
+//!   command is answered and the blocks are unlocked. That needs no space: where the old content is
+//!   a hole it is a discard, elsewhere an overwrite. A takeover does the same where it cannot bring
+//!   a lagging member forward: what the lagging member lacks was never acked.
+//! - **A bad copy is rewritten under a new version.** The content is read from a good member and
+//!   written to all, under the lock, like any write of the same content.
+//! - **Unreadable is remembered.** If the newest version of a block cannot be read from anybody,
+//!   the block answers with a medium error until it is overwritten whole, and no watermark is sent
+//!   meanwhile, so that the next owner finds the extent dirty and knows it too.
+//! - On a write-back volume a lost connection may mean a lost memory: the extents changed since
+//!   the last flush are reconciled before they are served again, and watermarks follow flushes.
+
+mod command;
+mod disks;
+mod event;
+mod hazard;
+mod housekeeping;
+mod op;
+mod read;
+mod reconcile;
+mod view;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use lunette_proto::ids::{DiskId, ExtentId, Namespace};
+use lunette_proto::node::{Failure, Reply, ReplyBody};
+use slab::Slab;
+
+pub(crate) use event::Plant;
+pub use event::{Action, Complaint, Config, Event, Limits, Trouble};
+pub use view::{Members, PartitionOf, PoolView, Standing, View};
+
+use crate::device::{DeviceError, Readiness};
+use command::Command;
+use disks::Disk;
+use hazard::Locks;
+use housekeeping::{Flush, Purge};
+use op::{Op, Phase};
+use reconcile::Reconcile;
+
+/// How often time is looked at while something is going on.
+const TICK_MS: u64 = 20;
+
+/// The owner of one volume under one generation. See the module's documentation.
+#[derive(Debug)]
+pub struct Owner {
+    config: Config,
+    namespace: Namespace,
+    view: View,
+    stage: Stage,
+    now: u64,
+    timer: Option<u64>,
+    out: Vec<Action>,
+
+    disks: BTreeMap<DiskId, Disk>,
+    pending: Slab<Pending>,
+    serial: u32,
+
+    commands: Slab<Command>,
+    /// Zeroing commands that have not queued all their operations, in order.
+    zeroing: Vec<usize>,
+    /// Commands behind them, in order.
+    deferred: VecDeque<usize>,
+    recheck_deferred: bool,
+
+    ops: Slab<Op>,
+    locks: BTreeMap<u64, Locks>,
+    /// Operations to be started, if nothing is in their way.
+    ready: VecDeque<usize>,
+    repairs: BTreeSet<(u64, u32)>,
+
+    /// Extents whose members may differ.
+    dirty: BTreeSet<u64>,
+    reconciles: BTreeMap<u64, Reconcile>,
+    /// Blocks that nobody can read.
+    unreadable: BTreeSet<(u64, u32)>,
+
+    last_seq: u64,
+    /// First sequence numbers of operations that are not finished.
+    unresolved: BTreeSet<u64>,
+    /// Extents with changes that are not on stable media, and the last of them.
+    unflushed: BTreeMap<u64, u64>,
+    /// Changes up to this one are on stable media; `None` before the first flush.
+    flushed: Option<u64>,
+    flush: Option<Flush>,
+    flush_waiting: Vec<usize>,
+    /// Last one sent, and when.
+    watermark: Option<u64>,
+    watermark_ms: u64,
+
+    #[cfg(test)]
+    plant: Option<Plant>,
+}
+
+/// ```text
+///     Serving --deleted in the map, nothing in flight--> Purging --> Purged
+///        `--a higher generation is sealed--> Stopped (also from the others)
+/// ```
+#[derive(Debug)]
+enum Stage {
+    Serving,
+    Purging(Purge),
+    Purged,
+    Stopped(DeviceError),
+}
+
+/// A request without its answer.
+#[derive(Debug)]
+struct Pending {
+    serial: u32,
+    disk: DiskId,
+    what: What,
+}
+
+/// What an answer is for.
+#[derive(Debug)]
+enum What {
+    Seal,
+    Probe,
+    Read { op: usize },
+    Leg { op: usize },
+    Versions { extent: u64 },
+    Flush,
+    Watermark,
+    Delete,
+    Abandoned,
+}
+
+/// What an answer says to the one who waits for it; what it says about the disk was noted before.
+#[derive(Debug)]
+enum Answer {
+    Body(ReplyBody),
+    NoSpace,
+    Corrupt(u32),
+    /// Nothing was changed; try again.
+    Later,
+    /// It may or may not have happened, also later.
+    Unknown,
+}
+
+impl Owner {
+    /// Takes ownership: call [`handle`](Self::handle) with [`Event::Tick`] to begin.
+    #[must_use]
+    pub fn new(config: Config, view: View) -> Self {
+        let namespace = Namespace::volume(config.volume);
+        Self {
+            namespace,
+            view,
+            stage: Stage::Serving,
+            now: 0,
+            timer: None,
+            out: Vec::new(),
+            disks: BTreeMap::new(),
+            pending: Slab::new(),
+            serial: 0,
+            commands: Slab::new(),
+            zeroing: Vec::new(),
+            deferred: VecDeque::new(),
+            recheck_deferred: false,
+            ops: Slab::new(),
+            locks: BTreeMap::new(),
+            ready: VecDeque::new(),
+            repairs: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            reconciles: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            last_seq: 0,
+            unresolved: BTreeSet::new(),
+            unflushed: BTreeMap::new(),
+            flushed: None,
+            flush: None,
+            flush_waiting: Vec::new(),
+            watermark: None,
+            watermark_ms: 0,
+            config,
+            #[cfg(test)]
+            plant: None,
+        }
+    }
+
+    /// What happened, at `now_ms` on any clock that does not go back; leaves what is to be done.
+    pub fn handle(&mut self, now_ms: u64, event: Event, out: &mut Vec<Action>) {
+        self.now = self.now.max(now_ms);
+        std::mem::swap(&mut self.out, out);
+        match event {
+            Event::Command { tag, command } => self.submit(tag, command),
+            Event::Reply { tag, reply } => self.reply(tag, reply),
+            Event::Lost { disk } => self.lost(disk),
+            Event::Map(view) => self.see(view),
+            Event::Tick => self.tick(),
+        }
+        self.run_ready();
+        self.set_timer();
+        std::mem::swap(&mut self.out, out);
+    }
+
+    /// Whether it can serve at the moment.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        if !self.is_serving() || self.view.deleting {
+            Readiness::NotOwner
+        } else if self.view.pool.is_starved() {
+            Readiness::Unavailable
+        } else if self.all_sealed() {
+            Readiness::Ready
+        } else if self.complaints().iter().any(|it| self.now - it.since_ms > self.config.limits.wait_ms) {
+            Readiness::Unavailable
+        } else {
+            Readiness::Starting
+        }
+    }
+
+    /// Whether it has lost the volume, or given it back: nothing will come of it any more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Stopped(_) | Stage::Purged)
+    }
+
+    fn reply(&mut self, tag: u64, reply: Reply) {
+        let Some(Pending { disk, what, .. }) = self.answered(tag, &reply) else {
+            return;
+        };
+        if self.is_over() {
+            return;
+        }
+        if let What::Probe = what {
+            let trouble = match reply {
+                Err(Failure::DiskFailed | Failure::NoSuchDisk | Failure::Invalid) => Trouble::Failed,
+                _ => Trouble::Disconnected,
+            };
+            return self.probed(disk, reply.is_ok(), trouble);
+        }
+        if let What::Delete = what {
+            return self.deleted(disk, matches!(reply, Ok(_) | Err(Failure::Deleted)));
+        }
+        let answer = match reply {
+            Ok(body) => Answer::Body(body),
+            Err(Failure::NoSpace) => Answer::NoSpace,
+            Err(Failure::Corrupt { offset }) => Answer::Corrupt(offset),
+            Err(Failure::Busy | Failure::Epoch { .. }) => Answer::Later,
+            Err(_) => Answer::Unknown,
+        };
+        match what {
+            What::Seal => self.sealed(
+                disk,
+                match answer {
+                    Answer::Body(ReplyBody::Sealed(sealed)) => Some(sealed),
+                    _ => None,
+                },
+            ),
+            What::Read { op } => self.read_answered(op, disk, answer),
+            What::Leg { op } => self.leg_answered(op, tag, answer),
+            What::Versions { extent } => self.versions_answered(extent, disk, answer),
+            What::Flush => self.flush_answered(disk, matches!(answer, Answer::Body(ReplyBody::Done))),
+            What::Watermark => {
+                if !matches!(answer, Answer::Body(ReplyBody::Done)) {
+                    self.watermark = None;
+                }
+            }
+            What::Probe | What::Delete | What::Abandoned => {}
+        }
+    }
+
+    /// Starts what can be started. Operations queue here instead of starting each other, so that
+    /// a long chain of them needs no stack.
+    fn run_ready(&mut self) {
+        loop {
+            if let Some(op) = self.ready.pop_front() {
+                self.start(op);
+            } else if self.recheck_deferred {
+                self.admit_deferred();
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Has everything that waits looked at again.
+    fn wake_all(&mut self) {
+        if !self.is_serving() {
+            return;
+        }
+        self.start_reconciles();
+        for locks in self.locks.values() {
+            self.ready.extend(locks.free());
+        }
+    }
+
+    /// Tries again what waits for a disk.
+    fn unpark(&mut self, disk: DiskId) {
+        if self.is_purging() {
+            return self.unpark_purge();
+        }
+        if !self.is_usable(disk) {
+            return;
+        }
+        let mut mutating: Vec<(u64, usize)> = Vec::new();
+        let mut reading = Vec::new();
+        for (id, op) in &self.ops {
+            match &op.phase {
+                Phase::Mutating(it) => mutating.push((it.version.seq, id)),
+                Phase::Reading(it) if it.asked.is_none() => reading.push(id),
+                Phase::Reading(_) | Phase::Waiting => {}
+            }
+        }
+        // In the order of their first sending: older changes first.
+        mutating.sort_unstable();
+        for (_, op) in mutating {
+            self.send_parked(op);
+        }
+        for op in reading {
+            self.ask(op);
+        }
+        self.unpark_reconciles(disk);
+        self.unpark_flush();
+    }
+
+    fn extent(&self, index: u64) -> ExtentId {
+        ExtentId { namespace: self.namespace, index }
+    }
+
+    fn members(&self, index: u64) -> Members {
+        self.view.pool.in_sync(self.extent(index))
+    }
+
+    fn is_serving(&self) -> bool {
+        matches!(self.stage, Stage::Serving)
+    }
+
+    fn is_purging(&self) -> bool {
+        matches!(self.stage, Stage::Purging(_))
+    }
+
+    #[cfg(test)]
+    fn planted(&self, bug: Plant) -> bool {
+        self.plant == Some(bug)
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "in tests it looks at the planted bug")]
+    fn planted(&self, _: Plant) -> bool {
+        false
+    }
+
+    /// Plants a bug for the simulator to find.
+    #[cfg(test)]
+    pub(crate) fn plant(&mut self, bug: Option<Plant>) {
+        self.plant = bug;
+    }
+}

@@ -1,0 +1,242 @@
+//! Reading: one member in sync at a time, until one has the blocks.
+
+use bytes::{Bytes, BytesMut};
+use lunette_proto::ids::DiskId;
+use lunette_proto::limits::BLOCK_BYTES;
+use lunette_proto::node::{Change, Durability, ReplyBody, RequestBody};
+
+use super::event::{Patch, Plant};
+use super::op::{Asked, Op, Origin, Phase, Reading, Work};
+use super::view::Members;
+use super::{Answer, Owner, What};
+use crate::device::DeviceError;
+
+/// Bad blocks that are being rewritten at the same time.
+const REPAIRS_MAX: usize = 64;
+
+impl Owner {
+    /// Begins to ask for an operation's blocks.
+    pub(super) fn read(&mut self, id: usize, from: Members, withdrawing: bool) {
+        self.ops[id].phase = Phase::Reading(Reading { from, withdrawing, ..Reading::default() });
+        self.ask(id);
+    }
+
+    /// Asks the best member that was not found bad; waits if none can be reached.
+    pub(super) fn ask(&mut self, id: usize) {
+        let Some(Op { extent, offset, len, phase: Phase::Reading(reading), .. }) = self.ops.get(id) else {
+            return;
+        };
+        if reading.asked.is_some() {
+            return;
+        }
+        let mut eligible = self.members(*extent);
+        if self.planted(Plant::ReadAnyMember) {
+            eligible = self.view.pool.disks().map(|(disk, _)| disk).collect();
+        }
+        if !reading.from.is_empty() {
+            eligible.retain(|disk| reading.from.contains(disk));
+        }
+        if eligible.is_empty() {
+            return;
+        }
+        let best = eligible
+            .iter()
+            .copied()
+            .filter(|disk| self.is_usable(*disk) && !reading.bad.contains(disk))
+            .min_by_key(|disk| {
+                let outstanding = self.disks.get(disk).map_or(0, |disk| disk.outstanding);
+                (reading.slow.contains(disk), !self.view.pool.is_local(*disk), outstanding)
+            });
+        match best {
+            Some(disk) => {
+                let (offset, len) = match &reading.pieces {
+                    None => (*offset, *len),
+                    Some(pieces) => (*offset + blocks_len(pieces), BLOCK_BYTES),
+                };
+                let generation = self.config.generation;
+                let body = RequestBody::Read { extent: self.extent(*extent), generation, offset, len };
+                let tag = self.send(disk, body, What::Read { op: id });
+                self.touch(id);
+                if let Phase::Reading(reading) = &mut self.ops[id].phase {
+                    reading.asked = Some(Asked { disk, tag, since_ms: self.now });
+                }
+            }
+            None if eligible.iter().all(|disk| reading.bad.contains(disk)) => self.exhausted(id),
+            None => {}
+        }
+    }
+
+    /// Notes that something was sent for a command.
+    pub(super) fn touch(&mut self, id: usize) {
+        if let Origin::Command { command, .. } = self.ops[id].origin {
+            self.commands[command].touched = true;
+        }
+    }
+
+    pub(super) fn read_answered(&mut self, id: usize, disk: DiskId, answer: Answer) {
+        let Some(Op { offset, len, phase: Phase::Reading(reading), .. }) = self.ops.get_mut(id) else {
+            return;
+        };
+        reading.asked = None;
+        let (first, want) = match &reading.pieces {
+            None => (*offset, *len),
+            Some(pieces) => (*offset + blocks_len(pieces), BLOCK_BYTES),
+        };
+        match answer {
+            Answer::Body(ReplyBody::Data(data)) if data.len() == want as usize => {
+                let Some(pieces) = &mut reading.pieces else {
+                    return self.have(id, data);
+                };
+                pieces.extend_from_slice(&data);
+                reading.bad.clear();
+                if pieces.len() == *len as usize {
+                    let data = std::mem::take(pieces).freeze();
+                    return self.have(id, data);
+                }
+            }
+            Answer::Body(_) => self.distrust(disk),
+            Answer::Corrupt(at) => {
+                let at = if (first..first + want).contains(&at) { at } else { first };
+                reading.bad.push(disk);
+                if reading.bad_blocks.len() < REPAIRS_MAX && !reading.bad_blocks.contains(&(at / BLOCK_BYTES))
+                {
+                    reading.bad_blocks.push(at / BLOCK_BYTES);
+                }
+            }
+            Answer::NoSpace => self.rest(disk),
+            Answer::Later | Answer::Unknown => {}
+        }
+        self.ask(id);
+    }
+
+    /// Every member that counts has a bad block among those asked for.
+    fn exhausted(&mut self, id: usize) {
+        let Op { extent, offset, len, phase: Phase::Reading(reading), work, .. } = &mut self.ops[id] else {
+            return;
+        };
+        if reading.pieces.is_none() && *len > BLOCK_BYTES {
+            // Perhaps not the same one on all of them.
+            reading.pieces = Some(BytesMut::with_capacity(*len as usize));
+            reading.bad.clear();
+            return self.ask(id);
+        }
+        let at = *offset + reading.pieces.as_ref().map_or(0, |pieces| blocks_len(pieces));
+        let medium = DeviceError::Medium { offset: self.config.layout.address(*extent, at) };
+        let (extent, offset, len, withdrawing) = (*extent, *offset, *len, reading.withdrawing);
+        match work {
+            Work::Read { .. } | Work::Modify { .. } if !withdrawing => self.finish(id, Err(medium)),
+            Work::Level { version, hole, sources, lagging } if !withdrawing && len > BLOCK_BYTES => {
+                // Level what can be levelled, block by block.
+                let (version, hole) = (*version, *hole);
+                let (sources, lagging) = (sources.clone(), lagging.clone());
+                for block in (offset..offset + len).step_by(BLOCK_BYTES as usize) {
+                    let work =
+                        Work::Level { version, hole, sources: sources.clone(), lagging: lagging.clone() };
+                    self.level(extent, block, BLOCK_BYTES, work);
+                }
+                self.finish(id, Ok(Bytes::new()));
+            }
+            _ => {
+                let blocks = self.ops[id].blocks();
+                self.unreadable.extend(blocks.map(|block| (extent, block)));
+                self.finish(id, Err(medium));
+            }
+        }
+    }
+
+    /// The blocks of an operation were read.
+    fn have(&mut self, id: usize, data: Bytes) {
+        let Op { extent, offset, work, phase: Phase::Reading(reading), .. } = &mut self.ops[id] else {
+            return;
+        };
+        if reading.withdrawing {
+            return self.write_back_old(id, &data);
+        }
+        let (extent, offset) = (*extent, *offset);
+        let bad_blocks = std::mem::take(&mut reading.bad_blocks);
+        match work {
+            Work::Read { skip, take } => {
+                let bytes = data.slice(*skip as usize..(*skip + *take) as usize);
+                self.finish(id, Ok(bytes));
+                for block in bad_blocks {
+                    self.repair(extent, block);
+                }
+            }
+            Work::Modify { at, patch } => {
+                let (at, patch) = (*at as usize, patch.clone());
+                let change = Change::Data(self.merge(data, at, &patch));
+                self.change(id, offset, change);
+            }
+            Work::Level { version, lagging, .. } => {
+                let (version, lagging) = (*version, lagging.clone());
+                self.put(id, Change::Data(data), version, &lagging);
+            }
+            Work::Write(_) => {}
+        }
+    }
+
+    fn merge(&self, data: Bytes, at: usize, patch: &Patch) -> Bytes {
+        if let Patch::Nothing = patch {
+            return data;
+        }
+        let mut block = BytesMut::from(&data[..]);
+        let at = if self.planted(Plant::WrongMerge) { at.saturating_sub(512) } else { at };
+        match patch {
+            Patch::Nothing => {}
+            Patch::Data(bytes) => block[at..at + bytes.len()].copy_from_slice(bytes),
+            Patch::Zeros(len) => block[at..at + len].fill(0),
+        }
+        block.freeze()
+    }
+
+    /// Writes a block again, of which some copy is bad. Not while a member is missing: the lock
+    /// would keep readers away from the good copies.
+    fn repair(&mut self, extent: u64, block: u32) {
+        if self.can_repair(extent) && self.repairs.len() < REPAIRS_MAX && self.repairs.insert((extent, block))
+        {
+            let work = Work::Modify { at: 0, patch: Patch::Nothing };
+            self.add_op(Origin::Repair, extent, block * BLOCK_BYTES, BLOCK_BYTES, work, Durability::Stable);
+        }
+    }
+
+    pub(super) fn can_repair(&self, extent: u64) -> bool {
+        let members = self.members(extent);
+        members.len() >= self.view.pool.min_size() && members.iter().all(|disk| self.is_usable(*disk))
+    }
+
+    /// Asks another member where one takes long.
+    pub(super) fn tick_reads(&mut self) {
+        let (now, hedge_ms) = (self.now, self.config.limits.hedge_ms);
+        let late: Vec<usize> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| match &op.phase {
+                Phase::Reading(reading) => reading.asked.is_some_and(|asked| {
+                    now - asked.since_ms >= hedge_ms
+                        && self.members(op.extent).iter().any(|disk| {
+                            *disk != asked.disk
+                                && self.is_usable(*disk)
+                                && (reading.from.is_empty() || reading.from.contains(disk))
+                                && !reading.bad.contains(disk)
+                                && !reading.slow.contains(disk)
+                        })
+                }),
+                Phase::Waiting | Phase::Mutating(_) => false,
+            })
+            .map(|(id, _)| id)
+            .collect();
+        for id in late {
+            if let Phase::Reading(reading) = &mut self.ops[id].phase
+                && let Some(asked) = reading.asked.take()
+            {
+                reading.slow.push(asked.disk);
+                self.abandon(asked.tag);
+            }
+            self.ask(id);
+        }
+    }
+}
+
+fn blocks_len(pieces: &BytesMut) -> u32 {
+    u32::try_from(pieces.len()).expect("pieces of one extent")
+}
