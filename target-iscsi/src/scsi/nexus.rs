@@ -115,6 +115,11 @@ impl Nexus {
         }
     }
 
+    /// The logical unit at `lun` is gone: another one that is mapped there starts afresh.
+    pub fn forget(&mut self, lun: u16) {
+        self.units.remove(&lun);
+    }
+
     /// REPORT LUNS was answered: nobody needs to be told that the inventory changed (SPC-4 6.33).
     pub(super) fn inventory_reported(&mut self) {
         self.untouched.remove(Attention::ReportedLunsChanged);

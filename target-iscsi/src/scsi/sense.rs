@@ -67,6 +67,9 @@ impl Sense {
     pub(super) const SAVING_NOT_SUPPORTED: Self = Self::new(Key::IllegalRequest, 0x39, 0x00);
     pub(super) const WRITE_PROTECTED: Self = Self::new(Key::DataProtect, 0x27, 0x00);
     pub(super) const SOFTWARE_WRITE_PROTECTED: Self = Self::new(Key::DataProtect, 0x27, 0x02);
+    /// LOGICAL UNIT COMMUNICATION FAILURE of a command of several parts, some of which have happened:
+    /// neither BUSY nor ILLEGAL REQUEST, which promise that nothing has.
+    pub(super) const PARTLY_DONE: Self = Self::new(Key::AbortedCommand, 0x08, 0x00);
     pub(super) const INTERNAL_FAILURE: Self = Self::new(Key::HardwareError, 0x44, 0x00);
 
     pub(super) const fn new(key: Key, asc: u8, ascq: u8) -> Self {

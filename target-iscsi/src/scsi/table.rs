@@ -131,13 +131,13 @@ pub(super) fn rows_of(opcode: u8) -> &'static [Row] {
 }
 
 /// What logs call a command.
-pub(super) fn name(cdb: &Cdb) -> &'static str {
-    match rows_of(cdb.opcode()) {
+pub(super) fn name(opcode: u8, service_action: u8) -> &'static str {
+    match rows_of(opcode) {
         [] => "unknown",
         [row] => row.name,
         rows => rows
             .iter()
-            .find(|row| row.service_action == Some(cdb.service_action()))
+            .find(|row| row.service_action == Some(service_action))
             .map_or("unknown service action", |row| row.name),
     }
 }

@@ -54,7 +54,10 @@ pub struct Task {
     job: Job,
     format: SenseFormat,
     block_bytes: u32,
-    name: &'static str,
+    /// A part of the command has changed the medium, so it has not failed without effect any more.
+    changed: bool,
+    opcode: u8,
+    service_action: u8,
 }
 
 /// What is left to do of a command that one answer does not end.
@@ -81,8 +84,14 @@ impl Task {
     /// what the initiator sent, 16 bytes or more with an extended CDB.
     pub fn start(view: &TargetView, nexus: &mut Nexus, lun: u64, cdb: &[u8]) -> (Self, Step) {
         let cdb = Cdb::new(cdb);
-        let mut task =
-            Self { job: Job::Ended, format: SenseFormat::Fixed, block_bytes: 0, name: table::name(&cdb) };
+        let mut task = Self {
+            job: Job::Ended,
+            format: SenseFormat::Fixed,
+            block_bytes: 0,
+            changed: false,
+            opcode: cdb.opcode(),
+            service_action: cdb.service_action(),
+        };
         let answer = task.dispatch(view, nexus, lun::decode(lun), &cdb);
         let step = match answer {
             Ok(Plan::Good) => good(Data::new(), 0),
@@ -133,13 +142,20 @@ impl Task {
     /// What came of the command that [`Step::Submit`] named.
     pub fn completed(&mut self, outcome: Outcome) -> Step {
         let progress = match outcome {
+            Err(error) if self.changed && error.is_definite() => Err(Sense::PARTLY_DONE.into()),
             Err(error) => Err(Failure::of_device(&error, self.block_bytes)),
             Ok(data) => match &mut self.job {
                 Job::Read(read) => read.completed(data),
                 Job::Write(write) => Ok(write.completed()),
                 Job::Flush => Ok(Progress::Done(Data::new(), 0)),
-                Job::Unmap(unmap) => Ok(unmap.next()),
-                Job::WriteSame(write_same) => Ok(write_same.next()),
+                Job::Unmap(unmap) => {
+                    self.changed = true;
+                    Ok(unmap.next())
+                }
+                Job::WriteSame(write_same) => {
+                    self.changed = true;
+                    Ok(write_same.next())
+                }
                 Job::Verify(verify) => verify.completed(&data),
                 Job::Ended | Job::ModeSelect(_) => Err(Sense::INTERNAL_FAILURE.into()),
             },
@@ -150,7 +166,7 @@ impl Task {
     /// The command's name, for logs.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        self.name
+        table::name(self.opcode, self.service_action)
     }
 
     fn dispatch(&mut self, view: &TargetView, nexus: &mut Nexus, address: Address, cdb: &Cdb) -> Answer {
@@ -199,7 +215,7 @@ impl Task {
 
     #[cold]
     fn fail(&self, failure: Failure) -> Step {
-        tracing::debug!(command = self.name, ?failure, "command failed");
+        tracing::debug!(command = self.name(), ?failure, "command failed");
         let (status, sense) = match failure {
             Failure::Check(sense) => (CHECK_CONDITION, sense.encode(self.format)),
             Failure::Busy => (BUSY, Bytes::new()),

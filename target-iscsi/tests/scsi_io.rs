@@ -1,0 +1,442 @@
+//! Commands that move, check and discard data, on a volume in memory (SBC-3 5).
+
+mod scsi_model;
+
+use bytes::Bytes;
+use lunette_target_iscsi::scsi::{Step, Task};
+use lunette_volume::device::{Command, Data, DeviceError};
+use scsi_model::{Model, cdb, pattern};
+
+const END_OF_MODEL: u64 = 2048;
+
+/// A READ, WRITE or VERIFY with its fields where its CDB length has them.
+fn transfer(len: usize, opcode: u8, flags: u8, lba: u64, blocks: u32) -> Vec<u8> {
+    let lba32 = (lba as u32).to_be_bytes();
+    match len {
+        6 => {
+            let [_, high, mid, low] = lba32;
+            vec![opcode, high | flags, mid, low, blocks as u8, 0]
+        }
+        10 => cdb(10, opcode, &[(1, &[flags]), (2, &lba32), (7, &(blocks as u16).to_be_bytes())]),
+        12 => cdb(12, opcode, &[(1, &[flags]), (2, &lba32), (6, &blocks.to_be_bytes())]),
+        _ => cdb(16, opcode, &[(1, &[flags]), (2, &lba.to_be_bytes()), (10, &blocks.to_be_bytes())]),
+    }
+}
+
+const READS: [(usize, u8); 4] = [(6, 0x08), (10, 0x28), (12, 0xA8), (16, 0x88)];
+const WRITES: [(usize, u8); 4] = [(6, 0x0A), (10, 0x2A), (12, 0xAA), (16, 0x8A)];
+const VERIFIES: [(usize, u8); 3] = [(10, 0x2F), (12, 0xAF), (16, 0x8F)];
+
+/// Guards the way of the data: what any WRITE puts somewhere, any READ finds there, and nothing else moves.
+#[test]
+fn write_then_read() {
+    for block in [512, 4096] {
+        for (write_len, write) in WRITES {
+            for (read_len, read) in READS {
+                let mut model = Model::with(1 << 20, block);
+                let data = pattern(3 * block as usize);
+                let end = model.run(&transfer(write_len, write, 0, 17, 3), &data);
+                assert_eq!((end.transfer_len, end.data_out_len), (u64::from(3 * block), 3 * block));
+                end.good();
+                let read = model.run(&transfer(read_len, read, 0, 16, 5), &[]).good();
+                let edge = vec![0; block as usize];
+                assert_eq!(read, [&edge[..], &data, &edge].concat());
+            }
+        }
+    }
+}
+
+/// Guards READ(6) and WRITE(6): 21 bits of LBA, and 0 blocks are 256 (SBC-3 5.10).
+#[test]
+fn short_cdbs() {
+    let mut model = Model::with(1 << 29, 512);
+    model.run(&[0x08, 0x1F, 0xFF, 0x00, 1, 0], &[]).fails((5, 0x21, 0x00));
+    model.run(&[0x08, 0xEF, 0xF0, 0x00, 0, 0], &[]).good();
+    assert_eq!(model.commands, [Command::Read { offset: 0xF_F000 * 512, len: 256 * 512 }]);
+    assert_eq!(model.run(&[0x0A, 0, 0, 0, 0, 0], &[1; 256 * 512]).data_out_len, 256 * 512);
+}
+
+/// Guards the end of the volume: the last block is inside, 0 blocks at the end too, 2^64 does not wrap.
+#[test]
+fn ranges() {
+    let mut model = Model::new();
+    for (len, opcode) in READS.into_iter().chain(WRITES).skip(1).filter(|(len, _)| *len > 6) {
+        model.run(&transfer(len, opcode, 0, END_OF_MODEL - 1, 1), &[0; 512]).good();
+        let none = model.run(&transfer(len, opcode, 0, END_OF_MODEL, 0), &[]);
+        assert_eq!((none.data_out_len, none.transfer_len), (0, 0));
+        none.good();
+        for (lba, blocks) in
+            [(END_OF_MODEL, 1), (END_OF_MODEL - 1, 2), (END_OF_MODEL + 1, 0), (0xFFFF_FFFF, 1)]
+        {
+            model.run(&transfer(len, opcode, 0, lba, blocks), &[]).fails((5, 0x21, 0x00));
+        }
+    }
+    for (lba, blocks) in [(u64::MAX, 1), (u64::MAX, u32::MAX), (u64::MAX - 1, 1), (1 << 55, 1), (u64::MAX, 0)]
+    {
+        for opcode in [0x88, 0x8A, 0x8F, 0x90, 0x91, 0x93] {
+            let end = model.run(&transfer(16, opcode, 0, lba, blocks.max(u32::from(opcode == 0x93))), &[]);
+            // WRITE SAME looks at its own maximum first.
+            let want = if opcode == 0x93 && blocks == u32::MAX { 0x24 } else { 0x21 };
+            end.fails((5, want, 0x00));
+        }
+    }
+}
+
+/// Guards MAXIMUM TRANSFER LENGTH: 8 MiB go, one block more does not, and the field is pointed at.
+#[test]
+fn maximum_transfer() {
+    let mut model = Model::with(1 << 30, 512);
+    for (len, opcode, field) in [(12, 0xA8, 6), (16, 0x88, 10), (12, 0xAA, 6), (16, 0x8A, 10), (12, 0xAF, 6)]
+    {
+        model.run(&transfer(len, opcode, 0, 0, 16385), &[]).bad_cdb_field(field, None);
+        model.run(&transfer(len, opcode, 0, 0, 16384), &[]).good();
+    }
+    Model::with(1 << 30, 4096).run(&transfer(10, 0x28, 0, 0, 2049), &[]).bad_cdb_field(7, None);
+}
+
+/// Guards the flags: protection is refused, DPO ignored, FUA of a WRITE passed on.
+#[test]
+fn flags() {
+    let mut model = Model::new();
+    for (len, opcode) in READS.into_iter().chain(WRITES).chain(VERIFIES).filter(|(len, _)| *len > 6) {
+        model.run(&transfer(len, opcode, 0x20, 0, 1), &[]).bad_cdb_field(1, Some(7));
+        model.run(&transfer(len, opcode, 0x10, 0, 1), &[0; 512]).good();
+    }
+    for (len, opcode) in WRITES.into_iter().skip(1) {
+        for (flags, want) in [(0x00, false), (0x08, true)] {
+            model.run(&transfer(len, opcode, flags, 0, 1), &[0; 512]).good();
+            assert!(matches!(model.commands.last(), Some(Command::Write { fua, .. }) if *fua == want));
+        }
+    }
+}
+
+/// Guards FUA of a READ: on a write-back volume what is read is durable (SBC-3 5.11).
+#[test]
+fn fua_read() {
+    let mut model = Model::new();
+    let read = transfer(10, 0x28, 0x08, 0, 1);
+    model.run(&read, &[]).good();
+    assert_eq!(model.commands, [Command::Read { offset: 0, len: 512 }]);
+    model.commands.clear();
+    model.change(|unit| unit.write_back = true);
+    assert_eq!(model.run(&read, &[]).good().len(), 512);
+    assert_eq!(model.commands, [Command::Flush, Command::Read { offset: 0, len: 512 }]);
+}
+
+/// Guards writes that the initiator cuts short: whole blocks of what came, and the CDB's length for
+/// the residual.
+#[test]
+fn short_data_out() {
+    for (came, written) in [(0, 0), (511, 0), (512, 512), (1025, 1024), (2048, 2048)] {
+        let mut model = Model::new();
+        let end = model.run(&transfer(10, 0x2A, 0, 0, 4), &vec![0xAA; came]);
+        assert_eq!(end.transfer_len, 2048);
+        end.good();
+        assert_eq!(model.content.iter().filter(|byte| **byte == 0xAA).count(), written);
+    }
+}
+
+/// Guards against copies: the slices of the device, and of the initiator, go through as they are.
+#[test]
+fn data_is_not_copied() {
+    let mut model = Model::new();
+    let (mut task, _) = Task::start(&model.view, &mut model.nexus, 0, &transfer(10, 0x28, 0, 0, 2));
+    let slices = [Bytes::from(vec![1; 100]), Bytes::from(vec![2; 924])];
+    let Step::Done(response) = task.completed(Ok(Data::from_iter(slices.clone()))) else { panic!() };
+    assert!(response.data_in.iter().zip(&slices).all(|(got, sent)| got.as_ptr() == sent.as_ptr()));
+    assert_eq!(response.data_in.len(), 2);
+
+    let (mut task, _) = Task::start(&model.view, &mut model.nexus, 0, &transfer(10, 0x2A, 0, 0, 2));
+    let sent = Bytes::from(vec![3; 1024]);
+    let Step::Submit(Command::Write { data, .. }) = task.data_out(sent.clone()) else { panic!() };
+    assert_eq!(data.as_ptr(), sent.as_ptr());
+}
+
+/// Guards against a device that answers a read with too little: no initiator sees it as data.
+#[test]
+fn wrong_length_from_the_device() {
+    let mut model = Model::new();
+    let (mut task, _) = Task::start(&model.view, &mut model.nexus, 0, &transfer(10, 0x28, 0, 0, 2));
+    let Step::Done(response) = task.completed(Ok(Data::from_iter([Bytes::from(vec![1; 512])]))) else {
+        panic!()
+    };
+    assert_eq!((response.status, scsi_model::sense_code(&response.sense)), (2, (4, 0x44, 0x00)));
+}
+
+/// Guards write protection: nothing of a read-only map changes, everything else works.
+#[test]
+fn read_only() {
+    let mut model = Model::new();
+    model.change(|unit| unit.read_only = true);
+    for (len, opcode) in WRITES {
+        model.run(&transfer(len, opcode, 0, 0, 1), &[1; 512]).fails((7, 0x27, 0x00));
+    }
+    model.run(&transfer(10, 0x41, 0, 0, 1), &[1; 512]).fails((7, 0x27, 0x00));
+    model.run(&transfer(16, 0x93, 0, 0, 1), &[1; 512]).fails((7, 0x27, 0x00));
+    model.run(&unmap_cdb(24), &unmap_list(&[(0, 1)])).fails((7, 0x27, 0x00));
+    assert_eq!(model.commands, []);
+    for (len, opcode) in READS.into_iter().chain(VERIFIES) {
+        model.run(&transfer(len, opcode, 0, 0, 1), &[]).good();
+    }
+    model.run(&transfer(10, 0x35, 0, 0, 0), &[]).good();
+}
+
+/// Guards errors of the device: status, sense and the LBA of what cannot be read.
+#[test]
+fn device_errors() {
+    let mut model = Model::new();
+    let read = transfer(10, 0x28, 0, 8, 8);
+    model.fails = Some(DeviceError::Busy);
+    assert_eq!(model.run(&read, &[]).status, 0x08);
+    model.fails = Some(DeviceError::Medium { offset: 10 * 512 + 5 });
+    let end = model.run(&read, &[]);
+    end.fails((3, 0x11, 0x00));
+    assert_eq!(end.sense[..7], [0xF0, 0, 3, 0, 0, 0, 10]);
+    model.fails = Some(DeviceError::NoSpace);
+    model.run(&transfer(10, 0x2A, 0, 8, 1), &[1; 512]).fails((7, 0x27, 0x07));
+    model.fails = Some(DeviceError::TimedOut);
+    model.run(&transfer(10, 0x35, 0, 0, 0), &[]).fails((0xB, 0x08, 0x01));
+}
+
+/// Guards SYNCHRONIZE CACHE and PRE-FETCH: one flush, none; ranges are checked.
+#[test]
+fn cache() {
+    let mut model = Model::new();
+    for (len, sync, prefetch) in [(10, 0x35, 0x34), (16, 0x91, 0x90)] {
+        for flags in [0x00, 0x02] {
+            model.commands.clear();
+            model.run(&transfer(len, sync, flags, 4, 0), &[]).good();
+            assert_eq!(model.commands, [Command::Flush]);
+            model.run(&transfer(len, prefetch, flags, 4, 4), &[]).good();
+            assert_eq!(model.commands, [Command::Flush]);
+        }
+        model.run(&transfer(len, sync, 0, END_OF_MODEL, 1), &[]).fails((5, 0x21, 0x00));
+        model.run(&transfer(len, prefetch, 0, END_OF_MODEL, 1), &[]).fails((5, 0x21, 0x00));
+    }
+}
+
+/// Guards VERIFY: it reads; with BYTCHK it compares each byte, and names the first that differs.
+#[test]
+fn verify() {
+    for (len, opcode) in VERIFIES {
+        let mut model = Model::with(8 << 20, 512);
+        model.content = pattern(8 << 20);
+        // More than is read at once, so that offsets go on over several reads.
+        let blocks = 5000u32;
+        let same = model.content[512..512 * 5001].to_vec();
+        let plain = model.run(&transfer(len, opcode, 0x00, 1, blocks), &[]);
+        assert_eq!((plain.data_out_len, plain.transfer_len), (0, 0));
+        plain.good();
+        let read: u64 = model
+            .commands
+            .iter()
+            .map(|command| match command {
+                Command::Read { len, .. } => u64::from(*len),
+                other => panic!("{other:?}"),
+            })
+            .sum();
+        assert_eq!(read, 5000 * 512);
+        let equal = model.run(&transfer(len, opcode, 0x02, 1, blocks), &same);
+        assert_eq!((equal.data_out_len, equal.transfer_len), (5000 * 512, 5000 * 512));
+        equal.good();
+        for at in [0, 511, 512, 1_500_003, same.len() - 1] {
+            let mut other = same.clone();
+            other[at] ^= 0x80;
+            let end = model.run(&transfer(len, opcode, 0x02, 1, blocks), &other);
+            end.fails((0xE, 0x1D, 0x00));
+            assert_eq!(end.sense[0], 0xF0);
+            assert_eq!(end.sense[3..7], (at as u32).to_be_bytes());
+        }
+        model.run(&transfer(len, opcode, 0x04, 1, 1), &[]).bad_cdb_field(1, Some(2));
+        assert_eq!(model.run(&transfer(len, opcode, 0x02, 1, 0), &[]).data_out_len, 0);
+    }
+}
+
+/// Guards BYTCHK 11b: one block of Data-Out is compared with each block.
+#[test]
+fn verify_with_one_block() {
+    let mut model = Model::new();
+    let block = pattern(512);
+    model.content[1024..1024 + 512 * 7].copy_from_slice(&block.repeat(7));
+    let end = model.run(&transfer(16, 0x8F, 0x06, 2, 7), &block);
+    assert_eq!((end.data_out_len, end.transfer_len), (512, 512));
+    end.good();
+    model.content[1024 + 512 * 6 + 9] ^= 1;
+    let end = model.run(&transfer(16, 0x8F, 0x06, 2, 7), &block);
+    end.fails((0xE, 0x1D, 0x00));
+    assert_eq!(end.sense[3..7], [0, 0, 0, 9]);
+    model.run(&transfer(16, 0x8F, 0x06, 2, 7), &block[..511]).fails((5, 0x24, 0x00));
+}
+
+fn unmap_cdb(len: u16) -> Vec<u8> {
+    cdb(10, 0x42, &[(7, &len.to_be_bytes())])
+}
+
+fn unmap_list(descriptors: &[(u64, u32)]) -> Vec<u8> {
+    let len = descriptors.len() as u16 * 16;
+    let mut list = [(len + 6).to_be_bytes(), len.to_be_bytes(), [0; 2], [0; 2]].concat();
+    for (lba, blocks) in descriptors {
+        list.extend(lba.to_be_bytes());
+        list.extend(blocks.to_be_bytes());
+        list.extend([0; 4]);
+    }
+    list
+}
+
+fn unmap(model: &mut Model, descriptors: &[(u64, u32)]) -> scsi_model::End {
+    let list = unmap_list(descriptors);
+    model.run(&unmap_cdb(list.len() as u16), &list)
+}
+
+/// Guards UNMAP: each range is zeroed, empty ones cost nothing, also at the very end (SBC-3 5.28).
+#[test]
+fn unmap_ranges() {
+    let mut model = Model::new();
+    model.content.fill(1);
+    let end = unmap(&mut model, &[(0, 1), (8, 8), (4, 0), (END_OF_MODEL - 1, 1), (END_OF_MODEL, 0)]);
+    assert_eq!(end.transfer_len, 8 + 5 * 16);
+    end.good();
+    let zero = |lba: u64, blocks: u64| Command::Zero { offset: lba * 512, len: blocks * 512 };
+    assert_eq!(model.commands, [zero(0, 1), zero(8, 8), zero(END_OF_MODEL - 1, 1)]);
+    unmap(&mut model, &[]).good();
+    model.run(&unmap_cdb(0), &[]).good();
+}
+
+/// Guards UNMAP's limits: 256 descriptors, 2^20 blocks, the end; nothing is unmapped before all is checked.
+#[test]
+fn unmap_limits() {
+    let mut model = Model::with(1 << 40, 512);
+    unmap(&mut model, &[(0, 1); 256]).good();
+    assert_eq!(model.commands.len(), 256);
+    model.commands.clear();
+    unmap(&mut model, &[(0, 1); 257]).bad_parameter(2, None);
+    unmap(&mut model, &[(0, 1 << 20)]).good();
+    model.commands.clear();
+    unmap(&mut model, &[(0, 1), (0, 1 << 20)]).bad_parameter(8 + 16 + 8, None);
+    unmap(&mut model, &[(0, 1), (u64::MAX, 1)]).fails((5, 0x21, 0x00));
+    unmap(&mut model, &[(0, 1), ((1 << 31) - 1, 2)]).fails((5, 0x21, 0x00));
+    assert_eq!(model.commands, []);
+    model.run(&cdb(10, 0x42, &[(1, &[1]), (8, &[24])]), &unmap_list(&[(0, 1)])).bad_cdb_field(1, Some(0));
+}
+
+/// Guards UNMAP's list: too short is an error, a descriptor that is cut off is ignored (SBC-3 5.28.2).
+#[test]
+fn unmap_list_lengths() {
+    let mut model = Model::new();
+    let list = unmap_list(&[(0, 1), (8, 1)]);
+    for len in 1..8 {
+        model.run(&unmap_cdb(len), &list).fails((5, 0x1A, 0x00));
+    }
+    model.run(&unmap_cdb(40), &list[..39]).fails((5, 0x1A, 0x00));
+    model.run(&unmap_cdb(24), &list).fails((5, 0x1A, 0x00));
+    assert_eq!(model.commands, []);
+    let mut odd = list.clone();
+    odd[3] = 31;
+    model.run(&unmap_cdb(40), &odd).good();
+    assert_eq!(model.commands, [Command::Zero { offset: 0, len: 512 }]);
+}
+
+/// Guards the promise of BUSY and ILLEGAL REQUEST: once a part has happened, it is neither.
+#[test]
+fn partly_done() {
+    let mut model = Model::new();
+    let list = unmap_list(&[(0, 1), (8, 1)]);
+    for error in [DeviceError::Busy, DeviceError::OutOfRange] {
+        let (mut task, _) = Task::start(&model.view, &mut model.nexus, 0, &unmap_cdb(40));
+        task.data_out(list.clone().into());
+        task.completed(Ok(Data::new()));
+        let Step::Done(response) = task.completed(Err(error)) else { panic!() };
+        assert_eq!((response.status, scsi_model::sense_code(&response.sense)), (2, (0xB, 0x08, 0x00)));
+    }
+    model.fails = Some(DeviceError::Busy);
+    assert_eq!(unmap(&mut model, &[(0, 1), (8, 1)]).status, 0x08);
+}
+
+/// Guards WRITE SAME: the block is everywhere in the range and nowhere else; whole pieces at boundaries.
+#[test]
+fn write_same() {
+    for (len, opcode) in [(10, 0x41), (16, 0x93)] {
+        let mut model = Model::with(16 << 20, 512);
+        let block = pattern(512);
+        for flags in [0x00, 0x08] {
+            model.content.fill(0);
+            model.commands.clear();
+            let end = model.run(&transfer(len, opcode, flags, 3, 9000), &block);
+            assert_eq!((end.data_out_len, end.transfer_len), (512, 512));
+            end.good();
+            assert!(model.content[3 * 512..9003 * 512].chunks_exact(512).all(|written| written == block));
+            assert!(
+                model.content[..3 * 512].iter().chain(&model.content[9003 * 512..]).all(|byte| *byte == 0)
+            );
+            for command in &model.commands {
+                let Command::Write { offset, data, fua: false } = command else { panic!("{command:?}") };
+                assert!(data.len() <= 1 << 20);
+                let end = offset + data.len() as u64;
+                assert!(end % (1 << 20) == 0 || end == 9003 * 512);
+            }
+        }
+    }
+}
+
+/// Guards zeros: with and without UNMAP, or without Data-Out, they are one command.
+#[test]
+fn write_same_of_zeros() {
+    let zero = [Command::Zero { offset: 512, len: 2000 * 512 }];
+    for (len, opcode, flags, data_out) in [
+        (10, 0x41, 0x00, 512),
+        (10, 0x41, 0x08, 512),
+        (16, 0x93, 0x00, 512),
+        (16, 0x93, 0x08, 512),
+        (16, 0x93, 0x09, 0),
+        (16, 0x93, 0x01, 0),
+    ] {
+        let mut model = Model::new();
+        let end = model.run(&transfer(len, opcode, flags, 1, 2000), &[0; 512]);
+        assert_eq!((end.data_out_len, end.transfer_len), (data_out, u64::from(data_out)));
+        end.good();
+        assert_eq!(model.commands, zero);
+    }
+}
+
+/// Guards WRITE SAME's fields: no blocks (WSNZ), too many, ANCHOR, obsolete bits, protection, the end.
+#[test]
+fn write_same_refuses() {
+    let mut model = Model::with(1 << 40, 512);
+    model.run(&transfer(10, 0x41, 0, 0, 0), &[]).bad_cdb_field(7, None);
+    model.run(&transfer(16, 0x93, 0, 0, 0), &[]).bad_cdb_field(10, None);
+    model.run(&transfer(16, 0x93, 1, 0, (128 << 20) / 512 + 1), &[]).bad_cdb_field(10, None);
+    model.run(&transfer(16, 0x93, 1, 0, (128 << 20) / 512), &[]).good();
+    model.run(&transfer(16, 0x93, 0x18, 0, 1), &[]).bad_cdb_field(1, Some(4));
+    model.run(&transfer(16, 0x93, 0x04, 0, 1), &[]).bad_cdb_field(1, Some(2));
+    model.run(&transfer(10, 0x41, 0x20, 0, 1), &[]).bad_cdb_field(1, Some(7));
+    model.run(&transfer(16, 0x93, 0, 1 << 31, 1), &[]).fails((5, 0x21, 0x00));
+    model.run(&transfer(16, 0x93, 0, 0, 1), &[1; 511]).fails((5, 0x24, 0x00));
+}
+
+/// Guards the one length that must fit: WRITE SAME with another expected length is refused at once.
+#[test]
+fn write_same_expected_length() {
+    let mut model = Model::new();
+    for (expected, refused) in [(256, true), (512, false), (1024, true), (0, true)] {
+        let (mut task, _) = Task::start(&model.view, &mut model.nexus, 0, &transfer(10, 0x41, 0, 0, 1));
+        let step = task.check_expected(expected);
+        assert_eq!(matches!(step, Some(Step::Done(ref response)) if response.status == 2), refused);
+    }
+    let (mut task, _) = Task::start(&model.view, &mut model.nexus, 0, &transfer(10, 0x2A, 0, 0, 1));
+    assert!(task.check_expected(100).is_none(), "WRITE takes what comes");
+}
+
+/// Guards GET LBA STATUS: the first descriptor starts at the LBA that was asked for (SBC-3 5.4).
+#[test]
+fn get_lba_status() {
+    let mut model = Model::with(1 << 42, 512);
+    let status = |lba: u64, allocation: u32| {
+        cdb(16, 0x9E, &[(1, &[0x12]), (2, &lba.to_be_bytes()), (10, &allocation.to_be_bytes())])
+    };
+    let data = model.run(&status(5, 24), &[]).good();
+    assert_eq!(data, [0, 0, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0]);
+    let data = model.run(&status((1 << 33) - 3, 4096), &[]).good();
+    assert_eq!(data[16..], [0, 0, 0, 3, 0, 0, 0, 0]);
+    assert_eq!(model.run(&status(0, 8), &[]).good(), [0, 0, 0, 20, 0, 0, 0, 0]);
+    model.run(&status(1 << 33, 24), &[]).fails((5, 0x21, 0x00));
+}
