@@ -1,0 +1,129 @@
+//! The state as rows: one for each entry of the map, so that a commit writes what changed and no more.
+
+use std::sync::Arc;
+
+use lunette_proto::ids::{ClusterId, Epoch};
+use lunette_proto::map::ClusterMap;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table};
+use serde::{Deserialize, Serialize};
+
+use super::{STATE, StoreError, decode, encode, read_meta};
+use crate::state::{Change, NextIds, State, check_map};
+
+/// Kinds of rows. They are on disk: never change a number.
+const NODE: u8 = 1;
+const DISK: u8 = 2;
+const GATEWAY: u8 = 3;
+const POOL: u8 = 4;
+const VOLUME: u8 = 5;
+const TARGET: u8 = 6;
+
+/// What of a state is not a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    epoch: Epoch,
+    cluster: ClusterId,
+    next: NextIds,
+}
+
+impl Head {
+    pub(crate) fn of(state: &State) -> Self {
+        let map = state.map();
+        Self { epoch: map.epoch, cluster: map.cluster, next: state.next_ids() }
+    }
+}
+
+/// Writes a change.
+pub(super) fn write_change(
+    table: &mut Table<'_, (u8, u64), &'static [u8]>,
+    change: &Change,
+) -> Result<(), StoreError> {
+    let (key, row) = match change {
+        // In the head.
+        Change::Cluster(_) => return Ok(()),
+        Change::PutNode(node) => ((NODE, node.id.0.into()), Some(encode(node)?)),
+        Change::PutDisk(disk) => ((DISK, disk.id.0.into()), Some(encode(disk)?)),
+        Change::PutGateway(gateway) => ((GATEWAY, gateway.id.0.into()), Some(encode(gateway)?)),
+        Change::PutPool(pool) => ((POOL, pool.id.0.into()), Some(encode(pool)?)),
+        Change::RemovePool(id) => ((POOL, id.0.into()), None),
+        Change::PutVolume(volume) => ((VOLUME, volume.id.0), Some(encode(volume)?)),
+        Change::RemoveVolume(id) => ((VOLUME, id.0), None),
+        Change::PutTarget(target) => ((TARGET, target.id.0.into()), Some(encode(target)?)),
+        Change::RemoveTarget(id) => ((TARGET, id.0.into()), None),
+    };
+    match row {
+        Some(row) => drop(table.insert(key, row.as_slice())?),
+        None => drop(table.remove(key)?),
+    }
+    Ok(())
+}
+
+/// Every entry of a map, as changes that would make it.
+pub(super) fn all_changes(map: &ClusterMap) -> impl Iterator<Item = Change> {
+    let nodes = map.nodes.values().cloned().map(Change::PutNode);
+    let disks = map.disks.values().cloned().map(Change::PutDisk);
+    let gateways = map.gateways.values().cloned().map(Change::PutGateway);
+    let pools = map.pools.values().cloned().map(Change::PutPool);
+    let volumes = map.volumes.values().cloned().map(Change::PutVolume);
+    let targets = map.targets.values().cloned().map(Change::PutTarget);
+    nodes.chain(disks).chain(gateways).chain(pools).chain(volumes).chain(targets)
+}
+
+/// The state that the rows and the head make.
+pub(super) fn load(database: &Database) -> Result<State, StoreError> {
+    let Some(head) = read_meta::<Head>(database, "head")? else { return Ok(State::default()) };
+    let mut map = ClusterMap { epoch: head.epoch, cluster: head.cluster, ..ClusterMap::default() };
+    let table = database.begin_read()?.open_table(STATE)?;
+    for row in table.iter()? {
+        let (key, value) = row?;
+        let (kind, id) = key.value();
+        let change = match kind {
+            NODE => Change::PutNode(decode(value.value(), "node")?),
+            DISK => Change::PutDisk(decode(value.value(), "disk")?),
+            GATEWAY => Change::PutGateway(decode(value.value(), "gateway")?),
+            POOL => Change::PutPool(decode(value.value(), "pool")?),
+            VOLUME => Change::PutVolume(decode(value.value(), "volume")?),
+            TARGET => Change::PutTarget(decode(value.value(), "target")?),
+            _ => return Err(StoreError::Damaged { what: "a row of unknown kind" }),
+        };
+        if id_of(&change) != id {
+            return Err(StoreError::Damaged { what: "a row under another's key" });
+        }
+        change.apply(&mut map);
+    }
+    check_map(&map).map_err(|_| StoreError::Damaged { what: "the table of a pool" })?;
+    Ok(State::from_parts(map, head.next))
+}
+
+fn id_of(change: &Change) -> u64 {
+    match change {
+        Change::Cluster(_) => 0,
+        Change::PutNode(node) => node.id.0.into(),
+        Change::PutDisk(disk) => disk.id.0.into(),
+        Change::PutGateway(gateway) => gateway.id.0.into(),
+        Change::PutPool(pool) => pool.id.0.into(),
+        Change::RemovePool(id) => id.0.into(),
+        Change::PutVolume(volume) => volume.id.0,
+        Change::RemoveVolume(id) => id.0,
+        Change::PutTarget(target) => target.id.0.into(),
+        Change::RemoveTarget(id) => id.0.into(),
+    }
+}
+
+/// A snapshot's bytes: a record of the whole state.
+pub(super) fn encode_snapshot(state: &State) -> Result<Vec<u8>, StoreError> {
+    encode(&(super::open::FORMAT, state))
+}
+
+/// The state in a snapshot's bytes.
+pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<State, StoreError> {
+    let (format, state): (u32, State) = decode(bytes, "snapshot")?;
+    if format != super::open::FORMAT {
+        return Err(StoreError::Damaged { what: "a snapshot of unknown format" });
+    }
+    check_map(state.map()).map_err(|_| StoreError::Damaged { what: "the table of a pool" })?;
+    Ok(state)
+}
+
+/// Shares a state with a snapshot builder at the cost of a pointer.
+pub(super) type Shared = Arc<State>;
