@@ -2,9 +2,12 @@
 //!
 //! - max/mean: the fullest disk over the mean, by weight, and over what the failure-domain rule allows;
 //! - usable: the part of the capacity in use when the first disk is full, of all and of what the rule allows;
-//! - moved/min: copies moved over the fewest there can be, when one disk is added, removed or re-weighted.
-//!   The fewest is what the fair shares of all disks gain together, before rounding;
-//! - plan: time to compute a first table, and the next one after a change (the slowest of the three);
+//! - added, removed, re-weighted, +half: copies moved, and that over the fewest there can be, when one disk is
+//!   added, removed or doubled in weight, and when every second disk gets another like it beside it.
+//!   The fewest is the larger of two bounds: what the fair shares of all disks gain together, before
+//!   rounding; and the copies that must change row by row, because their disk is gone or because a domain that
+//!   must be in every row now is not in this one. An asterisk marks the second;
+//! - plan: time to compute a first table, and the next one after a change (the slowest of the four);
 //! - lookups: extent -> hash -> partition -> row, one core, extents of one volume in random order.
 //!
 //! Partitions are of equal size but for the hash's own spread, so copies stand for bytes.
@@ -31,7 +34,7 @@ struct Case {
 
 fn main() {
     println!(
-        "{:<34} {:>6} {:>6} | {:>8} {:>8} | {:>7} {:>8} | {:>13} {:>13} {:>13} | {:>8} {:>8} | {:>9}",
+        "{:<34} {:>6} {:>6} | {:>8} {:>8} | {:>7} {:>8} | {:>13} {:>13} {:>13} {:>13} | {:>8} {:>8} | {:>9}",
         "cluster (3 copies)",
         "parts",
         "/disk",
@@ -42,6 +45,7 @@ fn main() {
         "added",
         "removed",
         "re-weighted",
+        "+half",
         "plan ms",
         "next ms",
         "lookups/s"
@@ -114,20 +118,25 @@ fn report(case: &Case) {
     removed.remove(case.candidates.len() / 2);
     let mut reweighted = case.candidates.clone();
     reweighted[case.candidates.len() / 2].weight *= 2;
+    let mut grown = case.candidates.clone();
+    let twins = case.candidates.iter().step_by(2);
+    grown.extend((1_000_000..).zip(twins).map(|(id, like)| Candidate { disk: DiskId(id), ..like.clone() }));
 
     let mut changes = Vec::new();
     let mut slowest = Duration::ZERO;
-    for candidates in [&added, &removed, &reweighted] {
+    for candidates in [&added, &removed, &reweighted, &grown] {
         let (next, time) = run(case, candidates, Some(&first.table));
         slowest = slowest.max(time);
-        let (moved, fewest) = (next.moves.len() as f64, fewest_moves(&first, &next));
-        changes.push(format!("{moved} {:.3}", moved / fewest));
+        let moved = next.moves.len() as f64;
+        let (gains, forced) = (fair_gains(&first, &next), forced_moves(case, candidates, &first, &next));
+        let mark = if forced > gains { "*" } else { " " };
+        changes.push(format!("{moved} {:.3}{mark}", moved / gains.max(forced)));
     }
 
     let load = &first.load;
     let domain = format!("{:?}", case.failure_domain).to_lowercase();
     println!(
-        "{:<34} {:>6} {:>6.0} | {:>8.4} {:>8.4} | {:>6.2}% {:>7.2}% | {:>13} {:>13} {:>13} | {:>8.0} {:>8.0} | {:>7.0} M  by {domain}",
+        "{:<34} {:>6} {:>6.0} | {:>8.4} {:>8.4} | {:>6.2}% {:>7.2}% | {:>13} {:>13} {:>13} {:>13} | {:>8.0} {:>8.0} | {:>7.0} M  by {domain}",
         case.name,
         case.partitions,
         f64::from(case.partitions) * f64::from(WIDTH) / case.candidates.len() as f64,
@@ -138,6 +147,7 @@ fn report(case: &Case) {
         changes[0],
         changes[1],
         changes[2],
+        changes[3],
         first_time.as_secs_f64() * 1e3,
         slowest.as_secs_f64() * 1e3,
         lookups_per_second(&first.table) / 1e6,
@@ -158,10 +168,32 @@ fn run(case: &Case, candidates: &[Candidate], previous: Option<&Table>) -> (Plan
 }
 
 /// What fair shares gain, in copies.
-fn fewest_moves(before: &Plan, after: &Plan) -> f64 {
+fn fair_gains(before: &Plan, after: &Plan) -> f64 {
     let fair: BTreeMap<DiskId, f64> = before.load.disks.iter().map(|load| (load.disk, load.fair)).collect();
     let gain = |disk, now| f64::max(0.0, now - fair.get(&disk).copied().unwrap_or(0.0));
     after.load.disks.iter().map(|load| gain(load.disk, load.fair)).sum()
+}
+
+/// Copies that must change, row by row.
+fn forced_moves(case: &Case, candidates: &[Candidate], before: &Plan, after: &Plan) -> f64 {
+    let label = |candidate: &Candidate| match case.failure_domain {
+        FailureDomain::Disk => candidate.disk.to_string(),
+        FailureDomain::Host => candidate.host.clone(),
+        FailureDomain::Rack => candidate.rack.clone(),
+        FailureDomain::Zone => candidate.zone.clone(),
+    };
+    let domains: BTreeMap<DiskId, String> = candidates.iter().map(|one| (one.disk, label(one))).collect();
+    let mut shares: BTreeMap<&String, f64> = BTreeMap::new();
+    for load in &after.load.disks {
+        *shares.entry(&domains[&load.disk]).or_default() += load.fair;
+    }
+    shares.retain(|_, share| *share > f64::from(case.partitions) - 1e-6);
+    let forced = before.table.rows().map(|(_, row)| {
+        let present: Vec<&String> = row.iter().filter_map(|disk| domains.get(disk)).collect();
+        let gone = row.len() - present.len();
+        gone.max(shares.keys().filter(|domain| !present.contains(domain)).count())
+    });
+    forced.sum::<usize>() as f64
 }
 
 fn lookups_per_second(table: &Table) -> f64 {
@@ -172,7 +204,7 @@ fn lookups_per_second(table: &Table) -> f64 {
             let start = Instant::now();
             let mut sum = 0_u64;
             for count in 0..LOOKUPS {
-                // An odd multiplier: every index once, and none beside the last.
+                // Scattered, so that rows are not read in the order in which they lie.
                 let index = count.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
                 let row = locate(table, black_box(ExtentId { namespace, index }));
                 sum = sum.wrapping_add(u64::from(row[0].0));

@@ -9,7 +9,7 @@
 //!
 //! # The table
 //!
-//! [`plan`] computes the table as a flow of minimum cost. Rings of virtual nodes and straw-drawing
+//! [`plan()`] computes the table as a flow of minimum cost. Rings of virtual nodes and straw-drawing
 //! hashes spread load by luck: with a few hundred partitions per disk the fullest disk is 10 to 40 %
 //! above the mean, and the pool is full when that disk is. Where domains differ in size they also
 //! miss combinations that the rule allows. A flow misses none: it finds a table that obeys all of

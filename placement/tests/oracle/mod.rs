@@ -5,24 +5,29 @@ use std::collections::BTreeMap;
 use lunette_placement::{Plan, PlanRequest};
 use lunette_proto::ids::{DiskId, Partition};
 
-/// Fair shares by bisection: a domain takes min(partitions, level x weight), and the level is where the
-/// domains take all copies.
-pub(crate) fn fair_shares(request: &PlanRequest<'_>) -> BTreeMap<DiskId, f64> {
-    let mut domains: BTreeMap<&str, f64> = BTreeMap::new();
+/// Fair shares of disks, exactly, as (numerator, denominator). Of all ways to hold the heaviest domains to one
+/// copy of each partition, it is the one that holds the fewest and leaves no other above that.
+pub(crate) fn fair_shares(request: &PlanRequest<'_>) -> BTreeMap<DiskId, (u128, u128)> {
+    let mut domains: BTreeMap<&str, u128> = BTreeMap::new();
     for candidate in &request.candidates {
-        *domains.entry(&candidate.zone).or_default() += f64::from(candidate.weight);
+        *domains.entry(&candidate.zone).or_default() += u128::from(candidate.weight);
     }
-    let partitions = f64::from(request.partitions);
-    let copies = f64::from(request.width) * partitions;
-    let (mut low, mut high) = (0.0, copies);
-    for _ in 0..300 {
-        let level = (low + high) / 2.0;
-        let taken: f64 = domains.values().map(|weight| partitions.min(level * weight)).sum();
-        if taken < copies { low = level } else { high = level }
-    }
+    let mut weights: Vec<u128> = domains.values().copied().collect();
+    weights.sort_unstable_by(|one, other| other.cmp(one));
+    let partitions = u128::from(request.partitions);
+    let (held, copies, rest) = (0..u128::from(request.width))
+        .map(|held| (held as usize, partitions * (u128::from(request.width) - held)))
+        .map(|(held, copies)| (held, copies, weights[held..].iter().sum::<u128>()))
+        .find(|&(held, copies, rest)| {
+            weights[held..].iter().all(|weight| weight * copies <= partitions * rest)
+        })
+        .expect("there are as many domains as copies");
+
     let share = |zone: &str, weight: u32| {
         let domain = domains[zone];
-        if domain == 0.0 { 0.0 } else { partitions.min(high * domain) * f64::from(weight) / domain }
+        let heavier = held > 0 && domain >= weights[held - 1];
+        let (copies, of) = if heavier { (partitions, domain) } else { (copies, rest) };
+        (u128::from(weight) * copies, of)
     };
     request.candidates.iter().map(|one| (one.disk, share(&one.zone, one.weight))).collect()
 }
