@@ -93,9 +93,13 @@ node "$CHAP_TARGET" --op update -n node.session.auth.chap_algs -v SHA3-256,SHA25
 node "$CHAP_TARGET" --op update -n node.session.auth.username -v "$CHAP_USER"
 node "$CHAP_TARGET" --op update -n node.session.auth.password -v "wrong$CHAP_SECRET"
 exits 24 node "$CHAP_TARGET" --login
-step CHAP: admitted with the right one
+step CHAP: admitted with the right one, header and data digests on
 node "$CHAP_TARGET" --op update -n node.session.auth.password -v "$CHAP_SECRET"
+node "$CHAP_TARGET" --op update -n 'node.conn[0].iscsi.HeaderDigest' -v CRC32C
+node "$CHAP_TARGET" --op update -n 'node.conn[0].iscsi.DataDigest' -v CRC32C
 login "$CHAP_TARGET"
+connection=/sys/class/iscsi_connection/connection$(iscsiadm -m session | sed -n "s/^tcp: \[\([0-9]*\)\].*$CHAP_TARGET .*/\1/p"):0
+[ "$(cat "$connection/header_digest")$(cat "$connection/data_digest")" = 11 ] || fail "no digests were negotiated"
 map=/dev/mapper/3$CHAP_NAA
 appears "$map"
 if [ "$PHASE" = write ]; then

@@ -1,6 +1,6 @@
 //! Loopback ports that nobody else takes.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Below Linux's ephemeral range (32768), or another test's outgoing connection could take the port
@@ -14,15 +14,24 @@ const COUNT: u32 = 12_000;
 /// If no port of the range is free.
 #[must_use]
 pub fn free() -> SocketAddr {
+    free_at(Ipv4Addr::LOCALHOST.into())
+}
+
+/// A port that is free now at `address`.
+///
+/// # Panics
+/// If no port of the range is free.
+#[must_use]
+pub fn free_at(address: IpAddr) -> SocketAddr {
     // Tests run as processes side by side: start at a place of one's own, then go on from there.
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let start = std::process::id().wrapping_mul(97);
     for _ in 0..COUNT {
         let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
         let port = u16::try_from(FIRST + offset).expect("below 32768");
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if TcpListener::bind(address).is_ok() {
-            return address;
+        let socket = SocketAddr::new(address, port);
+        if TcpListener::bind(socket).is_ok() {
+            return socket;
         }
     }
     panic!("no free port in {FIRST}..{}", FIRST + COUNT);

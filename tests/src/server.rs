@@ -38,6 +38,7 @@ pub fn iqn(name: &str) -> String {
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     volumes: Vec<(String, String)>,
+    portals: Vec<SocketAddr>,
     nodes: Option<u8>,
     processes: bool,
 }
@@ -47,6 +48,13 @@ impl Builder {
     #[must_use]
     pub fn volume(mut self, name: &str, size: &str) -> Self {
         self.volumes.push((name.to_owned(), size.to_owned()));
+        self
+    }
+
+    /// One more portal.
+    #[must_use]
+    pub fn portal(mut self, portal: SocketAddr) -> Self {
+        self.portals.push(portal);
         self
     }
 
@@ -184,6 +192,9 @@ impl Lunette {
         let mut command = Command::new(lunette_bin());
         command.current_dir(self.folder.path()).arg("up").arg("--data").arg(self.data());
         command.args(["--portal", &self.portal.to_string(), "--admin", &self.admin.to_string()]);
+        for portal in &self.options.portals {
+            command.args(["--portal", &portal.to_string()]);
+        }
         if let Some(nodes) = self.options.nodes {
             command.args(["--nodes", &nodes.to_string()]);
         }

@@ -1,12 +1,13 @@
 //! libiscsi's tools and its conformance suite against a running system.
 
+use std::net::Ipv6Addr;
 use std::process::Command;
 use std::time::Duration;
 
 use lunette_tests::conformance::{Verdict, run_suite};
 use lunette_tests::initiator::Transfer;
 use lunette_tests::vpd::{Identity, designators};
-use lunette_tests::{Lunette, iqn, run};
+use lunette_tests::{Initiator, Lunette, iqn, ports, run};
 
 const TOOL: Duration = Duration::from_secs(20);
 const SUITE: Duration = Duration::from_secs(100);
@@ -34,6 +35,30 @@ fn iscsi_ls_finds_the_targets_and_their_luns() {
         "{with_luns}"
     );
     assert!(with_luns.contains("63M") && with_luns.contains("1023M"), "{with_luns}");
+}
+
+#[test]
+fn every_portal_serves_and_ipv6_is_one_of_them() {
+    // Guards against a portal that is announced and not served, and addresses without their brackets (RFC 7143, 13.8).
+    let second = ports::free();
+    let sixth = ports::free_at(Ipv6Addr::LOCALHOST.into());
+    let lunette = Lunette::build().volume("alpha", "64M").portal(second).portal(sixth).start();
+    for portal in [lunette.portal(), second, sixth] {
+        let found = tool("iscsi-ls", &[&format!("iscsi://{portal}")]);
+        let line = format!("Target:{} Portal:{portal},1", iqn("alpha"));
+        assert!(found.lines().any(|found| found == line), "{line} in\n{found}");
+        let mut initiator = Initiator::login(portal, &iqn("alpha")).expect("every portal admits us");
+        initiator.ready().expect("a connection");
+    }
+}
+
+#[test]
+fn header_digests_are_computed_and_checked() {
+    // Guards against a CRC32C over the wrong bytes (RFC 7143, 13.1).
+    let lunette = Lunette::build().volume("alpha", "64M").start();
+    let url = format!("{}?header_digest=crc32c", lunette.iscsi("alpha"));
+    let _ = tool("iscsi-readcapacity16", &[&url]);
+    assert!(conformance_failures(&["SCSI.Write10", "SCSI.Read16"], &url).is_empty());
 }
 
 #[test]
@@ -168,10 +193,17 @@ const SKIPPED: &[(&str, &str)] = &[];
 
 fn conforms(families: &[&str]) {
     let lunette = Lunette::build().volume("alpha", "256M").start();
+    let wrong = conformance_failures(families, &lunette.iscsi("alpha"));
+    assert!(wrong.is_empty(), "{wrong}");
+    lunette.initiator("alpha").ready().expect("the server goes on");
+}
+
+/// The logs of the tests that did not pass, nor were skipped with a reason of ours.
+fn conformance_failures(families: &[&str], url: &str) -> String {
     let mut wrong = String::new();
     let (mut passed, mut skipped) = (0, 0);
     for family in families {
-        for case in run_suite(family, &lunette.iscsi("alpha"), SUITE) {
+        for case in run_suite(family, url, SUITE) {
             let may_skip = SKIPPED.iter().any(|(name, _)| *name == case.name);
             match case.verdict {
                 Verdict::Passed => passed += 1,
@@ -181,8 +213,7 @@ fn conforms(families: &[&str]) {
         }
     }
     eprintln!("{passed} passed, {skipped} skipped");
-    assert!(wrong.is_empty(), "{wrong}");
-    let _ = lunette.initiator("alpha").ready();
+    wrong
 }
 
 #[test]
