@@ -2,6 +2,11 @@
 //!
 //!     bytes -> proto::iscsi -> session/ -> scsi/ -> volume::device::BlockDevice
 //!
-//! `scsi/` knows commands and nothing of PDUs; `session/` knows PDUs and nothing of what a command does.
+//! `scsi/` knows commands and nothing of PDUs; `session/` knows PDUs and nothing of what a command
+//! does, nor of sockets; `server/` is the shell around both. [`exports`] says what is shown to whom.
 
+pub mod exports;
+pub mod portals;
 pub mod scsi;
+pub mod server;
+pub mod session;

@@ -1,0 +1,425 @@
+//! One connection, from its first byte to its last completion.
+//!
+//!     Login ----> Claiming ----> Full ----+
+//!       |            |            |       |
+//!       +------------+------------+--> closing: Flush (send what is queued) or Now --> drained
+//!
+//! A connection that closes still waits for what its devices carry out. Only when it
+//! [is drained](Connection::is_drained) may its session be released, and so be reinstated.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use lunette_proto::iscsi::codes::login as status;
+use lunette_proto::iscsi::target::{LoginResponse, NopIn};
+use lunette_proto::iscsi::{Framer, Pdu, Request, TAG_NONE};
+use lunette_proto::limits::{ISCSI_LOGIN_SEGMENT_BYTES, ISCSI_RECV_SEGMENT_BYTES, LOGIN_TIMEOUT_MS};
+use lunette_volume::device::{Data, Outcome};
+
+use super::full::Session;
+use super::login::{Accepted, Login, Progress};
+use super::stats::SessionStats;
+use super::transmit::{Bounds, StatSn, Transmit};
+use super::{
+    Action, Context, DISCOVERY_PATIENCE, Endpoint, Event, FLUSH_PATIENCE, PING_AFTER, PING_PATIENCE,
+};
+use crate::exports::{Admission, Claimant, changes};
+
+/// Fills a buffer with random bytes: challenges come from it.
+pub type Random = Box<dyn FnMut(&mut [u8]) + Send>;
+
+/// An iSCSI connection.
+pub struct Connection {
+    context: Arc<Context>,
+    endpoint: Endpoint,
+    random: Random,
+    framer: Framer,
+    phase: Phase,
+    io: Io,
+    started: Instant,
+    heard: Instant,
+    pinged: Option<Instant>,
+    closing_since: Option<Instant>,
+}
+
+enum Phase {
+    Login(Login),
+    /// Login is through; the session is being claimed.
+    Claiming(Box<Accepted>, lunette_proto::iscsi::Serial),
+    Full(Box<Session>),
+    /// Login failed.
+    Over,
+}
+
+/// What both login and session write to.
+pub(super) struct Io {
+    pub(super) transmit: Transmit,
+    pub(super) actions: VecDeque<Action>,
+    pub(super) closing: Option<Closing>,
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Closing {
+    /// Send what is queued, then close.
+    Flush,
+    /// Close.
+    Now,
+}
+
+impl Connection {
+    /// A connection that has just been accepted.
+    #[must_use]
+    pub fn new(context: Arc<Context>, endpoint: Endpoint, random: Random, now: Instant) -> Self {
+        Self {
+            context,
+            endpoint,
+            random,
+            framer: Framer::new(ISCSI_LOGIN_SEGMENT_BYTES),
+            phase: Phase::Login(Login::new()),
+            io: Io { transmit: Transmit::new(), actions: VecDeque::new(), closing: None },
+            started: now,
+            heard: now,
+            pinged: None,
+            closing_since: None,
+        }
+    }
+
+    /// Takes every whole PDU off the front of `buffer`.
+    pub fn handle_bytes(&mut self, now: Instant, buffer: &mut BytesMut) {
+        self.heard = now;
+        self.pinged = None;
+        while self.wants_bytes() {
+            match self.framer.next(buffer) {
+                Ok(Some(pdu)) => self.handle_pdu(pdu),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(peer = %self.endpoint.peer, %error, "connection closed");
+                    self.io.closing = Some(Closing::Now);
+                }
+            }
+        }
+        self.settle(now);
+    }
+
+    /// What came of the command that was submitted under `tag`.
+    pub fn handle_completion(&mut self, now: Instant, tag: u64, outcome: Outcome) {
+        if let Phase::Full(session) = &mut self.phase {
+            session.complete(tag, outcome, &mut self.io);
+        }
+        self.settle(now);
+    }
+
+    /// Something happened elsewhere in the gateway.
+    pub fn handle_event(&mut self, now: Instant, event: Event) {
+        match event {
+            Event::Granted { tsih } => self.establish(tsih),
+            Event::Refused { status } => {
+                if let Phase::Claiming(accepted, _) = &self.phase {
+                    let response = LoginResponse { transit: false, next_stage: 0, ..accepted.response };
+                    self.refuse(response, status);
+                }
+            }
+            Event::Superseded => {
+                tracing::info!(peer = %self.endpoint.peer, "session reinstated by another connection");
+                self.io.closing = Some(Closing::Now);
+            }
+            Event::ExportsChanged => self.exports_changed(),
+            Event::Kick | Event::Stop if !matches!(self.phase, Phase::Full(_)) => {
+                self.io.closing = Some(Closing::Now);
+            }
+            event => {
+                if let Phase::Full(session) = &mut self.phase {
+                    session.handle_event(event, &mut self.io);
+                }
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Time has passed; call it when [`Connection::poll_timeout`] says so.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let (at, why) = self.next_timeout();
+        if now < at {
+            return;
+        }
+        match why {
+            Timeout::Ping => {
+                self.pinged = Some(now);
+                if let Phase::Full(session) = &mut self.phase {
+                    let transfer_tag = session.transfer_tag();
+                    let ping = NopIn { lun: 0, task_tag: TAG_NONE, transfer_tag };
+                    self.io.transmit.send(ping.encode(), Data::new(), StatSn::Show);
+                }
+            }
+            Timeout::Close => {
+                tracing::info!(peer = %self.endpoint.peer, "connection timed out");
+                self.io.closing = Some(Closing::Now);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// When [`Connection::handle_timeout`] is to be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Instant {
+        self.next_timeout().0
+    }
+
+    /// What is to be done next.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.io.actions.pop_front()
+    }
+
+    /// Lays out what can be sent now; then read it by [`Connection::slices`] or [`Connection::pop`].
+    pub fn fill(&mut self) {
+        let Phase::Full(session) = &mut self.phase else {
+            self.io.transmit.fill_control();
+            return;
+        };
+        loop {
+            (self.io.transmit.numbers.exp_cmd_sn, self.io.transmit.numbers.max_cmd_sn) = session.window();
+            let bounds = Bounds {
+                segment: session.settings.initiator_segment_bytes(),
+                burst: session.settings.max_burst_bytes(),
+            };
+            self.io.transmit.fill(bounds);
+            let mut finished = false;
+            while let Some(slot) = self.io.transmit.take_finished() {
+                session.answered(slot, &mut self.io);
+                finished = true;
+            }
+            if !finished {
+                return;
+            }
+        }
+    }
+
+    /// Slices for one vectored write; gives how many.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.io.transmit.slices(slices)
+    }
+
+    /// `len` bytes of the slices were written.
+    pub fn advance(&mut self, len: usize) {
+        self.io.transmit.advance(len);
+    }
+
+    /// Takes the next slice to send, for callers without a socket.
+    pub fn pop(&mut self) -> Option<Bytes> {
+        self.io.transmit.pop()
+    }
+
+    /// Whether bytes should be read: not while too much waits to be sent, nor after the end.
+    #[must_use]
+    pub fn wants_bytes(&self) -> bool {
+        let open = match &self.phase {
+            Phase::Login(_) => true,
+            Phase::Full(session) => !session.is_stopping(),
+            Phase::Claiming(..) | Phase::Over => false,
+        };
+        open && self.io.closing.is_none() && !self.io.transmit.is_congested()
+    }
+
+    /// Bytes that the PDU at the front of `buffer` still needs, to size the receive buffer.
+    #[must_use]
+    pub fn missing(&self, buffer: &[u8]) -> usize {
+        self.framer.missing(buffer)
+    }
+
+    /// Whether the socket is to be closed now.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        match self.io.closing {
+            None => false,
+            Some(Closing::Flush) => self.io.transmit.is_empty(),
+            Some(Closing::Now) => true,
+        }
+    }
+
+    /// The socket is gone, whoever closed it.
+    pub fn abandon(&mut self) {
+        self.io.closing = Some(Closing::Now);
+        self.io.transmit.clear();
+        if let Phase::Full(session) = &mut self.phase {
+            session.abandon(&mut self.io);
+        }
+    }
+
+    /// Whether nothing is outstanding at any device: after [`Connection::abandon`], the session may
+    /// be released.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        match &self.phase {
+            Phase::Full(session) => session.is_drained(),
+            _ => true,
+        }
+    }
+
+    /// Whether login is over.
+    #[must_use]
+    pub fn is_established(&self) -> bool {
+        matches!(self.phase, Phase::Full(_))
+    }
+
+    fn settle(&mut self, now: Instant) {
+        match self.io.closing {
+            Some(Closing::Now) => self.abandon(),
+            Some(Closing::Flush) => {
+                self.closing_since.get_or_insert(now);
+            }
+            None => {}
+        }
+    }
+
+    fn handle_pdu(&mut self, pdu: Pdu) {
+        match &mut self.phase {
+            Phase::Login(_) => self.handle_login(&pdu),
+            Phase::Full(session) => session.handle_pdu(pdu, &self.endpoint, &mut self.io),
+            Phase::Claiming(..) | Phase::Over => {}
+        }
+    }
+
+    fn handle_login(&mut self, pdu: &Pdu) {
+        let Request::Login(request) = Request::decode(&pdu.bhs) else {
+            // Nothing but a Login Request may come before login is over (RFC 7143 6.3).
+            tracing::warn!(peer = %self.endpoint.peer, pdu = ?pdu.bhs, "connection closed: no login");
+            self.io.closing = Some(Closing::Now);
+            return;
+        };
+        let Phase::Login(login) = std::mem::replace(&mut self.phase, Phase::Over) else { return };
+        let numbers = &mut self.io.transmit.numbers;
+        if login.is_new() {
+            numbers.stat_sn = request.exp_stat_sn;
+        }
+        numbers.exp_cmd_sn = request.cmd_sn;
+        numbers.max_cmd_sn = request.cmd_sn;
+        match login.handle(&request, &pdu.data, &self.context, &self.endpoint, &mut *self.random) {
+            Ok(Progress::Continue(login, response, text)) => {
+                self.phase = Phase::Login(login);
+                self.io.transmit.send(response.encode(), Data::from_iter([text]), StatSn::Use);
+            }
+            Ok(Progress::Done(accepted)) => {
+                self.io.actions.push_back(Action::Claim(accepted.claim.clone()));
+                self.phase = Phase::Claiming(accepted, request.cmd_sn);
+            }
+            Err(failure) => {
+                tracing::warn!(peer = %self.endpoint.peer, %failure, "login failed");
+                let response = LoginResponse {
+                    stage: request.stage & 1,
+                    isid: request.isid,
+                    tsih: request.tsih,
+                    task_tag: request.task_tag,
+                    ..LoginResponse::default()
+                };
+                self.refuse(response, failure.0);
+            }
+        }
+    }
+
+    fn refuse(&mut self, response: LoginResponse, status: u16) {
+        self.phase = Phase::Over;
+        let response = LoginResponse { status, ..response };
+        self.io.transmit.send(response.encode(), Data::new(), StatSn::Use);
+        self.io.closing = Some(Closing::Flush);
+    }
+
+    /// The session is ours: answers the login and begins the full feature phase.
+    fn establish(&mut self, tsih: u16) {
+        if self.io.closing.is_some() {
+            return;
+        }
+        let Phase::Claiming(accepted, cmd_sn) = std::mem::replace(&mut self.phase, Phase::Over) else {
+            return;
+        };
+        let claimant = Claimant {
+            initiator: accepted.who.initiator.clone(),
+            peer: self.endpoint.peer.ip(),
+            local: self.endpoint.local.ip(),
+        };
+        // While the claim waited, the exports may have been replaced.
+        let mut view = accepted.who.target.clone();
+        if let Some(view) = &mut view {
+            match self.context.exports.load().admit(&view.iqn, &claimant) {
+                Admission::Admitted(export) => *view = Arc::clone(&export.view),
+                Admission::NotFound => return self.refuse(accepted.response, status::NOT_FOUND),
+                Admission::Forbidden => return self.refuse(accepted.response, status::AUTHORIZATION),
+            }
+        }
+        let response = LoginResponse { tsih, ..accepted.response };
+        self.io.transmit.send(response.encode(), Data::from_iter([accepted.text]), StatSn::Use);
+        // Digests are for what follows the last Login Response (RFC 7143 13.1).
+        self.io.transmit.fill_control();
+        let settings = accepted.settings;
+        self.io.transmit.encoder.header_digest = settings.header_digest();
+        self.io.transmit.encoder.data_digest = settings.data_digest();
+        let data_bytes_max =
+            if accepted.declared { ISCSI_RECV_SEGMENT_BYTES } else { ISCSI_LOGIN_SEGMENT_BYTES };
+        self.framer = Framer {
+            data_bytes_max,
+            header_digest: settings.header_digest(),
+            data_digest: settings.data_digest(),
+        };
+        let stats = Arc::new(SessionStats {
+            tsih,
+            target: view.as_ref().map(|view| view.iqn.clone()),
+            initiator: claimant.initiator.clone(),
+            peer: self.endpoint.peer,
+            local: self.endpoint.local,
+            isid: accepted.isid,
+            header_digest: settings.header_digest(),
+            data_digest: settings.data_digest(),
+            chap_user: accepted.who.user.clone(),
+            commands: AtomicU64::new(0),
+            read_bytes: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        });
+        tracing::info!(initiator = %stats.initiator, target = ?stats.target, peer = %stats.peer, tsih, "session");
+        self.io.actions.push_back(Action::Established(Arc::clone(&stats)));
+        let context = Arc::clone(&self.context);
+        let session = Session::new(context, claimant, view, settings, accepted.cid, cmd_sn, stats);
+        self.phase = Phase::Full(Box::new(session));
+    }
+
+    fn exports_changed(&mut self) {
+        let Phase::Full(session) = &mut self.phase else { return };
+        let Some(old) = session.view.clone() else { return };
+        let exports = self.context.exports.load();
+        match exports.admit(&old.iqn, &session.claimant) {
+            Admission::Admitted(export) => {
+                let attentions = changes(&old, &export.view);
+                session.replace_view(Arc::clone(&export.view), &attentions, &mut self.io);
+            }
+            Admission::NotFound | Admission::Forbidden => {
+                tracing::info!(target = %old.iqn, initiator = %session.claimant.initiator, "no longer admitted");
+                session.drop_session(&mut self.io);
+            }
+        }
+    }
+
+    fn next_timeout(&self) -> (Instant, Timeout) {
+        if let Some(since) = self.closing_since {
+            return (since + FLUSH_PATIENCE, Timeout::Close);
+        }
+        match &self.phase {
+            Phase::Full(session) if session.view.is_none() => {
+                (self.heard + DISCOVERY_PATIENCE, Timeout::Close)
+            }
+            Phase::Full(_) => match self.pinged {
+                Some(pinged) => (pinged + PING_PATIENCE, Timeout::Close),
+                None => (self.heard + PING_AFTER, Timeout::Ping),
+            },
+            _ => (self.started + Duration::from_millis(LOGIN_TIMEOUT_MS), Timeout::Close),
+        }
+    }
+}
+
+enum Timeout {
+    Ping,
+    Close,
+}

@@ -1,0 +1,253 @@
+//! All sessions of a gateway, by identity: who holds one, and who waits for it.
+//!
+//! A session is named by initiator, ISID, target and portal group tag (RFC 7143 4.4.3.2). A login
+//! that names one which is held reinstates it (RFC 7143 6.3.5): the holder is told to go, and the
+//! newcomer's login is answered only when the holder has released it, which it does when the last
+//! of its commands has come back from its device. So nothing old is written after the answer.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use lunette_proto::iscsi::codes::login;
+
+/// A connection of this gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// The identity of a session.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SessionKey {
+    /// The initiator's name, in lower case.
+    pub initiator: String,
+    /// Its part of the session's id.
+    pub isid: [u8; 6],
+    /// The target's name, in lower case.
+    pub target: String,
+    /// The portal group's tag.
+    pub tag: u16,
+}
+
+/// What a connection asks for at the end of its login.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// `None` for discovery sessions, which reinstate nothing.
+    pub key: Option<SessionKey>,
+    /// The TSIH of the request: 0 for a new session.
+    pub tsih: u16,
+    /// The connection's id within the session.
+    pub cid: u16,
+}
+
+/// The answer to a [`Claim`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The session is yours.
+    Granted {
+        /// Its handle, not 0.
+        tsih: u16,
+    },
+    /// You will get a [`Grant`] once `holder`, who must go, has released it.
+    Wait {
+        /// Who holds it.
+        holder: ConnectionId,
+    },
+    /// Never; a login status says why.
+    Refused {
+        /// See `codes::login`.
+        status: u16,
+    },
+}
+
+/// A session passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// To whom.
+    pub to: ConnectionId,
+    /// Its handle.
+    pub tsih: u16,
+    /// Somebody else already waits for it: the new holder must go at once.
+    pub superseded: bool,
+}
+
+/// All sessions.
+#[derive(Debug)]
+pub struct Registry {
+    held: BTreeMap<SessionKey, Seat>,
+    handles: BTreeMap<u16, Handle>,
+    claims: BTreeMap<ConnectionId, (Option<SessionKey>, u16)>,
+    last: u16,
+    sessions_max: usize,
+}
+
+#[derive(Debug)]
+struct Seat {
+    holder: ConnectionId,
+    waiting: VecDeque<ConnectionId>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    key: Option<SessionKey>,
+    cid: u16,
+}
+
+impl Registry {
+    /// Empty, for at most `sessions_max` sessions.
+    #[must_use]
+    pub fn new(sessions_max: usize) -> Self {
+        Self {
+            held: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            last: 0,
+            sessions_max: sessions_max.min(usize::from(u16::MAX) - 1),
+        }
+    }
+
+    /// `connection` has finished its login and wants its session.
+    pub fn claim(&mut self, connection: ConnectionId, claim: Claim) -> Verdict {
+        if claim.tsih != 0 {
+            return Verdict::Refused { status: self.why_not_join(&claim) };
+        }
+        let Some(key) = claim.key else { return self.open(connection, None, claim.cid) };
+        if let Some(seat) = self.held.get_mut(&key) {
+            seat.waiting.push_back(connection);
+            // The handle is drawn when the seat is free; until then 0 stands for it.
+            self.claims.insert(connection, (Some(key.clone()), 0));
+            return Verdict::Wait { holder: self.held[&key].holder };
+        }
+        self.open(connection, Some(key), claim.cid)
+    }
+
+    /// `connection` is gone, and nothing of it is outstanding.
+    pub fn release(&mut self, connection: ConnectionId) -> Option<Grant> {
+        let (key, tsih) = self.claims.remove(&connection)?;
+        self.handles.remove(&tsih);
+        let key = key?;
+        let seat = self.held.get_mut(&key)?;
+        if seat.holder != connection {
+            seat.waiting.retain(|waiting| *waiting != connection);
+            return None;
+        }
+        let Some(next) = seat.waiting.pop_front() else {
+            self.held.remove(&key);
+            return None;
+        };
+        let superseded = !seat.waiting.is_empty();
+        seat.holder = next;
+        let tsih = self.draw(Some(key.clone()), 0)?;
+        self.claims.insert(next, (Some(key), tsih));
+        Some(Grant { to: next, tsih, superseded })
+    }
+
+    /// Sessions, those that are still being given up included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.handles.is_empty()
+    }
+
+    /// Adding a connection to a session is not supported; which status that is depends on the
+    /// session (RFC 7143 6.3.1, 11.13.5).
+    fn why_not_join(&self, claim: &Claim) -> u16 {
+        match self.handles.get(&claim.tsih) {
+            Some(handle) if handle.key.is_some() && handle.key == claim.key => {
+                if handle.cid == claim.cid {
+                    login::CANNOT_INCLUDE
+                } else {
+                    login::TOO_MANY_CONNECTIONS
+                }
+            }
+            _ => login::NO_SESSION,
+        }
+    }
+
+    fn open(&mut self, connection: ConnectionId, key: Option<SessionKey>, cid: u16) -> Verdict {
+        let Some(tsih) = self.draw(key.clone(), cid) else {
+            return Verdict::Refused { status: login::OUT_OF_RESOURCES };
+        };
+        if let Some(key) = &key {
+            self.held.insert(key.clone(), Seat { holder: connection, waiting: VecDeque::new() });
+        }
+        self.claims.insert(connection, (key, tsih));
+        Verdict::Granted { tsih }
+    }
+
+    /// A handle that is not in use, never 0 (RFC 7143 11.12.6).
+    fn draw(&mut self, key: Option<SessionKey>, cid: u16) -> Option<u16> {
+        if self.handles.len() >= self.sessions_max {
+            return None;
+        }
+        loop {
+            self.last = self.last.checked_add(1).unwrap_or(1);
+            if !self.handles.contains_key(&self.last) {
+                self.handles.insert(self.last, Handle { key, cid });
+                return Some(self.last);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(isid: u8, tsih: u16) -> Claim {
+        let key =
+            SessionKey { initiator: "i".into(), isid: [0, 0, 0, 0, 0, isid], target: "t".into(), tag: 1 };
+        Claim { key: Some(key), tsih, cid: 0 }
+    }
+
+    /// Guards reinstatement: the newcomer gets the session when the holder releases it, not before.
+    #[test]
+    fn reinstates() {
+        let mut registry = Registry::new(8);
+        let [first, second, third] = [1, 2, 3].map(ConnectionId);
+        let Verdict::Granted { tsih } = registry.claim(first, claim(0, 0)) else { panic!() };
+        assert_ne!(tsih, 0);
+        assert_eq!(registry.claim(second, claim(0, 0)), Verdict::Wait { holder: first });
+        assert_eq!(registry.claim(third, claim(0, 0)), Verdict::Wait { holder: first });
+        let grant = registry.release(first).unwrap();
+        assert_eq!((grant.to, grant.superseded), (second, true));
+        assert_ne!(grant.tsih, tsih);
+        let grant = registry.release(second).unwrap();
+        assert_eq!((grant.to, grant.superseded), (third, false));
+        assert_eq!(registry.release(third), None);
+        assert!(registry.is_empty());
+    }
+
+    /// Guards against a newcomer that goes away while it waits.
+    #[test]
+    fn waiting_connection_dies() {
+        let mut registry = Registry::new(8);
+        let [first, second] = [1, 2].map(ConnectionId);
+        registry.claim(first, claim(0, 0));
+        registry.claim(second, claim(0, 0));
+        assert_eq!(registry.release(second), None);
+        assert_eq!(registry.release(first), None);
+        assert!(registry.is_empty());
+    }
+
+    /// Guards other identities, discovery sessions, the maximum, and joining.
+    #[test]
+    fn verdicts() {
+        let mut registry = Registry::new(3);
+        let Verdict::Granted { tsih } = registry.claim(ConnectionId(1), claim(0, 0)) else { panic!() };
+        assert!(matches!(registry.claim(ConnectionId(2), claim(1, 0)), Verdict::Granted { .. }));
+        let discovery = Claim { key: None, tsih: 0, cid: 0 };
+        assert!(matches!(registry.claim(ConnectionId(3), discovery.clone()), Verdict::Granted { .. }));
+        let refused = |status| Verdict::Refused { status };
+        assert_eq!(registry.claim(ConnectionId(4), discovery), refused(login::OUT_OF_RESOURCES));
+        assert_eq!(registry.claim(ConnectionId(5), claim(0, 999)), refused(login::NO_SESSION));
+        assert_eq!(registry.claim(ConnectionId(5), claim(1, tsih)), refused(login::NO_SESSION));
+        assert_eq!(registry.claim(ConnectionId(5), claim(0, tsih)), refused(login::CANNOT_INCLUDE));
+        let other = Claim { cid: 1, ..claim(0, tsih) };
+        assert_eq!(registry.claim(ConnectionId(5), other), refused(login::TOO_MANY_CONNECTIONS));
+        registry.release(ConnectionId(3));
+        assert!(matches!(registry.claim(ConnectionId(4), claim(2, 0)), Verdict::Granted { .. }));
+    }
+}

@@ -1,0 +1,409 @@
+//! SCSI commands of a session, from the command's PDU to its status.
+//!
+//!     command -> Task::start -+-> collect Data-Out (R2T) -> Task::data_out -+
+//!                             +-> device -> Task::completed ----------------+-> Data-In, status
+//!
+//! Memory is reserved before an R2T is sent or a read submitted, and given back when the command
+//! has been answered; commands that find no room wait at the gate, in order.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lunette_proto::iscsi::codes::reject;
+use lunette_proto::iscsi::initiator::{DataOut, ScsiCommand};
+use lunette_proto::iscsi::target::R2t;
+use lunette_proto::iscsi::{Ahs, Pdu, Serial, TAG_NONE};
+use lunette_volume::device::{Command, Data, Outcome};
+use smallvec::SmallVec;
+
+use super::connection::Io;
+use super::data_out::{Collector, Violation};
+use super::full::Session;
+use super::stats::count;
+use super::transmit::{Ending, StatSn};
+use super::{Action, SESSION_BYTES_MAX, TASKS_MAX};
+use crate::scsi::lun::{Address, decode};
+use crate::scsi::{CHECK_CONDITION, GOOD, LogicalUnit, Response, Step, Task};
+
+/// A command in execution.
+pub(super) struct Active {
+    pub(super) task_tag: u32,
+    pub(super) lun: u64,
+    generation: u32,
+    /// Expected data transfer length, in whichever direction.
+    expected: u32,
+    read: bool,
+    pub(super) unit: Option<Arc<LogicalUnit>>,
+    task: Task,
+    state: State,
+    /// Of the session's memory.
+    reserved: u64,
+    r2t_count: Serial,
+    pub(super) aborted: bool,
+}
+
+enum State {
+    /// Data-Out is coming; `then` is what follows if the task does not want it.
+    Collecting(Collector, Option<Step>),
+    /// A command waits for memory.
+    Gated(Command),
+    /// A device has a command.
+    AtDevice,
+    /// The answer is being sent, or the state is being changed.
+    Answering,
+}
+
+impl Session {
+    pub(super) fn scsi_command(&mut self, command: &ScsiCommand, pdu: Pdu, io: &mut Io) {
+        let Some(view) = self.view.clone() else { return };
+        if self.by_tag.contains_key(&command.task_tag) || command.task_tag == TAG_NONE {
+            return self.reject(&pdu.bhs, reject::TASK_IN_PROGRESS, io);
+        }
+        if self.tasks.len() >= TASKS_MAX {
+            return self.reject(&pdu.bhs, reject::TOO_MANY_IMMEDIATE, io);
+        }
+        let ahs = match Ahs::parse(&pdu.ahs) {
+            Ok(ahs) if ahs.bidirectional_read_len.is_none() => ahs,
+            Ok(_) => return self.reject(&pdu.bhs, reject::NOT_SUPPORTED, io),
+            Err(_) => return self.reject(&pdu.bhs, reject::INVALID_FIELD, io),
+        };
+        count(&self.stats.commands, 1);
+        let expected = if command.read || command.write { command.expected_len } else { 0 };
+        let expected_out = if command.write { expected } else { 0 };
+        let open = command.write && !command.is_final;
+        let unagreed = !pdu.data.is_empty() && !(self.settings.immediate_data() && command.write)
+            || open && self.settings.initial_r2t();
+        if unagreed {
+            let ending = check(command.task_tag, Violation::Unsolicited, expected, Serial(0));
+            count(&self.stats.errors, 1);
+            return io.transmit.respond(&ending, Serial(0));
+        }
+        let mut cdb: SmallVec<[u8; 32]> = SmallVec::from_slice(&command.cdb);
+        cdb.extend_from_slice(ahs.extended_cdb.as_deref().unwrap_or_default());
+        let (mut task, mut step) = Task::start(&view, &mut self.nexus, command.lun, &cdb);
+        let mut want = 0;
+        if let Step::DataOut { len } = step {
+            match task.check_expected(expected_out) {
+                Some(refusal) => step = refusal,
+                None => want = len.min(expected_out),
+            }
+        }
+        let unit = match decode(command.lun) {
+            Address::Unit(lun) => view.luns.get(&lun).cloned(),
+            Address::ReportLuns | Address::Unknown => None,
+        };
+        let first_burst = self.settings.first_burst_bytes();
+        let collects = matches!(step, Step::DataOut { .. });
+        let state = if collects || open {
+            let collector = Collector::new(want, expected_out, pdu.data, open, first_burst);
+            State::Collecting(collector, (!collects).then_some(step))
+        } else {
+            State::Collecting(Collector::new(0, expected_out, Bytes::new(), false, first_burst), Some(step))
+        };
+        self.generation = self.generation.wrapping_add(1);
+        let slot = self.tasks.insert(Active {
+            task_tag: command.task_tag,
+            lun: command.lun,
+            generation: self.generation,
+            expected,
+            read: command.read,
+            unit,
+            task,
+            state,
+            reserved: 0,
+            r2t_count: Serial(0),
+            aborted: false,
+        });
+        self.by_tag.insert(command.task_tag, slot);
+        self.collect(slot, io);
+    }
+
+    pub(super) fn data_out(&mut self, data: &DataOut, pdu: Pdu, io: &mut Io) {
+        // Data of a command that was aborted or has failed may still be on its way: dropped.
+        let Some(&slot) = self.by_tag.get(&data.task_tag) else { return };
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        let State::Collecting(collector, _) = &mut active.state else {
+            return self.reject(&pdu.bhs, reject::PROTOCOL, io);
+        };
+        count(&self.stats.written_bytes, pdu.data.len() as u64);
+        if data.transfer_tag == TAG_NONE {
+            collector.unsolicited(data, pdu.data, pdu.data_is_sound);
+        } else if !collector.solicited(data, pdu.data, pdu.data_is_sound) {
+            collector.fail(Violation::Amount);
+            self.reject(&pdu.bhs, reject::INVALID_FIELD, io);
+        }
+        self.collect(slot, io);
+    }
+
+    /// Goes on with a command that collects Data-Out, as far as it can.
+    fn collect(&mut self, slot: usize, io: &mut Io) {
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        let State::Collecting(collector, _) = &active.state else { return };
+        if !collector.is_complete() {
+            if collector.needs_asking() {
+                let want = u64::from(collector.want());
+                if active.reserved != 0 || self.reserve(slot, want) {
+                    self.ask(slot, io);
+                }
+            }
+            return;
+        }
+        let State::Collecting(collector, then) = std::mem::replace(&mut active.state, State::Answering)
+        else {
+            return;
+        };
+        active.r2t_count = collector.r2t_count();
+        if let Some(violation) = collector.violation() {
+            let ending = check(active.task_tag, violation, active.expected, active.r2t_count);
+            count(&self.stats.errors, 1);
+            io.transmit.respond(&ending, Serial(0));
+            return self.answered(slot, io);
+        }
+        let step = match then {
+            Some(step) => step,
+            None => active.task.data_out(collector.finish()),
+        };
+        self.step(slot, step, io);
+    }
+
+    /// Sends R2Ts, as many as may be outstanding.
+    fn ask(&mut self, slot: usize, io: &mut Io) {
+        let (burst, outstanding_max) = (self.settings.max_burst_bytes(), self.settings.outstanding_r2t_max());
+        loop {
+            let transfer_tag = self.transfer_tag();
+            let Some(active) = self.tasks.get_mut(slot) else { return };
+            let State::Collecting(collector, _) = &mut active.state else { return };
+            let Some(ask) = collector.ask(transfer_tag, burst, outstanding_max) else { return };
+            let r2t = R2t {
+                lun: active.lun,
+                task_tag: active.task_tag,
+                transfer_tag,
+                r2t_sn: ask.r2t_sn,
+                offset: ask.offset,
+                desired_len: ask.len,
+            };
+            io.transmit.send(r2t.encode(), Data::new(), StatSn::Show);
+        }
+    }
+
+    /// Reserves memory for a command; if there is none, the command waits at the gate.
+    fn reserve(&mut self, slot: usize, bytes: u64) -> bool {
+        if self.gate.contains(&slot) {
+            return false;
+        }
+        if !self.gate.is_empty() || !self.fits(bytes) {
+            self.gate.push_back(slot);
+            return false;
+        }
+        self.take_memory(slot, bytes);
+        true
+    }
+
+    fn fits(&self, bytes: u64) -> bool {
+        self.reserved == 0 || self.reserved + bytes <= SESSION_BYTES_MAX
+    }
+
+    fn take_memory(&mut self, slot: usize, bytes: u64) {
+        if let Some(active) = self.tasks.get_mut(slot) {
+            active.reserved += bytes;
+            self.reserved += bytes;
+        }
+    }
+
+    /// Lets commands through the gate, as far as memory reaches.
+    fn open_gate(&mut self, io: &mut Io) {
+        while let Some(&slot) = self.gate.front() {
+            let bytes = match self.tasks.get(slot).map(|active| &active.state) {
+                Some(State::Collecting(collector, _)) => u64::from(collector.want()),
+                Some(State::Gated(command)) => cost(command),
+                _ => 0,
+            };
+            if !self.fits(bytes) {
+                return;
+            }
+            self.gate.pop_front();
+            self.take_memory(slot, bytes);
+            let Some(active) = self.tasks.get_mut(slot) else { continue };
+            match std::mem::replace(&mut active.state, State::Answering) {
+                State::Gated(command) => self.submit(slot, command, io),
+                state => {
+                    active.state = state;
+                    self.ask(slot, io);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, slot: usize, step: Step, io: &mut Io) {
+        match step {
+            Step::Submit(command) => {
+                let bytes = cost(&command);
+                if bytes == 0 || self.reserve(slot, bytes) {
+                    self.submit(slot, command, io);
+                } else if let Some(active) = self.tasks.get_mut(slot) {
+                    active.state = State::Gated(command);
+                }
+            }
+            Step::Done(response) => self.finish(slot, response, io),
+            Step::DataOut { len } => {
+                let Some(active) = self.tasks.get_mut(slot) else { return };
+                let want = len.min(active.expected);
+                let collector = Collector::new(want, active.expected, Bytes::new(), false, 0);
+                active.state = State::Collecting(collector, None);
+                self.collect(slot, io);
+            }
+        }
+    }
+
+    fn submit(&mut self, slot: usize, command: Command, io: &mut Io) {
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        let Some(unit) = &active.unit else {
+            // Only commands of a logical unit get as far as a device.
+            let response = active.task.completed(Err(lunette_volume::device::DeviceError::Gone));
+            return self.step(slot, response, io);
+        };
+        let device = Arc::clone(&unit.device);
+        let tag = tag(slot, active.generation);
+        active.state = State::AtDevice;
+        self.at_devices += 1;
+        io.actions.push_back(Action::Submit { device, tag, command });
+    }
+
+    /// A device has completed the command under `tag`.
+    pub(super) fn complete(&mut self, tag: u64, outcome: Outcome, io: &mut Io) {
+        let slot = (tag & u64::from(u32::MAX)) as usize;
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        if self::tag(slot, active.generation) != tag || !matches!(active.state, State::AtDevice) {
+            return;
+        }
+        self.at_devices -= 1;
+        active.state = State::Answering;
+        if active.aborted {
+            self.answered(slot, io);
+            self.function_waits_over(tag);
+            return self.settle(io);
+        }
+        let step = active.task.completed(outcome);
+        self.step(slot, step, io);
+    }
+
+    /// Sends a command's status, and before it what it read.
+    fn finish(&mut self, slot: usize, response: Response, io: &mut Io) {
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        active.state = State::Answering;
+        let expected = u64::from(active.expected);
+        let difference = response.transfer_len.abs_diff(expected);
+        let mut ending = Ending {
+            task_tag: active.task_tag,
+            status: response.status,
+            sense: response.sense,
+            overflow: response.transfer_len > expected,
+            underflow: response.transfer_len < expected,
+            residual: u32::try_from(difference).unwrap_or(u32::MAX),
+            r2t_count: active.r2t_count,
+        };
+        if response.status != GOOD {
+            count(&self.stats.errors, 1);
+            if response.status != CHECK_CONDITION {
+                ending.sense = Bytes::new();
+            }
+        }
+        let data_len: usize = response.data_in.iter().map(Bytes::len).sum();
+        let room = if active.read { active.expected } else { 0 };
+        let len = u32::try_from(data_len).unwrap_or(u32::MAX).min(room);
+        if len == 0 {
+            io.transmit.respond(&ending, Serial(0));
+            self.answered(slot, io);
+        } else {
+            count(&self.stats.read_bytes, u64::from(len));
+            io.transmit.read(slot, response.data_in, len, ending);
+        }
+    }
+
+    /// A command is over: its slot and its memory are free.
+    pub(super) fn answered(&mut self, slot: usize, io: &mut Io) {
+        self.free(slot);
+        self.open_gate(io);
+        self.stop_if_idle(io);
+    }
+
+    fn free(&mut self, slot: usize) {
+        let Some(active) = self.tasks.try_remove(slot) else { return };
+        self.reserved -= active.reserved;
+        if self.by_tag.get(&active.task_tag) == Some(&slot) {
+            self.by_tag.remove(&active.task_tag);
+        }
+        self.gate.retain(|gated| *gated != slot);
+    }
+
+    /// Aborts the tasks for which `which` says so, without a response. Those that devices have are
+    /// not over yet: gives their tags.
+    pub(super) fn abort(&mut self, io: &mut Io, mut which: impl FnMut(&Active) -> bool) -> Vec<u64> {
+        let slots: Vec<usize> =
+            self.tasks.iter().filter(|(_, active)| which(active)).map(|(slot, _)| slot).collect();
+        let mut waits = Vec::new();
+        for slot in slots {
+            let Some(active) = self.tasks.get_mut(slot) else { continue };
+            if matches!(active.state, State::AtDevice) {
+                active.aborted = true;
+                waits.push(tag(slot, active.generation));
+                // Its tag may be used again once the function has been answered.
+                if self.by_tag.get(&active.task_tag) == Some(&slot) {
+                    self.by_tag.remove(&active.task_tag);
+                }
+            } else {
+                io.transmit.cancel(slot);
+                self.free(slot);
+            }
+        }
+        self.open_gate(io);
+        waits
+    }
+
+    /// Aborts everything; what is queued for sending is the caller's to drop.
+    pub(super) fn abort_all(&mut self, io: &mut Io) -> Vec<u64> {
+        self.window.drop_held(|_| true);
+        self.gate.clear();
+        self.abort(io, |_| true)
+    }
+
+    /// Aborts what no device has and no answer is on its way for.
+    pub(super) fn abort_unstarted(&mut self, io: &mut Io) {
+        self.window.drop_held(|_| true);
+        self.gate.clear();
+        self.abort(io, |active| matches!(active.state, State::Collecting(..) | State::Gated(_)));
+    }
+}
+
+fn tag(slot: usize, generation: u32) -> u64 {
+    // There are at most TASKS_MAX slots.
+    u64::from(generation) << 32 | slot as u64
+}
+
+/// Memory that a device's answer will take. Data of writes is reserved with its buffer.
+fn cost(command: &Command) -> u64 {
+    match command {
+        Command::Read { len, .. } => u64::from(*len),
+        Command::Write { .. } | Command::Zero { .. } | Command::Flush => 0,
+    }
+}
+
+/// CHECK CONDITION for what went wrong below SCSI (RFC 7143 11.4.7.2): ABORTED COMMAND, in fixed
+/// format, for the logical unit had no part in it.
+fn check(task_tag: u32, violation: Violation, expected: u32, r2t_count: Serial) -> Ending {
+    let (asc, ascq) = match violation {
+        Violation::Unsolicited => (0x0c, 0x0c),
+        Violation::Amount => (0x0c, 0x0d),
+        Violation::Crc => (0x47, 0x05),
+    };
+    let sense = [0x70, 0, 0x0b, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0, 0, 0];
+    Ending {
+        task_tag,
+        status: CHECK_CONDITION,
+        sense: Bytes::copy_from_slice(&sense),
+        overflow: false,
+        underflow: expected != 0,
+        residual: expected,
+        r2t_count,
+    }
+}
