@@ -23,7 +23,7 @@ fn vpd(model: &mut Model, page: u8) -> Vec<u8> {
     data
 }
 
-/// Guards standard INQUIRY data: SPC-4 table 172, the names and version descriptors that we chose.
+/// Guards standard INQUIRY data: SPC-4 6.6.2, the names and version descriptors that we chose.
 #[test]
 fn standard_inquiry() {
     let mut model = Model::new();
@@ -104,7 +104,7 @@ fn device_identification() {
 fn padded(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.push(0);
-    while bytes.len() % 4 != 0 {
+    while !bytes.len().is_multiple_of(4) {
         bytes.push(0);
     }
     bytes
@@ -124,7 +124,7 @@ fn identity_is_stable() {
     assert_eq!(vpd(&mut model, 0x80), serial);
 }
 
-/// Guards block limits: SBC-3 table 202, for both block sizes.
+/// Guards block limits: the Block Limits page of SBC-3, for both block sizes.
 #[test]
 fn block_limits() {
     for (block, granularity) in [(512u32, 8u16), (4096, 1)] {
@@ -142,7 +142,7 @@ fn block_limits() {
     }
 }
 
-/// Guards the other pages of a block device: SBC-3 tables 200 and 206, SPC-4 table 590.
+/// Guards the other pages of a block device: their layouts in SBC-3 and SPC-4 7.8.7.
 #[test]
 fn characteristics_and_provisioning() {
     let mut model = Model::new();
@@ -290,7 +290,7 @@ fn start_stop_unit() {
     model.run(&[0x1B, 0, 0, 1, 0x01, 0], &[]).bad_cdb_field(3, Some(3));
 }
 
-/// Guards capacities: SBC-3 tables 58 and 60, with 512e and 4Kn, and more than 2 TiB.
+/// Guards capacities: SBC-3 5.15 and 5.16, with 512e and 4Kn, and more than 2 TiB.
 #[test]
 fn capacities() {
     let rc16 = |allocation: u8| cdb(16, 0x9E, &[(1, &[0x10]), (13, &[allocation])]);
@@ -314,7 +314,7 @@ fn capacities() {
     }
 }
 
-/// Guards the list of commands: every one is there with its length, flags and timeouts (SPC-4 6.34.2).
+/// Guards the list of commands: every one is there with its length, flags and timeouts (SPC-4 6.35).
 #[test]
 fn all_operation_codes() {
     let mut model = Model::new();
@@ -355,7 +355,7 @@ fn all_operation_codes() {
     assert_eq!(commands.len(), 8 + 10 + 4 + 6 + 5);
 }
 
-/// Guards the report of one command: usage data, support, service actions (SPC-4 6.34.3).
+/// Guards the report of one command: usage data, support, service actions (SPC-4 6.35).
 #[test]
 fn one_operation_code() {
     let mut model = Model::new();
@@ -382,7 +382,7 @@ fn one_operation_code() {
     rsoc(4, 0x28, 0).bad_cdb_field(2, Some(2));
 }
 
-/// Guards the task management functions that are announced (SPC-4 table 305).
+/// Guards the task management functions that are announced (SPC-4 6.36).
 #[test]
 fn task_management_functions() {
     let mut model = Model::new();

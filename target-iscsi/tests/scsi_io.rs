@@ -46,7 +46,7 @@ fn write_then_read() {
     }
 }
 
-/// Guards READ(6) and WRITE(6): 21 bits of LBA, and 0 blocks are 256 (SBC-3 5.10).
+/// Guards READ(6) and WRITE(6): 21 bits of LBA, and 0 blocks are 256 (SBC-2 5.5).
 #[test]
 fn short_cdbs() {
     let mut model = Model::with(1 << 29, 512);
@@ -319,7 +319,7 @@ fn unmap_limits() {
     model.run(&cdb(10, 0x42, &[(1, &[1]), (8, &[24])]), &unmap_list(&[(0, 1)])).bad_cdb_field(1, Some(0));
 }
 
-/// Guards UNMAP's list: too short is an error, a descriptor that is cut off is ignored (SBC-3 5.28.2).
+/// Guards UNMAP's list: too short is an error, a descriptor that is cut off is ignored (SBC-3 5.28).
 #[test]
 fn unmap_list_lengths() {
     let mut model = Model::new();
@@ -372,7 +372,7 @@ fn write_same() {
                 let Command::Write { offset, data, fua: false } = command else { panic!("{command:?}") };
                 assert!(data.len() <= 1 << 20);
                 let end = offset + data.len() as u64;
-                assert!(end % (1 << 20) == 0 || end == 9003 * 512);
+                assert!(end.is_multiple_of(1 << 20) || end == 9003 * 512);
             }
         }
     }

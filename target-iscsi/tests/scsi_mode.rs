@@ -1,4 +1,4 @@
-//! MODE SENSE and MODE SELECT, against SPC-4 6.9 to 6.12 and the pages of SBC-3 6.5.
+//! MODE SENSE and MODE SELECT, against SPC-4 6.11 to 6.14 and 7.5.
 
 mod scsi_model;
 
@@ -19,7 +19,7 @@ fn control(d_sense: bool, swp: bool) -> [u8; 12] {
     [0x0A, 0x0A, u8::from(d_sense) << 2, 0x10, u8::from(swp) << 3, 0, 0, 0, 0xFF, 0xFF, 0, 0]
 }
 
-/// Guards the (6) header: length, WP and DPOFUA, the block descriptor, DBD (SPC-4 table 434).
+/// Guards the (6) header: length, WP and DPOFUA, the block descriptor, DBD (SPC-4 7.5.5).
 #[test]
 fn header_6() {
     let mut model = Model::new();
@@ -37,7 +37,7 @@ fn header_6() {
     assert_eq!((data[2], data[14]), (0x90, 0x04), "WP, WCE");
 }
 
-/// Guards the (10) header: both kinds of block descriptor (SPC-4 table 435, SBC-3 6.5.2).
+/// Guards the (10) header: both kinds of block descriptor (SPC-4 7.5.5).
 #[test]
 fn header_10() {
     let mut model = Model::with(1 << 42, 512);
@@ -79,7 +79,7 @@ fn all_pages() {
     assert_eq!(sense_6(&mut model, 0x0A, 0xFF), sense_6(&mut model, 0x0A, 0));
 }
 
-/// Guards page control: what can be changed, defaults, and nothing saved (SPC-4 table 146).
+/// Guards page control: what can be changed, defaults, and nothing saved (SPC-4 6.13).
 #[test]
 fn page_control() {
     let mut model = Model::new();
@@ -163,7 +163,7 @@ fn select_refuses_parameters() {
     assert_eq!(sense_6(&mut model, 0x0A, 0)[12..], control(false, false));
 }
 
-/// Guards the block descriptor of MODE SELECT: the volume's geometry or none (SBC-3 6.5.2).
+/// Guards the block descriptor of MODE SELECT: the volume's geometry or none.
 #[test]
 fn select_block_descriptor() {
     let mut model = Model::new();

@@ -47,13 +47,21 @@ mod tests {
 
     const CLUSTER: ClusterId = ClusterId(0x0123_4567_89AB_CDEF_0011_2233_4455_6677);
 
-    /// Guards the layout: SPC-4 table 604, and the id in the last 8 bytes.
+    /// Guards the layout: SPC-4 7.8.6.6.5, and the id in the last 8 bytes.
     #[test]
     fn layout() {
         let naa = naa(CLUSTER, VolumeId(0x1122));
         assert_eq!(naa[..3], [0x60, 0x24, 0xC5]);
         assert_eq!(naa[3] >> 4, 0x5);
         assert_eq!(naa[8..], [0, 0, 0, 0, 0, 0, 0x11, 0x22]);
+    }
+
+    /// Guards the names of all volumes there are: were they to change, hypervisors would see other
+    /// disks. Computed from the definition by a program of its own.
+    #[test]
+    fn for_ever() {
+        let hex: String = naa(CLUSTER, VolumeId(0x1122)).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "6024c55c9f88d7440000000000001122");
     }
 
     /// Guards the match of the two names: the serial number ends the designator.

@@ -1,4 +1,4 @@
-//! MODE SENSE and MODE SELECT, (6) and (10) (SPC-4 6.9 to 6.12), and the mode pages of a volume.
+//! MODE SENSE and MODE SELECT, (6) and (10) (SPC-4 6.11 to 6.14), and the mode pages of a volume.
 //!
 //! Changeable are D_SENSE and SWP of the Control page, and they belong to the I_T nexus (VPD page
 //! 87h says so). Nothing is saved.
@@ -35,7 +35,7 @@ const CONTROL: u8 = 0x0A;
 const ALL_PAGES: u8 = 0x3F;
 const ALL_SUBPAGES: u8 = 0xFF;
 
-/// Read-Write Error Recovery (SBC-3 6.5.8): bad copies are repaired from good ones.
+/// Read-Write Error Recovery: bad copies are repaired from good ones.
 fn error_recovery(_: bool, _: u8) -> Page {
     const AWRE_ARRE: u8 = 0x80 | 0x40;
     let mut page = fixed(0x01, 12);
@@ -43,7 +43,7 @@ fn error_recovery(_: bool, _: u8) -> Page {
     page
 }
 
-/// Caching (SBC-3 6.5.6).
+/// Caching.
 fn caching(write_back: bool, _: u8) -> Page {
     let mut page = fixed(0x08, 20);
     page[2] = u8::from(write_back) << 2;
@@ -99,7 +99,7 @@ fn narrow(len: usize) -> u8 {
     u8::try_from(len).unwrap_or(u8::MAX)
 }
 
-/// DEVICE-SPECIFIC PARAMETER (SBC-3 6.5.1): WP, and DPOFUA.
+/// DEVICE-SPECIFIC PARAMETER: WP, and DPOFUA.
 fn device_specific(request: &mut Request<'_>) -> u8 {
     let software = request.nexus.unit(request.lun).modes().load() & Modes::SWP != 0;
     u8::from(request.unit.read_only || software) << 7 | 0x10
@@ -137,7 +137,7 @@ fn disable_block_descriptors(cdb: &Cdb) -> bool {
     cdb.bit(1, 3)
 }
 
-/// SBC-3 6.5.2.
+/// Of all logical blocks of the volume, in the short or the long form.
 fn block_descriptor(capacity: Capacity, long_lba: bool) -> Vec<u8> {
     let mut descriptor = Vec::with_capacity(16);
     if long_lba {

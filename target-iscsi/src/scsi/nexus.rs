@@ -81,7 +81,7 @@ impl Attention {
         Sense::new(Key::UnitAttention, asc, ascq)
     }
 
-    /// Resets precede everything else (SAM-5 5.14.5), the widest first.
+    /// Resets precede everything else (SAM-5 5.14), the widest first.
     fn reset_rank(self) -> Option<u8> {
         match self {
             Self::PowerOn => Some(0),
@@ -150,7 +150,7 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    /// The condition to report next; it is cleared by that (SAM-5 5.14.6).
+    /// The condition to report next; it is cleared by that (SAM-5 5.14).
     pub(super) fn take(&mut self) -> Option<Attention> {
         self.queue.pop()
     }
@@ -277,6 +277,18 @@ mod tests {
         nexus.inventory_reported();
         assert_eq!(drain(&mut nexus, 0), [Attention::CommandsCleared]);
         assert_eq!(drain(&mut nexus, 5), [Attention::PowerOn, Attention::CommandsCleared]);
+    }
+
+    /// Guards a LUN that is mapped anew: nothing of the old unit is left, the nexus's own state is.
+    #[test]
+    fn forgotten_units_start_afresh() {
+        let mut nexus = Nexus::new();
+        drain(&mut nexus, 4);
+        nexus.unit(4).modes().store(Modes::SWP);
+        nexus.attention(Scope::Lun(4), Attention::CapacityChanged);
+        nexus.forget(4);
+        assert_eq!(drain(&mut nexus, 4), [Attention::PowerOn]);
+        assert_eq!(nexus.unit(4).modes().load(), 0);
     }
 
     /// Guards resets: mode parameters return to their defaults.

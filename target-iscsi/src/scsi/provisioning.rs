@@ -1,4 +1,4 @@
-//! Thin provisioning (SBC-3 4.7): UNMAP (5.28), WRITE SAME (5.44, 5.45) and GET LBA STATUS (5.4).
+//! Thin provisioning (SBC-3 4.7): UNMAP (5.28), WRITE SAME (5.43, 5.44) and GET LBA STATUS (5.4).
 //!
 //! What is unmapped reads as zeros (LBPRZ), so unmapping and writing zeros are the same command for
 //! the device; it gives back what is whole 4 KiB blocks of it.
@@ -74,7 +74,7 @@ impl Unmap {
     fn parse(&self, list: &[u8]) -> Result<Vec<Range>, Sense> {
         let descriptors_len = be16(list, 2).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
         let descriptors = list.get(Self::HEADER..).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
-        // A list that is cut short is an error; a descriptor that is cut short is ignored (SBC-3 5.28.2).
+        // A list that is cut short is an error; a descriptor that is cut short is ignored (SBC-3 5.28).
         if list.len() < usize::from(self.list_len) || descriptors.len() < usize::from(descriptors_len) {
             return Err(Sense::PARAMETER_LIST_LENGTH);
         }
@@ -113,7 +113,7 @@ pub(super) fn write_same_16(request: &mut Request<'_>) -> Answer {
     write_same(request, lba, blocks, 10, no_data_out)
 }
 
-/// With UNMAP blocks may be unmapped where the pattern is what they then read as (SBC-3 4.7.3.4.4),
+/// With UNMAP blocks may be unmapped where the pattern is what they then read as (SBC-3 4.7),
 /// without it they may as well on a thin volume, so the bit changes nothing.
 fn write_same(request: &mut Request<'_>, lba: u64, blocks: u32, len_field: u16, no_data_out: bool) -> Answer {
     unprotected(request.cdb)?;

@@ -1,7 +1,7 @@
-//! READ, WRITE, PRE-FETCH and SYNCHRONIZE CACHE in all their CDB lengths (SBC-3 5.9 to 5.14, 5.26 to
-//! 5.35). READ(10), (16), WRITE(10) and (16) are the hot path: no copy, and nothing allocated.
+//! READ, WRITE, PRE-FETCH and SYNCHRONIZE CACHE in all their CDB lengths (SBC-3 5.8 to 5.13, 5.26 to
+//! 5.27, 5.33 to 5.35; SBC-2 for the CDBs of 6 bytes). READ(10), (16), WRITE(10) and (16) are the hot path: no copy, and nothing allocated.
 //!
-//! DPO is accepted and has no effect (SBC-3 4.15 leaves retention open); the group number is ignored.
+//! DPO is accepted and has no effect (it is a hint); the group number is ignored.
 
 use bytes::Bytes;
 use lunette_volume::device::{Command, Data};
@@ -52,7 +52,7 @@ pub(super) fn write_16(request: &mut Request<'_>) -> Answer {
 }
 
 /// Nothing is cached in front of the volume, so there is never room for it: GOOD, not CONDITION MET
-/// (SBC-3 5.9).
+/// (SBC-3 5.8).
 pub(super) fn pre_fetch_10(request: &mut Request<'_>) -> Answer {
     request.unit.range(request.cdb.u32(2).into(), request.cdb.u16(7).into())?;
     Ok(Plan::Good)
@@ -138,7 +138,7 @@ pub(super) fn transfer(
     }
 }
 
-/// RDPROTECT, WRPROTECT, VRPROTECT: the volume has no protection information (SBC-3 4.22).
+/// RDPROTECT, WRPROTECT, VRPROTECT: the volume has no protection information.
 pub(super) fn unprotected(cdb: &Cdb) -> Result<(), Sense> {
     if cdb.u8(1) & 0xE0 == 0 { Ok(()) } else { Err(Sense::cdb_bit(1, 7)) }
 }
@@ -170,7 +170,7 @@ fn fua(cdb: &Cdb) -> Result<bool, Sense> {
     Ok(cdb.bit(1, 3))
 }
 
-/// LBA of 21 bits and the number of blocks, of which 0 is 256 (SBC-3 5.10, 5.31).
+/// LBA of 21 bits and the number of blocks, of which 0 is 256 (SBC-2 5.5).
 fn short_fields(cdb: &Cdb) -> (u64, u32) {
     let lba = cdb.u32(0) & 0x1F_FFFF;
     let blocks = match cdb.u8(4) {

@@ -74,7 +74,7 @@ impl LogicalUnit {
         self.capacity().range(lba, blocks)
     }
 
-    /// MAXIMUM TRANSFER LENGTH in logical blocks (SBC-3 6.6.4).
+    /// MAXIMUM TRANSFER LENGTH in logical blocks (SBC-3, Block Limits).
     pub(super) fn transfer_blocks_max(&self) -> u32 {
         SCSI_TRANSFER_BYTES_MAX.checked_div(self.block_bytes).unwrap_or(0)
     }

@@ -195,9 +195,9 @@ impl Failure {
             DeviceError::Invalid => Sense::INVALID_CDB,
             // LOGICAL UNIT COMMUNICATION TIME-OUT, as an aborted command, which initiators retry.
             DeviceError::TimedOut => Sense::new(Key::AbortedCommand, 0x08, 0x01),
-            // SPACE ALLOCATION FAILED WRITE PROTECT (SBC-3 4.7.3.6).
+            // SPACE ALLOCATION FAILED WRITE PROTECT (SBC-3 4.7).
             DeviceError::NoSpace => Sense::new(Key::DataProtect, 0x27, 0x07),
-            // UNRECOVERED READ ERROR; INFORMATION is the first unreadable LBA (SBC-3 4.18.1).
+            // UNRECOVERED READ ERROR; INFORMATION is the first unreadable LBA.
             DeviceError::Medium { offset } => Sense {
                 information: Some(offset / u64::from(block_bytes.max(1))),
                 ..Sense::new(Key::MediumError, 0x11, 0x00)
@@ -220,7 +220,7 @@ impl From<Sense> for Failure {
 mod tests {
     use super::*;
 
-    /// Guards the layout of fixed format: SPC-4 table 53, field pointer of table 30.
+    /// Guards the layout of fixed format: SPC-4 4.5.3, with the field pointer of 4.5.2.4.2.
     #[test]
     fn fixed_with_field_pointer() {
         assert_eq!(
@@ -233,7 +233,7 @@ mod tests {
         );
     }
 
-    /// Guards the layout of descriptor format: SPC-4 tables 29, 31 and 33.
+    /// Guards the layout of descriptor format: SPC-4 4.5.2.
     #[test]
     fn descriptors() {
         assert_eq!(

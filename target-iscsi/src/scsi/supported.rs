@@ -1,5 +1,5 @@
-//! REPORT SUPPORTED OPERATION CODES (SPC-4 6.34) and REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
-//! (SPC-4 6.35).
+//! REPORT SUPPORTED OPERATION CODES (SPC-4 6.35) and REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
+//! (SPC-4 6.36).
 
 use super::request::{Answer, Request, parameter_data, set_length_u32};
 use super::sense::Sense;
@@ -59,7 +59,7 @@ fn one(row: Option<&Row>, timeouts: bool) -> Vec<u8> {
     data
 }
 
-/// The command timeouts descriptor (SPC-4 6.34.4).
+/// The command timeouts descriptor.
 fn timeouts_descriptor() -> [u8; 12] {
     let [a, b, c, d] = RECOMMENDED_TIMEOUT_S.to_be_bytes();
     [0, 0x0A, 0, 0, 0, 0, 0, 0, a, b, c, d]

@@ -2,7 +2,7 @@
 //! OPERATION CODES and names them in logs.
 //!
 //! Rows are sorted by opcode, then by service action. The CDB usage data has a one for each bit that
-//! the command evaluates, except in the opcode and service action, which stand as they are (SPC-4 6.34.3).
+//! the command evaluates, except in the opcode and service action, which stand as they are (SPC-4 6.35).
 
 use super::cdb::Cdb;
 use super::request::{Answer, Request};
@@ -142,7 +142,7 @@ pub(super) fn name(opcode: u8, service_action: u8) -> &'static str {
     }
 }
 
-/// Commands that are carried out although a unit attention condition is pending (SAM-5 5.14.6).
+/// Commands that are carried out although a unit attention condition is pending (SAM-5 5.14).
 pub(super) fn precedes_attention(opcode: u8) -> bool {
     matches!(opcode, INQUIRY | REPORT_LUNS | REQUEST_SENSE)
 }

@@ -97,7 +97,7 @@ impl Task {
             Ok(Plan::Good) => good(Data::new(), 0),
             Ok(Plan::Data(bytes)) => {
                 let len = bytes.len() as u64;
-                good(Data::from_iter([bytes]), len)
+                good(Data::from_iter(Some(bytes).filter(|bytes| !bytes.is_empty())), len)
             }
             Ok(Plan::Submit(job, command)) => {
                 task.job = job;
@@ -113,7 +113,7 @@ impl Task {
     }
 
     /// After [`Step::DataOut`]: whether the expected data transfer length suits the command. A step,
-    /// then the end, if it does not: WRITE SAME takes exactly one block (SBC-3 5.48). Other
+    /// then the end, if it does not: WRITE SAME takes exactly one block (SBC-3 5.43). Other
     /// commands take what comes, and the residual says the rest.
     pub fn check_expected(&mut self, expected_len: u32) -> Option<Step> {
         match &self.job {
@@ -236,7 +236,7 @@ fn well_known(view: &TargetView, nexus: &mut Nexus, cdb: &Cdb) -> Answer {
     }
 }
 
-/// A logical unit that does not exist (SAM-5 5.11, SPC-4 6.6.1). LUN 0 answers
+/// A logical unit that does not exist (SAM-5: incorrect logical unit numbers). LUN 0 answers
 /// REPORT LUNS all the same, or nobody could find the others.
 fn absent(view: &TargetView, nexus: &mut Nexus, lun: Option<u16>, cdb: &Cdb) -> Answer {
     match cdb.opcode() {

@@ -1,4 +1,4 @@
-//! Vital product data (SPC-4 7.8, SBC-3 6.6). What a page says of a volume is in the table of pages;
+//! Vital product data (SPC-4 7.8, and the pages of SBC-3). What a page says of a volume is in the table of pages;
 //! page 00h is the table itself.
 
 use lunette_proto::limits::BLOCK_BYTES;
@@ -39,7 +39,7 @@ pub(super) fn page(view: &TargetView, unit: &LogicalUnit, code: u8, cdb: &Cdb) -
     answer(BLOCK_DEVICE, code, &body(view, unit), cdb)
 }
 
-/// A page of the REPORT LUNS well-known logical unit (SPC-4 8.2.1): of the target, not of a volume.
+/// A page of the REPORT LUNS well-known logical unit (SPC-4 8.2): of the target, not of a volume.
 pub(super) fn well_known_page(view: &TargetView, code: u8, cdb: &Cdb) -> Answer {
     let body = match code {
         0x00 => vec![0x00, 0x83],
@@ -80,7 +80,7 @@ fn target_designators(view: &TargetView) -> Vec<u8> {
     let group = [0, 0].into_iter().chain(view.portal_group_tag.to_be_bytes()).collect::<Vec<_>>();
     let mut body = designator(BINARY, TARGET_PORT, RELATIVE_TARGET_PORT, &port);
     body.extend(designator(BINARY, TARGET_PORT, TARGET_PORT_GROUP, &group));
-    // The names of an iSCSI port and device (RFC 7143 4.2.7.1; SPC-4 7.6.4).
+    // The names of an iSCSI port and device (RFC 7143 4.2.7.1).
     let port_name = format!("{},t,0x{:04x}", view.iqn, view.portal_group_tag);
     body.extend(designator(UTF8, TARGET_PORT, SCSI_NAME, &scsi_name(&port_name)));
     body.extend(designator(UTF8, TARGET_DEVICE, SCSI_NAME, &scsi_name(&view.iqn)));
@@ -99,7 +99,7 @@ const RELATIVE_TARGET_PORT: u8 = 4;
 const TARGET_PORT_GROUP: u8 = 5;
 const SCSI_NAME: u8 = 8;
 
-/// A designation descriptor (SPC-4 7.8.6.1).
+/// A designation descriptor (SPC-4 7.8.6).
 fn designator(code_set: u8, association: u8, kind: u8, value: &[u8]) -> Vec<u8> {
     const ISCSI: u8 = 0x50;
     const PIV: u8 = 0x80;
@@ -111,7 +111,7 @@ fn designator(code_set: u8, association: u8, kind: u8, value: &[u8]) -> Vec<u8> 
     descriptor
 }
 
-/// Ends with a zero and fills 4 bytes (SPC-4 7.8.6.11). Names longer than the length field can say,
+/// Ends with a zero and fills 4 bytes. Names longer than the length field can say,
 /// which RFC 7143 does not allow, are cut.
 fn scsi_name(name: &str) -> Vec<u8> {
     let mut value = name.as_bytes().to_vec();
@@ -121,7 +121,7 @@ fn scsi_name(name: &str) -> Vec<u8> {
     value
 }
 
-/// SPC-4 7.8.7: 60 bytes after the header.
+/// SPC-4 7.8.7, Extended INQUIRY Data: 60 bytes after the header.
 fn extended_inquiry(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
     let mut body = vec![0; 60];
     body[1] = 0x01; // SIMPSUP
@@ -130,14 +130,14 @@ fn extended_inquiry(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
     body
 }
 
-/// SPC-4 7.8.12: the Control page belongs to the I_T nexus, all others are shared.
+/// Mode Page Policy: the Control page belongs to the I_T nexus, all others are shared.
 fn mode_page_policy(_: &TargetView, _: &LogicalUnit) -> Vec<u8> {
     const SHARED: u8 = 0b00;
     const PER_NEXUS: u8 = 0b11;
     vec![0x0A, 0x00, PER_NEXUS, 0, 0x3F, 0xFF, SHARED, 0]
 }
 
-/// SBC-3 6.6.4: 60 bytes after the header.
+/// SBC-3, Block Limits: 60 bytes after the header.
 fn block_limits(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
     let blocks = |bytes: u32| bytes.checked_div(unit.block_bytes).unwrap_or(0).max(1);
     let granularity = u16::try_from(blocks(BLOCK_BYTES)).unwrap_or(u16::MAX);
@@ -162,14 +162,14 @@ fn block_limits(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
     body
 }
 
-/// SBC-3 6.6.2: does not rotate.
+/// SBC-3, Block Device Characteristics: does not rotate.
 fn block_device_characteristics(_: &TargetView, _: &LogicalUnit) -> Vec<u8> {
     let mut body = vec![0; 60];
     body[1] = 0x01;
     body
 }
 
-/// SBC-3 6.6.5: UNMAP and WRITE SAME unmap, zeros afterwards, thin.
+/// SBC-3, Logical Block Provisioning: UNMAP and WRITE SAME unmap, zeros afterwards, thin.
 fn logical_block_provisioning(_: &TargetView, _: &LogicalUnit) -> Vec<u8> {
     const LBPU: u8 = 0x80;
     const LBPWS: u8 = 0x40;

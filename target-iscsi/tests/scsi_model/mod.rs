@@ -62,7 +62,7 @@ impl Model {
             relative_port: 0x0102,
             luns: BTreeMap::from([(0, Arc::new(unit))]),
         };
-        let content = vec![0; usize::try_from(size_bytes.min(32 << 20)).unwrap()];
+        let content = vec![0; usize::try_from(size_bytes.min(32 << 20)).expect("at most 32 MiB")];
         let mut model = Self { view, nexus: Nexus::new(), content, commands: Vec::new(), fails: None };
         assert_eq!(model.run(&[0; 6], &[]).sense_code(), (6, 0x29, 0x00));
         model
@@ -108,10 +108,13 @@ impl Model {
     }
 
     fn carry_out(&mut self, command: Command) -> Outcome {
-        let unit = &self.view.luns.values().next().unwrap();
+        let unit = self.view.luns.values().next().expect("the model has a unit");
         let (size, block) = (unit.size_bytes, u64::from(unit.block_bytes));
         let whole = |offset: u64, len: u64| {
-            assert!(len > 0 && offset % block == 0 && len % block == 0, "whole blocks: {offset} {len}");
+            assert!(
+                len > 0 && offset.is_multiple_of(block) && len.is_multiple_of(block),
+                "whole blocks: {offset} {len}"
+            );
             assert!(offset.checked_add(len).is_some_and(|end| end <= size), "inside: {offset} {len}");
         };
         let result = match &command {
