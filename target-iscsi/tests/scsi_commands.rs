@@ -40,7 +40,7 @@ fn standard_inquiry() {
 fn inquiry_is_cut_to_the_allocation_length() {
     let mut model = Model::new();
     let whole = model.run(&inquiry(None, 255), &[]).good();
-    for len in [0u16, 1, 4, 5, 36, 95, 96, 97] {
+    for len in [0u16, 1, 4, 5, 36, 95, 96, 97, 256] {
         let end = model.run(&inquiry(None, len), &[]);
         assert_eq!(end.transfer_len, u64::from(len.min(96)));
         assert_eq!(end.good(), whole[..usize::from(len.min(96))]);
