@@ -1,0 +1,229 @@
+//! One disk.
+//!
+//! [`Engine`] is what a node needs of a disk; [`PlainEngine`] keeps it in a directory:
+//!
+//! ```text
+//!     submit ──> queue ──> commit thread:  check ─> journal, one write ─> one sync ─> apply ─> answer
+//!                                                                                      │
+//!     read ───────────────> extent files (page cache) <────────────────────────────────┘
+//!                                                       checkpoint thread: sync all, free the old segment
+//! ```
+//!
+//! What a change needs is decided before the journal (generation, versions, room), so that a journal
+//! record is a plain instruction: applying the records of a segment in order, any number of times, gives
+//! the same extent files whatever a crash left of them. Nothing reaches an extent file before the
+//! record that says so is on stable media.
+//!
+//! Formats, each specified by the doc of its module: [`identity`] file, [`journal`], [`extent`] file.
+
+mod answer;
+mod commit;
+pub mod extent;
+mod extents;
+pub mod identity;
+pub mod journal;
+mod namespaces;
+mod pending;
+mod plain;
+mod reader;
+mod recovery;
+
+use std::path::PathBuf;
+
+use lunette_proto::ids::{ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
+use lunette_proto::node::{Change, Durability};
+
+pub use answer::Completion;
+pub use identity::{Identity, format_disk, inspect_identity};
+pub use plain::PlainEngine;
+
+/// What a node asks of one disk, whatever keeps the bytes.
+///
+/// Nothing here blocks on the medium: answers come through the [`Completion`], on a thread of the
+/// engine or on the caller's.
+pub trait Engine: Send + Sync {
+    /// Queues `operation`. Operations take effect in the order of the calls; `done` is told once what
+    /// has to be durable is.
+    fn submit(&self, epoch: Epoch, operation: Operation, done: Completion);
+
+    /// Reads; on the caller's thread if the page cache has it.
+    fn read(&self, epoch: Epoch, query: ReadQuery, done: Completion);
+
+    /// The versions of an extent's blocks.
+    fn versions(&self, epoch: Epoch, extent: ExtentId, generation: Generation, done: Completion);
+
+    /// Space offered and taken.
+    fn space(&self) -> Space;
+
+    /// Why the disk has failed, if it has.
+    fn failure(&self) -> Option<String>;
+
+    /// Finishes what is queued, makes it durable and stops. What comes later is refused.
+    fn close(&self);
+}
+
+/// What changes a disk or has to be ordered with changes. The fields are those of
+/// [`RequestBody`](lunette_proto::node::RequestBody).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields and variants are documented where the protocol defines them")]
+pub enum Operation {
+    Seal { namespace: Namespace, generation: Generation },
+    Change { extent: ExtentId, version: Version, offset: u32, change: Change, durability: Durability },
+    Put { extent: ExtentId, generation: Generation, version: Version, offset: u32, change: Change },
+    Flush { namespace: Namespace, generation: Generation },
+    Watermark { namespace: Namespace, generation: Generation, seq: u64 },
+    Delete { namespace: Namespace, generation: Generation },
+}
+
+impl Operation {
+    /// Bytes of data that it bears.
+    fn data_len(&self) -> usize {
+        match self {
+            Self::Change { change: Change::Data(data), .. }
+            | Self::Put { change: Change::Data(data), .. } => data.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// A read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadQuery {
+    /// Where.
+    pub extent: ExtentId,
+    /// The owner's generation.
+    pub generation: Generation,
+    /// First byte.
+    pub offset: u32,
+    /// How many bytes.
+    pub len: u32,
+}
+
+/// Space of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that the disk offers.
+    pub capacity_bytes: u64,
+    /// Bytes taken by data.
+    pub used_bytes: u64,
+}
+
+/// A disk to open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Bytes of data that it may hold; 95 % of the file system if `None`.
+    pub capacity_bytes: Option<u64>,
+    /// Refuse to open it if it is another disk.
+    pub disk: Option<DiskId>,
+}
+
+impl DiskConfig {
+    /// Whatever disk is at `path`, with at most `capacity_bytes` of data.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>, capacity_bytes: Option<u64>) -> Self {
+        Self { path: path.into(), capacity_bytes, disk: None }
+    }
+}
+
+/// Why a disk cannot be formatted or opened. Nothing was changed on it.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// An operation of the operating system failed.
+    #[error("{path}: cannot {action}: {source}")]
+    Io {
+        /// On which file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The directory holds something else.
+    #[error("{0} is not empty and holds no Lunette disk; give an empty directory")]
+    NotEmpty(PathBuf),
+    /// The directory holds a disk already.
+    #[error("{path} already holds {disk} of cluster {cluster}; it is not formatted again")]
+    Formatted {
+        /// Where.
+        path: PathBuf,
+        /// Which.
+        disk: DiskId,
+        /// Whose.
+        cluster: ClusterId,
+    },
+    /// There is no disk.
+    #[error("{0} holds no Lunette disk; format it first")]
+    NotFormatted(PathBuf),
+    /// Another process has it.
+    #[error("{0} is in use already; stop the other process that has it")]
+    InUse(PathBuf),
+    /// Made by another version of the program.
+    #[error(
+        "{path} has format version {version}, and this program knows version {supported}; use the program that made it"
+    )]
+    Version {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+        /// What is known.
+        supported: u32,
+    },
+    /// Of another cluster.
+    #[error("{path} belongs to cluster {found}, not to {expected}; give this cluster's own directory")]
+    WrongCluster {
+        /// Where.
+        path: PathBuf,
+        /// Its cluster.
+        found: ClusterId,
+        /// Ours.
+        expected: ClusterId,
+    },
+    /// Another disk than was meant.
+    #[error("{path} is {found}, not {expected}; correct the configuration")]
+    WrongDisk {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        found: DiskId,
+        /// What was meant.
+        expected: DiskId,
+    },
+    /// The same disk twice.
+    #[error("{0} is given twice")]
+    Duplicate(DiskId),
+    /// A file is damaged in a way that no crash explains.
+    #[error("{path} is damaged at byte {offset}: {what}; replace the disk, the other copies rebuild it")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A size that a disk cannot have.
+    #[error("a journal segment of {0} bytes is not a multiple of 4096 from 8 MiB to 1 GiB")]
+    SegmentSize(u64),
+}
+
+impl DiskError {
+    pub(crate) fn io(
+        path: impl Into<PathBuf>,
+        action: &'static str,
+    ) -> impl FnOnce(std::io::Error) -> DiskError {
+        let path = path.into();
+        move |source| DiskError::Io { path, action, source }
+    }
+}
+
+/// Whether a byte range is one that the protocol allows.
+fn valid_range(offset: u32, len: u64) -> bool {
+    len != 0
+        && offset.is_multiple_of(BLOCK_BYTES)
+        && len.is_multiple_of(u64::from(BLOCK_BYTES))
+        && u64::from(offset) + len <= u64::from(EXTENT_BYTES)
+}

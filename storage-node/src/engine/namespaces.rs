@@ -1,0 +1,236 @@
+//! What a disk knows of its namespaces: who may speak, and what may differ from other members.
+//!
+//! Pure: the commit thread changes it in the order of the journal, and so does recovery.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lunette_proto::ids::{Epoch, Generation, Namespace, Version};
+use lunette_proto::limits::BLOCK_BYTES;
+use lunette_proto::node::{DirtyExtent, Failure, Sealed};
+
+/// Extents of one namespace that may await the next watermark: what one `Sealed` answer can name,
+/// with a margin. The owner is told that the disk is busy until its watermark has moved.
+pub(crate) const DIRTY_EXTENTS_MAX: usize = 131_072;
+
+/// A namespace that lives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NamespaceState {
+    /// The newest generation that was sealed; 0 before the first.
+    pub(crate) sealed: Generation,
+    /// The newest epoch that it was sealed under.
+    pub(crate) epoch: Epoch,
+    /// Everything up to it is on all in-sync members.
+    pub(crate) watermark: Version,
+    /// Blocks that hold data.
+    pub(crate) used_blocks: u64,
+    /// Extents changed beyond the watermark, with the newest version of any of their blocks.
+    pub(crate) dirty: BTreeMap<u64, Version>,
+}
+
+/// All namespaces of a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Namespaces {
+    live: BTreeMap<Namespace, NamespaceState>,
+    deleted: BTreeSet<Namespace>,
+    dirty_extents: usize,
+    used_blocks: u64,
+}
+
+impl Namespaces {
+    /// Whether an owner of `generation` under `epoch` may act.
+    pub(crate) fn check(&self, id: Namespace, generation: Generation, epoch: Epoch) -> Result<(), Failure> {
+        if self.deleted.contains(&id) {
+            return Err(Failure::Deleted);
+        }
+        if generation == Generation(0) {
+            return Err(Failure::Invalid);
+        }
+        let (sealed, sealed_epoch) = self.sealed(id);
+        if generation != sealed {
+            return Err(Failure::Generation { sealed, got: generation });
+        }
+        if epoch < sealed_epoch {
+            return Err(Failure::Epoch { sealed: sealed_epoch, got: epoch });
+        }
+        Ok(())
+    }
+
+    /// Whether an owner of `generation` under `epoch` may seal, or delete: not older than what was.
+    pub(crate) fn check_not_older(
+        &self,
+        id: Namespace,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> Result<(), Failure> {
+        if generation == Generation(0) {
+            return Err(Failure::Invalid);
+        }
+        let (sealed, sealed_epoch) = self.sealed(id);
+        if generation < sealed {
+            return Err(Failure::Generation { sealed, got: generation });
+        }
+        if epoch < sealed_epoch {
+            return Err(Failure::Epoch { sealed: sealed_epoch, got: epoch });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_deleted(&self, id: Namespace) -> bool {
+        self.deleted.contains(&id)
+    }
+
+    fn sealed(&self, id: Namespace) -> (Generation, Epoch) {
+        self.live.get(&id).map_or_else(Default::default, |state| (state.sealed, state.epoch))
+    }
+
+    /// Seals; whether that changed anything.
+    pub(crate) fn seal(&mut self, id: Namespace, generation: Generation, epoch: Epoch) -> bool {
+        let state = self.live.entry(id).or_default();
+        assert!(generation >= state.sealed, "a sealed generation never decreases");
+        assert!(epoch >= state.epoch, "a sealed epoch never decreases");
+        let changed = (state.sealed, state.epoch) != (generation, epoch);
+        state.sealed = generation;
+        state.epoch = epoch;
+        changed
+    }
+
+    /// The answer to a seal.
+    pub(crate) fn dirty(&self, id: Namespace) -> Sealed {
+        let dirty = self.live.get(&id).map_or_else(Vec::new, |state| {
+            state.dirty.iter().map(|(index, newest)| DirtyExtent { index: *index, newest: *newest }).collect()
+        });
+        Sealed { dirty }
+    }
+
+    /// Whether one more dirty extent has room, given `total_max` for the whole disk.
+    pub(crate) fn has_room_for_dirty(&self, id: Namespace, index: u64, total_max: usize) -> bool {
+        self.live.get(&id).is_some_and(|state| {
+            state.dirty.contains_key(&index)
+                || (state.dirty.len() < DIRTY_EXTENTS_MAX && self.dirty_extents < total_max)
+        })
+    }
+
+    /// Notes a change: `version` is what was written, `newest` the newest version of the extent.
+    pub(crate) fn changed(
+        &mut self,
+        id: Namespace,
+        index: u64,
+        version: Version,
+        newest: Version,
+        grown_blocks: i32,
+    ) {
+        let state = self.live.entry(id).or_default();
+        let before = state.used_blocks;
+        state.used_blocks = before.saturating_add_signed(i64::from(grown_blocks));
+        self.used_blocks = self.used_blocks.saturating_sub(before).saturating_add(state.used_blocks);
+        if version > state.watermark {
+            let known = state.dirty.entry(index).or_insert_with(|| {
+                self.dirty_extents += 1;
+                newest
+            });
+            *known = newest.max(*known);
+        }
+    }
+
+    /// Everything up to `mark` is on all in-sync members; whether that is news.
+    pub(crate) fn watermark(&mut self, id: Namespace, mark: Version) -> bool {
+        let state = self.live.entry(id).or_default();
+        if mark <= state.watermark {
+            return false;
+        }
+        state.watermark = mark;
+        let before = state.dirty.len();
+        state.dirty.retain(|_, newest| *newest > mark);
+        self.dirty_extents -= before - state.dirty.len();
+        true
+    }
+
+    /// Deletes for ever; whether that is news.
+    pub(crate) fn delete(&mut self, id: Namespace) -> bool {
+        if let Some(state) = self.live.remove(&id) {
+            self.used_blocks = self.used_blocks.saturating_sub(state.used_blocks);
+            self.dirty_extents -= state.dirty.len();
+        }
+        self.deleted.insert(id)
+    }
+
+    /// Takes a namespace as the journal's state has it.
+    pub(crate) fn restore(&mut self, id: Namespace, state: NamespaceState) {
+        self.used_blocks += state.used_blocks;
+        self.dirty_extents += state.dirty.len();
+        self.live.insert(id, state);
+    }
+
+    pub(crate) fn live(&self) -> impl Iterator<Item = (Namespace, &NamespaceState)> {
+        self.live.iter().map(|(id, state)| (*id, state))
+    }
+
+    pub(crate) fn deleted(&self) -> impl Iterator<Item = Namespace> {
+        self.deleted.iter().copied()
+    }
+
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.used_blocks.saturating_mul(u64::from(BLOCK_BYTES))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NS: Namespace = Namespace(7);
+
+    fn version(generation: u64, seq: u64) -> Version {
+        Version { generation: Generation(generation), seq }
+    }
+
+    /// Guards invariants 1 and 13: only the sealed generation, under no older epoch, may act.
+    #[test]
+    fn only_the_sealed_generation_acts() {
+        let mut all = Namespaces::default();
+        let refused = all.check(NS, Generation(3), Epoch(9));
+        assert_eq!(refused, Err(Failure::Generation { sealed: Generation(0), got: Generation(3) }));
+        assert_eq!(all.check(NS, Generation(0), Epoch(9)), Err(Failure::Invalid));
+        assert!(all.seal(NS, Generation(3), Epoch(9)));
+        assert!(!all.seal(NS, Generation(3), Epoch(9)));
+        assert_eq!(all.check(NS, Generation(3), Epoch(9)), Ok(()));
+        assert_eq!(all.check(NS, Generation(3), Epoch(10)), Ok(()));
+        let late = all.check(NS, Generation(3), Epoch(8));
+        assert_eq!(late, Err(Failure::Epoch { sealed: Epoch(9), got: Epoch(8) }));
+        let newer = all.check(NS, Generation(4), Epoch(9));
+        assert_eq!(newer, Err(Failure::Generation { sealed: Generation(3), got: Generation(4) }));
+        let older = all.check_not_older(NS, Generation(2), Epoch(9));
+        assert_eq!(older, Err(Failure::Generation { sealed: Generation(3), got: Generation(2) }));
+    }
+
+    /// Guards reconciliation: a watermark clears what it covers, of older generations too, and
+    /// never what is beyond it.
+    #[test]
+    fn watermark_clears_what_it_covers() {
+        let mut all = Namespaces::default();
+        all.seal(NS, Generation(2), Epoch(1));
+        all.changed(NS, 1, version(1, 50), version(1, 50), 1);
+        all.changed(NS, 2, version(2, 7), version(2, 7), 1);
+        all.changed(NS, 3, version(2, 8), version(2, 8), 1);
+        assert!(all.watermark(NS, version(2, 7)));
+        assert_eq!(all.dirty(NS).dirty, [DirtyExtent { index: 3, newest: version(2, 8) }]);
+        assert!(!all.watermark(NS, version(2, 3)), "a late watermark changes nothing");
+        // A repair of what is on all members already makes no work for a takeover.
+        all.changed(NS, 4, version(1, 3), version(1, 3), 1);
+        assert_eq!(all.dirty(NS).dirty.len(), 1);
+        assert_eq!(all.dirty_extents, 1);
+    }
+
+    /// Guards invariant 10: what was deleted stays deleted, whoever asks.
+    #[test]
+    fn deleted_for_ever() {
+        let mut all = Namespaces::default();
+        all.seal(NS, Generation(2), Epoch(1));
+        all.changed(NS, 1, version(2, 1), version(2, 1), 5);
+        assert_eq!(all.used_bytes(), 5 * 4096);
+        assert!(all.delete(NS));
+        assert!(!all.delete(NS));
+        assert_eq!(all.check(NS, Generation(9), Epoch(9)), Err(Failure::Deleted));
+        assert_eq!((all.used_bytes(), all.dirty_extents), (0, 0));
+    }
+}
