@@ -250,7 +250,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(2000))]
+    #![proptest_config(cases(1000))]
 
     /// Guards the number of moves, also from tables that break the rule because a disk changed
     /// its zone, against an independent flow of minimum cost.
@@ -368,19 +368,40 @@ fn unequal_zones_are_used_in_full() {
 /// Guards against copies of one disk whose partners are few: a rebuild would read from these alone.
 #[test]
 fn partners_are_spread() {
-    let candidates: Vec<Candidate> = (0..24).map(|id| candidate(id, id as usize, 4)).collect();
-    let plan = plan(&request(3, 4096, &candidates)).unwrap();
-    for disk in (0..24).map(DiskId) {
-        let mut together = [0_u32; 24];
-        for (_, row) in plan.table.rows().filter(|(_, row)| row.contains(&disk)) {
-            for partner in row.iter().filter(|&&partner| partner != disk) {
-                together[partner.0 as usize] += 1;
+    for disks_per_zone in [1, 4] {
+        let candidates: Vec<Candidate> =
+            (0..24).map(|id| candidate(id, id as usize / disks_per_zone, 4)).collect();
+        let plan = plan(&request(3, 4096, &candidates)).unwrap();
+        // 512 rows of a disk, two partners in each, of the disks in other zones.
+        let mean = 1024.0 / (24 - disks_per_zone) as f64;
+        for disk in (0..24).map(DiskId) {
+            let mut together = [0_u32; 24];
+            for (_, row) in plan.table.rows().filter(|(_, row)| row.contains(&disk)) {
+                for partner in row {
+                    together[partner.0 as usize] += 1;
+                }
+            }
+            let zone = |disk: usize| disk / disks_per_zone;
+            let others = (0..24).filter(|&other| zone(other) != zone(disk.0 as usize));
+            for count in others.map(|other| f64::from(together[other])) {
+                // Counts of a random choice deviate by about the root of the mean; five times that.
+                assert!((count - mean).abs() < 5.0 * mean.sqrt(), "{disk}: {together:?}");
             }
         }
-        // 512 rows with two partners each over 23 disks: 44.5. A sixth of all pairs deviate by one sigma, 6.5.
-        let partners = (0..24).filter(|&other| other != disk.0 as usize).map(|other| together[other]);
-        assert!(partners.clone().all(|count| (12..=77).contains(&count)), "{disk}: {together:?}");
     }
+}
+
+/// Guards against a partition that moves as a whole where others could move a copy each: it would have
+/// fewer copies to be read from, and to copy from, on the way.
+#[test]
+fn moves_are_spread_over_partitions() {
+    let before: Vec<Candidate> = (0..12).map(|id| candidate(id, id as usize, 4)).collect();
+    let first = plan(&request(3, 4096, &before)).unwrap();
+    let after: Vec<Candidate> = (0..15).map(|id| candidate(id, id as usize, 4)).collect();
+    let plan = plan(&next(&request(3, 4096, &after), &after, &first.table)).unwrap();
+    assert!(plan.moves.len() > 2450, "three disks of fifteen take their share: {}", plan.moves.len());
+    let twice = plan.moves.windows(2).filter(|pair| pair[0].partition == pair[1].partition).count();
+    assert!(twice <= 40, "{twice} of 4096 partitions move two copies");
 }
 
 /// Guards each way to refuse, and the line that an operator reads.

@@ -189,8 +189,7 @@ fn too_few(copies: u8, domain: FailureDomain, found: usize) -> String {
 /// # Errors
 /// If the request contradicts itself or the previous table, or the failure-domain rule cannot be obeyed.
 pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
-    let previous = request.previous.filter(|table| table.partitions() > 0);
-    check(request, previous)?;
+    let previous = check(request)?;
     let topology = Topology::new(&request.candidates, request.failure_domain)?;
     if topology.weighted_domains() < usize::from(request.width) {
         return Err(PlanError::TooFewDomains {
@@ -244,7 +243,8 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     Ok(Plan { table: Table::new(version, request.width, cells), moves, load })
 }
 
-fn check(request: &PlanRequest<'_>, previous: Option<&Table>) -> Result<(), PlanError> {
+/// Gives the previous table back, if it has rows.
+fn check<'a>(request: &PlanRequest<'a>) -> Result<Option<&'a Table>, PlanError> {
     let (width, partitions) = (request.width, request.partitions);
     if width == 0 {
         return Err(PlanError::NoCopies);
@@ -252,14 +252,15 @@ fn check(request: &PlanRequest<'_>, previous: Option<&Table>) -> Result<(), Plan
     if !(1..=PARTITIONS_MAX).contains(&partitions) {
         return Err(PlanError::Partitions { partitions });
     }
-    match previous {
-        Some(table) if table.width() != width => {
-            Err(PlanError::WidthChanged { previous: table.width(), requested: width })
-        }
-        Some(table) if table.partitions() != partitions => {
-            Err(PlanError::PartitionsChanged { previous: table.partitions(), requested: partitions })
-        }
-        _ => Ok(()),
+    // The width comes first: a table that was not built by `Table::new` may have none, and no rows to count.
+    let Some(table) = request.previous else { return Ok(None) };
+    if table.width() != width {
+        return Err(PlanError::WidthChanged { previous: table.width(), requested: width });
+    }
+    match table.partitions() {
+        0 => Ok(None),
+        previous if previous == partitions => Ok(Some(table)),
+        previous => Err(PlanError::PartitionsChanged { previous, requested: partitions }),
     }
 }
 
