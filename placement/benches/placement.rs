@@ -1,9 +1,10 @@
 //! Figures of the ring, printed as a table: `cargo bench -p lunette-placement`.
 //!
 //! - max/mean: the fullest disk over the mean, by weight, and over what the failure-domain rule allows;
-//! - usable: the part of the capacity in use when the first disk is full, of all and of what the rule allows;
-//! - added, removed, re-weighted, +half: copies moved, and that over the fewest there can be, when one disk is
-//!   added, removed or doubled in weight, and when every second disk gets another like it beside it.
+//! - usable: the part of the capacity in use when the first disk is full, of all and of what the rule
+//!   allows;
+//! - added, removed, re-weighted, +half: copies moved, and that over the fewest there can be, when one
+//!   disk is added, removed or doubled in weight, and when every second disk gets another like it beside it.
 //!   The fewest is the larger of two bounds: what the fair shares of all disks gain together, before
 //!   rounding; and the copies that must change row by row, because their disk is gone or because a domain that
 //!   must be in every row now is not in this one. An asterisk marks the second;
