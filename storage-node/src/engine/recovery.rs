@@ -9,6 +9,7 @@ use super::extents::Extents;
 use super::identity::{self, EXTENTS, Identity};
 use super::journal::{self, ChangeRecord, Journal, Record, Reset};
 use super::namespaces::Namespaces;
+use super::pending::is_whole_zeros;
 use super::{DiskConfig, DiskError};
 
 /// An opened disk.
@@ -57,7 +58,7 @@ fn replay(path: &Path, extents: &Extents, records: &[Record]) -> Result<Namespac
     let mut known: Option<(Namespace, bool)> = None;
     let mut namespaces = Namespaces::default();
     let mut stated = Namespaces::default();
-    for record in records {
+    for (at, record) in records.iter().enumerate() {
         match record {
             Record::Namespace(id, state) => stated.restore(*id, state.clone()),
             Record::Tombstones(ids) => ids.iter().for_each(|id| {
@@ -72,7 +73,7 @@ fn replay(path: &Path, extents: &Extents, records: &[Record]) -> Result<Namespac
                 };
                 known = Some((id, gone));
                 if !gone {
-                    redo(path, extents, &mut namespaces, change)?;
+                    redo(path, extents, &mut namespaces, change, &records[at + 1..])?;
                 }
             }
             Record::Seal(id, generation, epoch) => {
@@ -97,18 +98,29 @@ fn redo(
     extents: &Extents,
     namespaces: &mut Namespaces,
     change: &ChangeRecord,
+    later: &[Record],
 ) -> Result<(), DiskError> {
-    let starts_anew = change.reset != Reset::None || super::pending::is_whole_zeros(change);
+    let starts_anew = change.reset != Reset::None || is_whole_zeros(change);
     let extent =
         if starts_anew { extents.get_or_create(change.extent).map(Some) } else { extents.get(change.extent) };
     let extent = extent.map_err(DiskError::io(path, "open an extent file"))?;
     let Some(extent) = extent else {
         return Err(damaged(path, "an extent file that the journal changes is missing"));
     };
-    extent.apply(change, false).map_err(DiskError::io(path, "write an extent file"))?;
+    if starts_anew || extent.state.read().has_table() {
+        extent.apply(change, false).map_err(DiskError::io(path, "write an extent file"))?;
+    } else if !later.iter().any(|record| empties(record, change)) {
+        return Err(damaged(path, "an extent file that the journal changes has lost its table"));
+    }
+    // Else the file is ahead already: the extent was discarded as a whole afterwards.
     let newest = extent.state.read().newest().max(change.version);
     namespaces.changed(change.extent.namespace, change.extent.index, change.version, newest, change.grown);
     Ok(())
+}
+
+/// Whether `record` discards the whole extent of `change`.
+fn empties(record: &Record, change: &ChangeRecord) -> bool {
+    matches!(record, Record::Change(other) if other.extent == change.extent && is_whole_zeros(other))
 }
 
 /// Finishes deletes that a crash cut short.
