@@ -137,7 +137,7 @@ fn block_limits() {
         assert_eq!(be32(24), 256, "MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT");
         assert_eq!(be32(28), (64 << 10) / block, "OPTIMAL UNMAP GRANULARITY");
         assert_eq!(be32(32), 0x8000_0000, "UGAVALID");
-        assert_eq!(data[36..44], u64::from((128 << 20) / block).to_be_bytes(), "MAXIMUM WRITE SAME LENGTH");
+        assert_eq!(data[36..44], u64::from((16 << 20) / block).to_be_bytes(), "MAXIMUM WRITE SAME LENGTH");
         assert!(data[44..].iter().all(|byte| *byte == 0));
     }
 }

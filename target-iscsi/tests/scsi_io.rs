@@ -404,8 +404,8 @@ fn write_same_refuses() {
     let mut model = Model::with(1 << 40, 512);
     model.run(&transfer(10, 0x41, 0, 0, 0), &[]).bad_cdb_field(7, None);
     model.run(&transfer(16, 0x93, 0, 0, 0), &[]).bad_cdb_field(10, None);
-    model.run(&transfer(16, 0x93, 1, 0, (128 << 20) / 512 + 1), &[]).bad_cdb_field(10, None);
-    model.run(&transfer(16, 0x93, 1, 0, (128 << 20) / 512), &[]).good();
+    model.run(&transfer(16, 0x93, 1, 0, (16 << 20) / 512 + 1), &[]).bad_cdb_field(10, None);
+    model.run(&transfer(16, 0x93, 1, 0, (16 << 20) / 512), &[]).good();
     model.run(&transfer(16, 0x93, 0x18, 0, 1), &[]).bad_cdb_field(1, Some(4));
     model.run(&transfer(16, 0x93, 0x04, 0, 1), &[]).bad_cdb_field(1, Some(2));
     model.run(&transfer(10, 0x41, 0x20, 0, 1), &[]).bad_cdb_field(1, Some(7));

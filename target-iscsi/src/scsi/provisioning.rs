@@ -20,8 +20,9 @@ pub(super) const UNMAP_DESCRIPTORS_MAX: u32 = 256;
 pub(super) const UNMAP_BLOCKS_MAX: u32 = 1 << 20;
 /// OPTIMAL UNMAP GRANULARITY: what a storage node allocates at once.
 pub(super) const UNMAP_GRANULARITY_BYTES: u32 = 64 << 10;
-/// MAXIMUM WRITE SAME LENGTH. A pattern is really written, so it must end in good time.
-pub(super) const WRITE_SAME_BYTES_MAX: u32 = 128 << 20;
+/// MAXIMUM WRITE SAME LENGTH. A pattern is really written, so it must end in good time. Below 65536
+/// blocks also because libiscsi's suite takes more as a promise that one WRITE moves as much.
+pub(super) const WRITE_SAME_BYTES_MAX: u32 = 16 << 20;
 /// A pattern is written in pieces of this size.
 const PATTERN_BYTES: u32 = 1 << 20;
 
