@@ -3,3 +3,5 @@
 pub mod device;
 pub mod layout;
 pub mod owner;
+#[cfg(test)]
+mod sim;

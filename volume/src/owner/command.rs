@@ -255,6 +255,7 @@ impl Owner {
             durability,
             phase: Phase::Waiting,
             seq: 0,
+            has_mutated: false,
             verdict: Ok(()),
         };
         let (blocks, exclusive) = (op.blocks(), op.is_exclusive() && !self.planted(Plant::NoHazardLock));
@@ -321,7 +322,7 @@ impl Owner {
             .collect();
         for op in mine {
             self.ops[op].origin = Origin::Orphan;
-            if !self.ops[op].has_mutated() {
+            if !self.ops[op].has_mutated {
                 self.finish(op, Err(error.clone()));
             } else if self.planted(Plant::ForgetTimedOutLock) {
                 self.unlock(op);

@@ -161,5 +161,4 @@ pub(crate) enum Plant {
     NoWithdraw,
     IgnoreLost,
     WatermarkTooFar,
-    AckBelowMinSize,
 }

@@ -40,6 +40,8 @@ pub(super) struct Op {
     pub(super) phase: Phase,
     /// The first sequence number that it took, 0 if none: it holds back the watermark.
     pub(super) seq: u64,
+    /// Whether it has changed, or may have changed, a member.
+    pub(super) has_mutated: bool,
     /// What its command is told although the blocks agree.
     pub(super) verdict: Result<(), DeviceError>,
 }
@@ -51,11 +53,6 @@ impl Op {
 
     pub(super) fn is_exclusive(&self) -> bool {
         !matches!(self.work, Work::Read { .. })
-    }
-
-    /// Whether it has changed, or may have changed, a member.
-    pub(super) fn has_mutated(&self) -> bool {
-        self.seq != 0 || matches!(self.phase, Phase::Mutating(_))
     }
 }
 

@@ -173,6 +173,7 @@ impl Owner {
             durability: Durability::Stable,
             phase: Phase::Waiting,
             seq: 0,
+            has_mutated: false,
             verdict: Ok(()),
         });
         if let Some(reconcile) = self.reconciles.get_mut(&extent) {

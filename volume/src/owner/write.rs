@@ -138,6 +138,7 @@ impl Owner {
             self.last_seq = self.last_seq.max(if put { 0 } else { version.seq });
             let tag = self.send(disk, body, What::Leg { op: id });
             self.touch(id);
+            self.ops[id].has_mutated = true;
             if let Phase::Mutating(mutating) = &mut self.ops[id].phase {
                 mutating.legs[position - 1].state = LegState::Sent(tag);
             }
@@ -171,9 +172,7 @@ impl Owner {
             return;
         };
         let is_answered = |leg: &Leg| matches!(leg.state, LegState::Done | LegState::NoSpace);
-        let enough = mutating.put
-            || mutating.legs.len() >= self.view.pool.min_size()
-            || self.planted(Plant::AckBelowMinSize);
+        let enough = mutating.put || mutating.legs.len() >= self.view.pool.min_size();
         let first_is_enough =
             self.planted(Plant::AckAfterFirst) && mutating.legs.iter().any(|leg| leg.state == LegState::Done);
         if !(enough && mutating.legs.iter().all(is_answered) || first_is_enough) {

@@ -1,0 +1,243 @@
+//! A disk as the node protocol describes it, written from that description alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Bytes, BytesMut};
+use lunette_proto::ids::{DiskId, Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
+use lunette_proto::node::{
+    BlockVersion, Change, DirtyExtent, Durability, Failure, Reply, ReplyBody, Request, RequestBody, Sealed,
+};
+
+use super::rng::Rng;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) version: Version,
+    /// `None` is a hole.
+    pub(crate) content: Option<Bytes>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ModelDisk {
+    id: DiskId,
+    sealed: BTreeMap<Namespace, (Generation, Epoch)>,
+    deleted: BTreeSet<Namespace>,
+    extents: BTreeMap<ExtentId, Vec<Block>>,
+    /// What is on stable media of the blocks whose newest content is not.
+    stable: BTreeMap<(ExtentId, u32), Block>,
+    dirty: BTreeMap<ExtentId, Version>,
+    pub(crate) corrupt: BTreeSet<(ExtentId, u32)>,
+    /// Blocks with content that it has room for.
+    pub(crate) capacity: usize,
+    allocated: usize,
+    /// A bug: older generations are served.
+    pub(crate) forgets_generation: bool,
+}
+
+impl ModelDisk {
+    pub(crate) fn new(id: DiskId) -> Self {
+        Self {
+            id,
+            sealed: BTreeMap::new(),
+            deleted: BTreeSet::new(),
+            extents: BTreeMap::new(),
+            stable: BTreeMap::new(),
+            dirty: BTreeMap::new(),
+            corrupt: BTreeSet::new(),
+            capacity: usize::MAX,
+            allocated: 0,
+            forgets_generation: false,
+        }
+    }
+
+    pub(crate) fn call(&mut self, request: &Request) -> Reply {
+        assert_eq!(request.disk, self.id, "routed to another disk");
+        let epoch = request.epoch;
+        match &request.body {
+            RequestBody::Identify { .. } => Ok(ReplyBody::Done),
+            RequestBody::Space => Ok(ReplyBody::Space { capacity_bytes: 0, used_bytes: 0 }),
+            RequestBody::Seal { namespace, generation } => self.seal(*namespace, *generation, epoch),
+            RequestBody::Change { extent, version, offset, change, durability } => {
+                self.check(extent.namespace, version.generation, epoch)?;
+                self.apply(*extent, *version, *offset, change, *durability)
+            }
+            RequestBody::Put { extent, generation, version, offset, change } => {
+                self.check(extent.namespace, *generation, epoch)?;
+                if version.generation > *generation {
+                    return Err(Failure::Invalid);
+                }
+                self.apply(*extent, *version, *offset, change, Durability::Stable)
+            }
+            RequestBody::Read { extent, generation, offset, len } => {
+                self.check(extent.namespace, *generation, epoch)?;
+                self.read(*extent, *offset, *len)
+            }
+            RequestBody::Versions { extent, generation } => {
+                self.check(extent.namespace, *generation, epoch)?;
+                Ok(ReplyBody::Versions(self.versions(*extent)))
+            }
+            RequestBody::Flush { namespace, generation } => {
+                self.check(*namespace, *generation, epoch)?;
+                self.stable.retain(|(extent, _), _| extent.namespace != *namespace);
+                Ok(ReplyBody::Done)
+            }
+            RequestBody::Watermark { namespace, generation, seq } => {
+                self.check(*namespace, *generation, epoch)?;
+                let mark = Version { generation: *generation, seq: *seq };
+                self.dirty.retain(|extent, newest| extent.namespace != *namespace || *newest > mark);
+                Ok(ReplyBody::Done)
+            }
+            RequestBody::Delete { namespace, generation } => {
+                if let Some((sealed, _)) = self.sealed.get(namespace)
+                    && generation < sealed
+                {
+                    return Err(Failure::Generation { sealed: *sealed, got: *generation });
+                }
+                self.deleted.insert(*namespace);
+                self.extents.retain(|extent, _| extent.namespace != *namespace);
+                self.stable.retain(|(extent, _), _| extent.namespace != *namespace);
+                self.dirty.retain(|extent, _| extent.namespace != *namespace);
+                Ok(ReplyBody::Done)
+            }
+        }
+    }
+
+    fn seal(&mut self, namespace: Namespace, generation: Generation, epoch: Epoch) -> Reply {
+        if self.deleted.contains(&namespace) {
+            return Err(Failure::Deleted);
+        }
+        let entry = self.sealed.entry(namespace).or_default();
+        if generation < entry.0 {
+            return Err(Failure::Generation { sealed: entry.0, got: generation });
+        }
+        *entry = (generation, entry.1.max(epoch));
+        let dirty = self
+            .dirty
+            .iter()
+            .filter(|(extent, _)| extent.namespace == namespace)
+            .map(|(extent, newest)| DirtyExtent { index: extent.index, newest: *newest })
+            .collect();
+        Ok(ReplyBody::Sealed(Sealed { dirty }))
+    }
+
+    fn check(&self, namespace: Namespace, got: Generation, epoch: Epoch) -> Result<(), Failure> {
+        if self.deleted.contains(&namespace) {
+            return Err(Failure::Deleted);
+        }
+        let (sealed, at) = self.sealed.get(&namespace).copied().unwrap_or_default();
+        if got != sealed && !(self.forgets_generation && got < sealed) {
+            return Err(Failure::Generation { sealed, got });
+        }
+        if epoch < at && !self.forgets_generation {
+            return Err(Failure::Epoch { sealed: at, got: epoch });
+        }
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        extent: ExtentId,
+        version: Version,
+        offset: u32,
+        change: &Change,
+        durability: Durability,
+    ) -> Reply {
+        let len = u32::try_from(change.len()).map_err(|_| Failure::Invalid)?;
+        let blocks = range(offset, len)?;
+        let list =
+            self.extents.entry(extent).or_insert_with(|| vec![Block::default(); EXTENT_BLOCKS as usize]);
+        let newer: Vec<u32> =
+            blocks.clone().filter(|block| list[*block as usize].version < version).collect();
+        if let Change::Data(_) = change {
+            let holes = newer.iter().filter(|block| list[**block as usize].content.is_none()).count();
+            if holes > 0 && self.allocated + holes > self.capacity {
+                return Err(Failure::NoSpace);
+            }
+        }
+        for block in newer {
+            let old = &mut list[block as usize];
+            let content = match change {
+                Change::Data(data) => {
+                    let at = ((block - blocks.start) * BLOCK_BYTES) as usize;
+                    Some(data.slice(at..at + BLOCK_BYTES as usize))
+                }
+                Change::Zeros { .. } => None,
+            };
+            self.allocated += usize::from(content.is_some());
+            self.allocated -= usize::from(old.content.is_some());
+            let old = std::mem::replace(old, Block { version, content });
+            match durability {
+                Durability::Stable => {
+                    self.stable.remove(&(extent, block));
+                }
+                Durability::Volatile => {
+                    self.stable.entry((extent, block)).or_insert(old);
+                }
+            }
+            self.corrupt.remove(&(extent, block));
+        }
+        let newest = self.dirty.entry(extent).or_default();
+        *newest = (*newest).max(version);
+        Ok(ReplyBody::Done)
+    }
+
+    fn read(&self, extent: ExtentId, offset: u32, len: u32) -> Reply {
+        let blocks = range(offset, len)?;
+        if let Some(bad) = blocks.clone().find(|block| self.corrupt.contains(&(extent, *block))) {
+            return Err(Failure::Corrupt { offset: bad * BLOCK_BYTES });
+        }
+        let mut data = BytesMut::with_capacity(len as usize);
+        for block in blocks {
+            match self.block(extent, block).content {
+                Some(content) => data.extend_from_slice(&content),
+                None => data.resize(data.len() + BLOCK_BYTES as usize, 0),
+            }
+        }
+        Ok(ReplyBody::Data(data.freeze()))
+    }
+
+    fn versions(&self, extent: ExtentId) -> Vec<BlockVersion> {
+        let mut runs: Vec<BlockVersion> = Vec::new();
+        for block in self.extents.get(&extent).into_iter().flatten() {
+            let hole = block.content.is_none();
+            match runs.last_mut() {
+                Some(run) if run.version == block.version && run.hole == hole => run.blocks += 1,
+                _ => runs.push(BlockVersion { blocks: 1, version: block.version, hole }),
+            }
+        }
+        runs
+    }
+
+    pub(crate) fn block(&self, extent: ExtentId, block: u32) -> Block {
+        self.extents.get(&extent).map(|list| list[block as usize].clone()).unwrap_or_default()
+    }
+
+    /// The power fails: of what was not flushed, any part may be gone.
+    pub(crate) fn lose_power(&mut self, rng: &mut Rng) {
+        for ((extent, block), old) in std::mem::take(&mut self.stable) {
+            if rng.chance(600) {
+                let list = self.extents.entry(extent).or_default();
+                self.allocated += usize::from(old.content.is_some());
+                self.allocated -= usize::from(list[block as usize].content.is_some());
+                list[block as usize] = old;
+            }
+        }
+    }
+
+    pub(crate) fn dirty_count(&self) -> usize {
+        self.dirty.len()
+    }
+
+    pub(crate) fn is_blank(&self) -> bool {
+        self.extents.is_empty()
+    }
+}
+
+fn range(offset: u32, len: u32) -> Result<std::ops::Range<u32>, Failure> {
+    let valid = len > 0
+        && offset.is_multiple_of(BLOCK_BYTES)
+        && len.is_multiple_of(BLOCK_BYTES)
+        && u64::from(offset) + u64::from(len) <= u64::from(EXTENT_BLOCKS * BLOCK_BYTES);
+    if valid { Ok(offset / BLOCK_BYTES..(offset + len) / BLOCK_BYTES) } else { Err(Failure::Invalid) }
+}

@@ -1,0 +1,775 @@
+//! Owners, disks and the network between them, in virtual time, from one seed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use lunette_proto::ids::{
+    ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Partition, PoolId, VolumeId,
+};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
+use lunette_proto::map::{DiskState, FailureDomain, Pool, Redundancy, Stripe, Table};
+use lunette_proto::node::{Failure, Reply, Request};
+
+use super::checker::{self, Part, SECTORS, Step};
+use super::disk::ModelDisk;
+use super::rng::Rng;
+use crate::device::{Command, DeviceError, Outcome};
+use crate::layout::Layout;
+use crate::owner::{Action, Config, Event, Limits, Owner, Plant, PoolView, Standing, View};
+
+const VOLUME: VolumeId = VolumeId(7);
+const SECTOR: u64 = 512;
+const BLOCK: u64 = BLOCK_BYTES as u64;
+const EXTENT: u64 = EXTENT_BYTES as u64;
+const PARTITIONS: u32 = 8;
+const MS: u64 = 1000;
+/// Time that everything must be over in after the last fault.
+const HEAL_MS: u64 = 20_000;
+
+/// What goes wrong in a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Faults {
+    pub(super) planted: Option<Plant>,
+    pub(super) forget_generation: bool,
+}
+
+#[derive(Debug)]
+enum Happening {
+    Deliver { owner: usize, disk: DiskId, conn: u64, tag: u64, request: Request },
+    Answer { owner: usize, disk: DiskId, conn: u64, tag: u64, reply: Reply },
+    Timer { owner: usize, at: u64 },
+    Map { owner: usize, view: View },
+    Submit,
+    Trouble,
+    Connect { owner: usize, disk: DiskId },
+    Restart { disk: DiskId },
+    Takeover { paused: bool },
+}
+
+#[derive(Debug)]
+struct Conn {
+    /// 0 is none.
+    id: u64,
+    unanswered: Vec<u64>,
+    last_us: u64,
+}
+
+struct Gateway {
+    owner: Owner,
+    dead: bool,
+    timer: u64,
+    conns: BTreeMap<DiskId, Conn>,
+}
+
+struct Record {
+    command: Command,
+    gateway: usize,
+    called: usize,
+    answered: Option<usize>,
+    outcome: Option<Outcome>,
+}
+
+pub(super) struct World {
+    seed: u64,
+    rng: Rng,
+    faults: Faults,
+    now_us: u64,
+    order: u64,
+    agenda: BTreeMap<(u64, u64), Happening>,
+    disks: BTreeMap<DiskId, (ModelDisk, bool)>,
+    states: BTreeMap<DiskId, DiskState>,
+    pool: Pool,
+    epoch: Epoch,
+    size: u64,
+    deleting: bool,
+    config: Config,
+    gateways: Vec<Gateway>,
+    conns: u64,
+    records: Vec<Record>,
+    /// Power losses, by their place in the history.
+    losses: Vec<usize>,
+    moment: usize,
+    left: usize,
+    /// Commands outstanding at most.
+    depth: usize,
+    healed: bool,
+    tight: bool,
+    corrupting: bool,
+    removable: bool,
+    purged: bool,
+    pub(super) acked: usize,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, ops: usize, faults: Faults) -> Self {
+        let mut rng = Rng::new(seed);
+        let replicas = rng.between(1, 3) as u8;
+        let count = rng.between(u64::from(replicas), 5) as u32;
+        let mut cells = Vec::new();
+        for row in 0..PARTITIONS {
+            cells.extend((0..u32::from(replicas)).map(|column| DiskId((row + column) % count)));
+        }
+        let min_size = if replicas == 3 { 2 } else { 1 };
+        let pool = Pool {
+            id: PoolId(1),
+            name: "pool".into(),
+            redundancy: Redundancy::Replicated { replicas, min_size },
+            failure_domain: FailureDomain::Disk,
+            table: Arc::new(Table::new(1, replicas, cells)),
+        };
+        let stripe =
+            rng.chance(400).then(|| Stripe { unit_bytes: 16 << 10, width: rng.between(2, 3) as u16 });
+        let size = 6 * EXTENT;
+        let config = Config {
+            cluster: ClusterId(1),
+            volume: VOLUME,
+            generation: Generation(0),
+            layout: Layout::new(stripe).expect("a valid stripe"),
+            block_bytes: 512,
+            write_back: rng.chance(350),
+            limits: Limits {
+                wait_ms: 60,
+                operations_max: 256,
+                zero_operations_max: 2,
+                reconcile_max: 2,
+                hedge_ms: 15,
+                watermark_ms: 20,
+            },
+        };
+        let disks = (0..count)
+            .map(|id| {
+                let mut disk = ModelDisk::new(DiskId(id));
+                disk.forgets_generation = faults.forget_generation;
+                (DiskId(id), (disk, true))
+            })
+            .collect();
+        let tight = rng.chance(250);
+        let mut world = Self {
+            seed,
+            faults,
+            now_us: 0,
+            order: 0,
+            agenda: BTreeMap::new(),
+            disks,
+            states: (0..count).map(|id| (DiskId(id), DiskState::InSync)).collect(),
+            pool,
+            epoch: Epoch(1),
+            size,
+            deleting: false,
+            config,
+            gateways: Vec::new(),
+            conns: 0,
+            records: Vec::new(),
+            losses: Vec::new(),
+            moment: 0,
+            left: ops,
+            depth: rng.between(1, 12) as usize,
+            healed: false,
+            tight,
+            corrupting: !tight && rng.chance(300),
+            removable: rng.chance(500),
+            purged: false,
+            acked: 0,
+            rng,
+        };
+        world.take_over(false);
+        world.at(0, Happening::Submit);
+        world.at(5 * MS, Happening::Trouble);
+        world
+    }
+
+    /// Runs to the end; what is wrong, if anything.
+    pub(super) fn run(mut self) -> Result<usize, String> {
+        self.until_idle()?;
+        self.heal();
+        self.until_idle()?;
+        for _ in 0..2 {
+            self.read_all();
+            self.until_idle()?;
+            self.kill_owner();
+            self.take_over(false);
+        }
+        self.read_all();
+        self.until_idle()?;
+        self.same_replicas()?;
+        self.explain()?;
+        self.delete()?;
+        Ok(self.acked)
+    }
+
+    fn fail<T>(&self, what: impl std::fmt::Display) -> Result<T, String> {
+        Err(format!("seed {}: {what} (at {} us, {:?})", self.seed, self.now_us, self.config.layout))
+    }
+
+    fn at(&mut self, in_us: u64, what: Happening) {
+        self.order += 1;
+        self.agenda.insert((self.now_us + in_us, self.order), what);
+    }
+
+    fn until_idle(&mut self) -> Result<(), String> {
+        let end = self.now_us + HEAL_MS * MS * if self.healed { 1 } else { 100 };
+        while let Some(((at, _), what)) = self.agenda.pop_first() {
+            self.now_us = at;
+            if at > end {
+                let open: Vec<_> = self.open().collect();
+                return self.fail(format!(
+                    "not over in time; open {open:?} {:#?}",
+                    self.gateways.last().map(|it| &it.owner)
+                ));
+            }
+            self.happen(what);
+        }
+        match self.open().next() {
+            Some(open) => self.fail(format!("command {open} was never answered")),
+            None => Ok(()),
+        }
+    }
+
+    /// Commands that are not answered.
+    fn open(&self) -> impl Iterator<Item = usize> {
+        let open = |record: &Record| record.answered.is_none();
+        self.records.iter().enumerate().filter(move |(_, record)| open(record)).map(|(id, _)| id)
+    }
+
+    fn view(&self) -> View {
+        let states = self.states.clone();
+        // Reads prefer a local disk: the owners take turns in which one that is.
+        let near = DiskId((self.gateways.len() % self.states.len()) as u32);
+        let pool = PoolView::new(
+            &self.pool,
+            |extent: ExtentId, partitions| Partition((extent.index % u64::from(partitions)) as u32),
+            |disk| Some(Standing { state: states[&disk], local: disk == near }),
+        );
+        View { epoch: self.epoch, size_bytes: self.size, deleting: self.deleting, pool: Arc::new(pool) }
+    }
+
+    fn take_over(&mut self, paused: bool) {
+        if !paused {
+            self.kill_owner();
+        }
+        self.config.generation.0 += 1;
+        self.epoch.0 += 1;
+        let mut owner = Owner::new(self.config.clone(), self.view());
+        owner.plant(self.faults.planted);
+        let conns =
+            self.disks.keys().map(|disk| (*disk, Conn { id: 0, unanswered: vec![], last_us: 0 })).collect();
+        self.gateways.push(Gateway { owner, dead: false, timer: u64::MAX, conns });
+        let gateway = self.gateways.len() - 1;
+        for disk in self.disks.keys().copied().collect::<Vec<_>>() {
+            self.connect(gateway, disk);
+        }
+        self.drive(gateway, Event::Tick);
+    }
+
+    fn kill_owner(&mut self) {
+        let moment = self.tick_history();
+        for gateway in &mut self.gateways {
+            gateway.dead = true;
+        }
+        for record in &mut self.records {
+            record.answered.get_or_insert(moment);
+        }
+    }
+
+    fn tick_history(&mut self) -> usize {
+        self.moment += 1;
+        self.moment
+    }
+
+    fn drive(&mut self, gateway: usize, event: Event) {
+        if self.gateways[gateway].dead {
+            return;
+        }
+        let mut actions = Vec::new();
+        self.gateways[gateway].owner.handle(self.now_us / MS, event, &mut actions);
+        for action in actions {
+            match action {
+                Action::Send { disk, tag, request } => self.send(gateway, disk, tag, request),
+                Action::Complete { tag, outcome } => self.complete(tag, outcome),
+                Action::SetTimer { at_ms } => {
+                    self.gateways[gateway].timer = at_ms;
+                    let wait = (at_ms * MS).saturating_sub(self.now_us);
+                    self.at(wait, Happening::Timer { owner: gateway, at: at_ms });
+                }
+                Action::Purged => self.purged = true,
+            }
+        }
+    }
+
+    fn send(&mut self, owner: usize, disk: DiskId, tag: u64, request: Request) {
+        let delay = self.delay();
+        let now = self.now_us;
+        let Some(conn) = self.gateways[owner].conns.get_mut(&disk) else {
+            return;
+        };
+        if conn.id == 0 {
+            let reply = Err(Failure::Disconnected);
+            return self.at(0, Happening::Answer { owner, disk, conn: u64::MAX, tag, reply });
+        }
+        conn.unanswered.push(tag);
+        conn.last_us = conn.last_us.max(now + delay);
+        let (id, wait) = (conn.id, conn.last_us - now);
+        self.at(wait, Happening::Deliver { owner, disk, conn: id, tag, request });
+    }
+
+    fn delay(&mut self) -> u64 {
+        if self.healed {
+            return self.rng.between(50, 300);
+        }
+        let slow = self.rng.chance(30);
+        self.rng.between(50, if slow { 30 * MS } else { 1500 })
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Deliver { owner, disk, conn, tag, request } => {
+                self.deliver(owner, disk, conn, tag, &request)
+            }
+            Happening::Answer { owner, disk, conn, tag, reply } => {
+                if conn != u64::MAX {
+                    let Some(it) = self.gateways[owner].conns.get_mut(&disk) else {
+                        return;
+                    };
+                    if it.id != conn {
+                        return;
+                    }
+                    it.unanswered.retain(|other| *other != tag);
+                }
+                self.drive(owner, Event::Reply { tag, reply });
+            }
+            Happening::Timer { owner, at } => {
+                if self.gateways[owner].timer == at {
+                    self.drive(owner, Event::Tick);
+                }
+            }
+            Happening::Map { owner, view } => self.drive(owner, Event::Map(view)),
+            Happening::Submit => self.submit_some(),
+            Happening::Trouble => {
+                if self.left > 0 {
+                    self.trouble();
+                    let next = self.rng.between(MS, 25 * MS);
+                    self.at(next, Happening::Trouble);
+                }
+            }
+            Happening::Connect { owner, disk } => self.connect(owner, disk),
+            Happening::Restart { disk } => {
+                if let Some((_, alive)) = self.disks.get_mut(&disk) {
+                    *alive = true;
+                }
+            }
+            Happening::Takeover { paused } => self.take_over(paused),
+        }
+    }
+
+    fn deliver(&mut self, owner: usize, disk: DiskId, conn: u64, tag: u64, request: &Request) {
+        let current = self.gateways[owner].conns.get(&disk).is_some_and(|it| it.id == conn);
+        // A broken connection may still hold requests that the node reads later, or not at all.
+        if !current && self.rng.chance(400) {
+            return;
+        }
+        let busy = !self.healed && self.rng.chance(10);
+        let Some((model, true)) = self.disks.get_mut(&disk) else {
+            return;
+        };
+        let reply = if busy { Err(Failure::Busy) } else { model.call(request) };
+        assert_ne!(reply, Err(Failure::Invalid), "{request:?}");
+        if current {
+            let delay = self.delay();
+            self.at(delay, Happening::Answer { owner, disk, conn, tag, reply });
+        }
+    }
+
+    fn connect(&mut self, owner: usize, disk: DiskId) {
+        if self.gateways[owner].dead {
+            return;
+        }
+        if !self.disks[&disk].1 {
+            return self.at(5 * MS, Happening::Connect { owner, disk });
+        }
+        self.conns += 1;
+        let id = self.conns;
+        if let Some(conn) = self.gateways[owner].conns.get_mut(&disk) {
+            conn.id = id;
+            conn.last_us = self.now_us;
+        }
+    }
+
+    fn disconnect(&mut self, owner: usize, disk: DiskId, late: bool) {
+        let Some(conn) = self.gateways[owner].conns.get_mut(&disk) else {
+            return;
+        };
+        if conn.id == 0 {
+            return;
+        }
+        let broken = std::mem::replace(&mut conn.id, 0);
+        let unanswered = std::mem::take(&mut conn.unanswered);
+        if late {
+            // Its requests arrive long after.
+            let keys: Vec<(u64, u64)> = self
+                .agenda
+                .iter()
+                .filter(|(_, what)| matches!(what, Happening::Deliver { conn, .. } if *conn == broken))
+                .map(|(key, _)| *key)
+                .collect();
+            let extra = self.rng.between(0, 80 * MS);
+            for key in keys {
+                if let Some(what) = self.agenda.remove(&key) {
+                    self.at(key.0 - self.now_us + extra, what);
+                }
+            }
+        }
+        self.drive(owner, Event::Lost { disk });
+        for tag in unanswered {
+            self.drive(owner, Event::Reply { tag, reply: Err(Failure::Disconnected) });
+        }
+        let back = self.rng.between(1, 40 * MS);
+        self.at(back, Happening::Connect { owner, disk });
+    }
+
+    fn crash_disk(&mut self, disk: DiskId, power: bool) {
+        let back = self.rng.between(MS, 60 * MS);
+        let Some((model, alive)) = self.disks.get_mut(&disk) else {
+            return;
+        };
+        if !*alive {
+            return;
+        }
+        *alive = false;
+        if power {
+            model.lose_power(&mut self.rng);
+            let moment = self.tick_history();
+            self.losses.push(moment);
+        }
+        // What was on its way to the process is gone with it.
+        self.agenda.retain(|_, what| !matches!(what, Happening::Deliver { disk: to, .. } if *to == disk));
+        self.at(back, Happening::Restart { disk });
+        for owner in 0..self.gateways.len() {
+            self.disconnect(owner, disk, false);
+        }
+    }
+
+    fn trouble(&mut self) {
+        let disks: Vec<DiskId> = self.disks.keys().copied().collect();
+        let Some(disk) = self.rng.pick(&disks) else {
+            return;
+        };
+        let last = self.gateways.len() - 1;
+        match self.rng.below(16) {
+            0..5 => self.disconnect(last, disk, true),
+            5..7 => self.crash_disk(disk, false),
+            7..9 => self.crash_disk(disk, true),
+            9 if self.rng.chance(300) => {
+                for disk in disks {
+                    self.crash_disk(disk, true);
+                }
+            }
+            10..12 => {
+                let wait = self.rng.between(0, 20 * MS);
+                self.kill_owner();
+                self.at(wait, Happening::Takeover { paused: false });
+            }
+            12 => self.take_over(true),
+            13 if self.removable => self.remove(disk),
+            14 if self.tight => {
+                for (model, _) in self.disks.values_mut() {
+                    model.capacity = self.rng.between(0, 40) as usize;
+                }
+            }
+            15 if self.corrupting => self.corrupt(disk),
+            _ => {}
+        }
+    }
+
+    fn in_sync(&self, index: u64) -> Vec<DiskId> {
+        let row = self.pool.table.row(Partition((index % u64::from(PARTITIONS)) as u32));
+        row.iter().copied().filter(|disk| self.states[disk] == DiskState::InSync).collect()
+    }
+
+    /// The map takes a disk out, where that leaves enough of every partition.
+    fn remove(&mut self, disk: DiskId) {
+        let min = usize::from(self.pool.redundancy.min_size());
+        let enough = (0..u64::from(PARTITIONS)).all(|index| {
+            let members = self.in_sync(index);
+            !members.contains(&disk) || members.len() > min
+        });
+        if !enough
+            || self.states[&disk] == DiskState::Out
+            || self.disks.values().any(|(it, _)| !it.corrupt.is_empty())
+        {
+            return;
+        }
+        self.states.insert(disk, DiskState::Out);
+        self.epoch.0 += 1;
+        for owner in 0..self.gateways.len() {
+            let wait = self.rng.between(0, 20 * MS);
+            let view = self.view();
+            self.at(wait, Happening::Map { owner, view });
+        }
+    }
+
+    /// One copy goes bad where the others are good.
+    fn corrupt(&mut self, disk: DiskId) {
+        let Some(address) = self.hot_block() else {
+            return;
+        };
+        let (extent, block) = self.place(address);
+        let members = self.in_sync(extent.index);
+        let same = |it: &DiskId| self.disks[it].0.block(extent, block);
+        let clean = |it: &DiskId| !self.disks[it].0.corrupt.contains(&(extent, block));
+        if members.len() > 1
+            && members.contains(&disk)
+            && members.iter().all(|it| same(it) == same(&disk) && clean(it))
+            && let Some((model, _)) = self.disks.get_mut(&disk)
+        {
+            model.corrupt.insert((extent, block));
+        }
+    }
+
+    fn place(&self, address: u64) -> (ExtentId, u32) {
+        let run = self.config.layout.runs(address, BLOCK).next().expect("not empty");
+        (ExtentId { namespace: Namespace::volume(VOLUME), index: run.extent }, run.offset / BLOCK_BYTES)
+    }
+
+    /// Few blocks, so that operations meet: at the start, and around the border of two extents.
+    fn hot_blocks() -> impl Iterator<Item = u64> {
+        (0..8).chain(EXTENT / BLOCK - 3..EXTENT / BLOCK + 3).map(|block| block * BLOCK)
+    }
+
+    fn hot_block(&mut self) -> Option<u64> {
+        let all: Vec<u64> = Self::hot_blocks().collect();
+        self.rng.pick(&all)
+    }
+
+    fn submit_some(&mut self) {
+        if self.left == 0 {
+            return;
+        }
+        if self.open().count() >= self.depth {
+            return self.at(MS, Happening::Submit);
+        }
+        self.left -= 1;
+        let command = self.command();
+        let owner = self.gateways.len() - 1;
+        // Sometimes to one that only believes that it is the owner.
+        let owner = if owner > 0 && self.rng.chance(100) { owner - 1 } else { owner };
+        self.submit(owner, command);
+        let burst = self.rng.chance(600);
+        let wait = self.rng.between(0, if burst { 200 } else { 4 * MS });
+        self.at(wait, Happening::Submit);
+    }
+
+    fn command(&mut self) -> Command {
+        let block = self.hot_block().unwrap_or(0);
+        let stamp = self.records.len() as u32 + 1;
+        match self.rng.below(100) {
+            0..35 => {
+                let len = BLOCK * self.rng.between(1, 4);
+                Command::Write { offset: block, data: content(stamp, len), fua: self.rng.chance(150) }
+            }
+            35..55 => {
+                let offset = block + SECTOR * self.rng.below(8);
+                let len = SECTOR * self.rng.between(1, 20);
+                Command::Write { offset, data: content(stamp, len), fua: self.rng.chance(150) }
+            }
+            55..85 => {
+                let offset = block + SECTOR * self.rng.below(8);
+                Command::Read { offset, len: (SECTOR * self.rng.between(1, 30)) as u32 }
+            }
+            85..92 => Command::Zero {
+                offset: block + SECTOR * self.rng.below(2),
+                len: SECTOR * self.rng.between(1, 40),
+            },
+            92 => Command::Zero { offset: block, len: self.size - block },
+            93 => Command::Read { offset: self.size, len: 512 },
+            _ => Command::Flush,
+        }
+    }
+
+    fn submit(&mut self, gateway: usize, command: Command) {
+        let called = self.tick_history();
+        let dead = self.gateways[gateway].dead;
+        let answered = dead.then_some(called);
+        self.records.push(Record { command: command.clone(), gateway, called, answered, outcome: None });
+        let tag = self.records.len() as u64 - 1;
+        self.drive(gateway, Event::Command { tag, command });
+    }
+
+    fn complete(&mut self, tag: u64, outcome: Outcome) {
+        let moment = self.tick_history();
+        let record = &mut self.records[tag as usize];
+        assert!(record.outcome.is_none(), "seed {}: command {tag} answered twice", self.seed);
+        self.acked += usize::from(outcome.is_ok());
+        record.answered = Some(moment);
+        record.outcome = Some(outcome);
+    }
+
+    fn heal(&mut self) {
+        self.healed = true;
+        for (model, _) in self.disks.values_mut() {
+            model.capacity = usize::MAX;
+        }
+        // The last of the owners is the one that the control plane knows.
+        if self.gateways.last().is_none_or(|it| it.dead || it.owner.is_over()) {
+            self.take_over(false);
+        }
+    }
+
+    fn read_all(&mut self) {
+        let owner = self.gateways.len() - 1;
+        for block in Self::hot_blocks().collect::<Vec<_>>() {
+            self.submit(owner, Command::Read { offset: block, len: BLOCK_BYTES });
+        }
+    }
+
+    /// After all is quiet every member holds the same, and no disk expects to be compared.
+    fn same_replicas(&mut self) -> Result<(), String> {
+        for index in 0..self.size / EXTENT {
+            let extent = ExtentId { namespace: Namespace::volume(VOLUME), index };
+            let members = self.in_sync(index);
+            for block in 0..EXTENT_BYTES / BLOCK_BYTES {
+                let mut all = members
+                    .iter()
+                    .filter(|disk| !self.disks[disk].0.corrupt.contains(&(extent, block)))
+                    .map(|disk| (disk, self.disks[disk].0.block(extent, block)));
+                if let Some((first, one)) = all.next()
+                    && let Some((other, two)) = all.find(|(_, it)| *it != one)
+                {
+                    return self.fail(format!(
+                        "{extent} block {block}: {first} has {} {:?}, {other} has {} {:?}",
+                        one.version,
+                        one.content.map(|it| it[0]),
+                        two.version,
+                        two.content.map(|it| it[0]),
+                    ));
+                }
+            }
+        }
+        for (disk, (model, _)) in &self.disks {
+            if self.states[disk] == DiskState::InSync && model.dirty_count() > 0 {
+                return self.fail(format!("{disk} still has dirty extents"));
+            }
+        }
+        Ok(())
+    }
+
+    fn explain(&mut self) -> Result<(), String> {
+        for (id, record) in self.records.iter().enumerate() {
+            if let (Command::Read { .. }, Some(Err(DeviceError::Medium { offset }))) =
+                (&record.command, &record.outcome)
+            {
+                return self.fail(format!("read {id} found nothing readable at {offset}"));
+            }
+            if let Some(Err(DeviceError::OutOfRange)) = &record.outcome
+                && !matches!(record.command, Command::Read { offset, .. } if offset == self.size)
+            {
+                return self.fail(format!("command {id} is not out of range"));
+            }
+        }
+        for block in Self::hot_blocks() {
+            let (steps, names) = self.steps(block)?;
+            if let Err(at) = checker::check(&steps) {
+                let from = at.saturating_sub(25);
+                let tail: Vec<String> =
+                    (from..=at).map(|it| format!("  {:?}   {}", steps[it], names[it])).collect();
+                return self.fail(format!("block at {block} cannot be explained:\n{}", tail.join("\n")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The history of one block.
+    fn steps(&self, block: u64) -> Result<(Vec<Step>, Vec<String>), String> {
+        let mut steps: Vec<(usize, Step, String)> = Vec::new();
+        for (id, record) in self.records.iter().enumerate() {
+            let op = id as u32;
+            let failed = matches!(&record.outcome, Some(Err(error)) if error.is_definite());
+            let ok = matches!(record.outcome, Some(Ok(_)));
+            let (write, range, fua) = match &record.command {
+                Command::Read { offset, len } => (false, *offset..*offset + u64::from(*len), false),
+                Command::Write { offset, data, fua } => (true, *offset..*offset + data.len() as u64, *fua),
+                Command::Zero { offset, len } => (true, *offset..*offset + *len, false),
+                Command::Flush => {
+                    if ok {
+                        steps.push((record.called, Step::FlushCall { op }, String::new()));
+                        steps.push((record.answered.unwrap_or(0), Step::FlushOk { op }, String::new()));
+                    }
+                    continue;
+                }
+            };
+            if failed || range.end <= block || range.start >= block + BLOCK || !(write || ok) {
+                continue;
+            }
+            let mut part: Part = [None; SECTORS];
+            for (sector, slot) in part.iter_mut().enumerate() {
+                let at = block + sector as u64 * SECTOR;
+                if range.contains(&at) {
+                    *slot = Some(match (&record.command, &record.outcome) {
+                        (Command::Read { offset, .. }, Some(Ok(data))) => match stamp(data, at - offset) {
+                            Some(stamp) => stamp,
+                            None => return self.fail(format!("read {id}: sector at {at} is torn")),
+                        },
+                        (Command::Write { .. }, _) => op + 1,
+                        _ => 0,
+                    });
+                }
+            }
+            let step = if write { Step::Write { op, part } } else { Step::Read { op, part } };
+            steps.push((record.called, step, format!("gateway {}", record.gateway)));
+            let durable = write && (fua || !self.config.write_back);
+            if let Some(answered) = record.answered {
+                let step = if ok { Step::Ok { op, durable } } else { Step::Unknown { op } };
+                steps.push((
+                    answered,
+                    step,
+                    format!("{:?}", record.outcome.as_ref().map(|it| it.as_ref().err())),
+                ));
+            }
+        }
+        if self.config.write_back {
+            steps.extend(self.losses.iter().map(|at| (*at, Step::PowerLoss, String::new())));
+        }
+        steps.sort_by_key(|(at, ..)| *at);
+        let names = steps.iter().map(|(.., name)| name.clone()).collect();
+        Ok((steps.into_iter().map(|(_, step, _)| step).collect(), names))
+    }
+
+    /// The volume goes, and takes its space with it.
+    fn delete(&mut self) -> Result<(), String> {
+        self.deleting = true;
+        self.epoch.0 += 1;
+        let owner = self.gateways.len() - 1;
+        let view = self.view();
+        self.at(0, Happening::Map { owner, view });
+        self.until_idle()?;
+        for (disk, (model, _)) in &self.disks {
+            if self.states[disk] == DiskState::InSync && !model.is_blank() {
+                return self.fail(format!("{disk} still has data of the deleted volume"));
+            }
+        }
+        if self.purged { Ok(()) } else { self.fail("never purged") }
+    }
+}
+
+/// Sectors that name their write.
+fn content(stamp: u32, len: u64) -> Bytes {
+    let mut data = BytesMut::with_capacity(len as usize);
+    for _ in 0..len / 4 {
+        data.extend_from_slice(&stamp.to_le_bytes());
+    }
+    data.freeze()
+}
+
+/// Which write a sector names, if it is whole.
+fn stamp(data: &[Bytes], at: u64) -> Option<u32> {
+    let mut at = at as usize;
+    for part in data {
+        if at < part.len() {
+            let sector = part.get(at..at + SECTOR as usize)?;
+            let (first, rest) = sector.split_first_chunk::<4>()?;
+            return rest.chunks(4).all(|it| it == first).then(|| u32::from_le_bytes(*first));
+        }
+        at -= part.len();
+    }
+    None
+}
