@@ -8,16 +8,26 @@
 //! - [`raft`]: the replicated log, on a store that survives everything but the disk's loss;
 //! - [`published`]: the committed state as readers and watchers see it;
 //! - [`seal`]: secrets at rest;
+//! - [`health`]: who is there, and what that means;
+//! - `server`: the gRPC services; [`client`]: how nodes, gateways and tools reach them;
 //! - [`api`]: the gRPC API, generated.
 
 pub mod api;
+pub mod client;
+mod control;
+pub mod health;
 pub mod published;
 pub mod raft;
 pub mod seal;
+mod server;
 pub mod state;
+
+pub use control::{Control, ControlConfig, ControlError};
 
 /// Maximums of the control plane's own protocol.
 pub mod limits {
     /// A message between members, or to a watcher: a whole map of the largest cluster fits.
     pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
+    /// A report or a registration: that of a gateway with all its sessions fits.
+    pub const REPORT_BYTES_MAX: usize = 32 << 20;
 }

@@ -1,0 +1,124 @@
+//! A member's stream to the control plane: a report twice a second and whenever one is asked for,
+//! orders carried out, reconnected for as long as the member lives.
+
+use std::sync::Arc;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::{Backoff, ControlPlane};
+use crate::api::cluster::order::Order as Kind;
+use crate::api::cluster::{Order, Report};
+use crate::health::REPORT_INTERVAL;
+
+/// Reports that may wait to be sent; when the control plane takes none, later ones are left out.
+const REPORTS_MAX: usize = 4;
+
+/// What a node or a gateway says, and what it can be told.
+pub trait Attached: Send + Sync + 'static {
+    /// How it is now. Called from a task: must not block.
+    fn report(&self) -> Report;
+
+    /// Closes a session's connections. Must not block; the reports say when the session is gone.
+    fn kick(&self, tsih: u32);
+}
+
+/// See the module. Dropping it ends the stream.
+#[derive(Debug)]
+pub struct Attachment {
+    stop: CancellationToken,
+    now: Arc<Notify>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Attachment {
+    /// Attaches a member that has registered.
+    #[must_use]
+    pub fn start(control: ControlPlane, member: Arc<dyn Attached>) -> Self {
+        let (stop, now) = (CancellationToken::new(), Arc::new(Notify::new()));
+        let task = tokio::spawn(attach_until(stop.clone(), control, member, Arc::clone(&now)));
+        Self { stop, now, task: Some(task) }
+    }
+
+    /// Reports at once, because something has happened.
+    pub fn report_now(&self) {
+        self.now.notify_one();
+    }
+
+    /// Ends the stream: the control plane knows at once that the member is gone.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.take() {
+            // It ends by the token; that it panicked was logged where it happened.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn attach_until(
+    stop: CancellationToken,
+    control: ControlPlane,
+    member: Arc<dyn Attached>,
+    now: Arc<Notify>,
+) {
+    let mut backoff = Backoff::default();
+    loop {
+        let ended = tokio::select! {
+            ended = attach_once(&control, &member, &now, &mut backoff) => ended,
+            () = stop.cancelled() => return,
+        };
+        tracing::debug!(status = %ended, "the attachment to the control plane has ended; again");
+        control.turn();
+        tokio::select! {
+            () = sleep(backoff.next()) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn attach_once(
+    control: &ControlPlane,
+    member: &Arc<dyn Attached>,
+    now: &Notify,
+    backoff: &mut Backoff,
+) -> Status {
+    let (reports, stream) = mpsc::channel(REPORTS_MAX);
+    // The first report goes with the request.
+    let _ = reports.try_send(member.report());
+    let mut orders: Streaming<Order> = match control.members().attach(ReceiverStream::new(stream)).await {
+        Ok(orders) => orders.into_inner(),
+        Err(status) => return status,
+    };
+    *backoff = Backoff::default();
+    let mut ticks = interval(REPORT_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = now.notified() => {}
+            order = orders.message() => match order {
+                Ok(Some(Order { order: Some(Kind::KickSession(kick)), .. })) => member.kick(kick.tsih),
+                // What is asked for is a report, and one follows any order, also one of a newer version.
+                Ok(Some(_)) => {}
+                Ok(None) => return Status::unavailable("the stream has ended"),
+                Err(status) => return status,
+            },
+        }
+        match reports.try_send(member.report()) {
+            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => {}
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                return Status::unavailable("the control plane takes no more reports");
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! A member of the control plane, from its folder to its socket.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lunette_proto::ids::ClusterId;
+use lunette_proto::map::ClusterMap;
+use parking_lot::Mutex;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::published::Published;
+use crate::raft::store::{Opened, Wanted, open};
+use crate::raft::{Consensus, ConsensusError, OpenError, ProposeError, RaftMember};
+use crate::seal::Sealer;
+use crate::server::{Context, serve};
+use crate::state::Command;
+
+/// A member that is alone leads within milliseconds; one of several takes an election.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long streams may take to end when the member stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a member of the control plane is told.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// The cluster that the folder must belong to; `None` takes the folder's word, and a new folder gets a
+    /// cluster id at random.
+    pub cluster: Option<ClusterId>,
+    /// This member's id among the members of the control plane, from 1.
+    pub member: u64,
+    /// Where to listen; port 0 takes one that is free.
+    pub listen: SocketAddr,
+    /// Where others reach it; `None`: where it listens.
+    pub advertise: Option<String>,
+    /// The file of the cluster's key. It is made together with a new folder if it does not exist.
+    pub key_file: PathBuf,
+}
+
+/// Why the control plane does not start.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// The address cannot be listened on.
+    #[error("the control plane cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The folder cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Consensus does not start.
+    #[error(transparent)]
+    Consensus(#[from] ConsensusError),
+    /// The cluster could not be founded.
+    #[error("the cluster cannot be founded: {0}")]
+    Found(ProposeError),
+    /// A task of the start was cut off.
+    #[error("the start of the control plane was cut off")]
+    CutOff,
+}
+
+/// A running member.
+pub struct Control {
+    address: SocketAddr,
+    context: Arc<Context>,
+    member: Arc<RaftMember>,
+    listener: Mutex<Option<TcpListener>>,
+    server: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Control {
+    /// Opens the member's folder, or founds a cluster in one that is empty, and starts consensus. Nobody is
+    /// served before [`serve`](Self::serve). Nothing is made on the disk if the address is taken.
+    pub async fn open(folder: &Path, config: ControlConfig) -> Result<Self, ControlError> {
+        let listen = |source| ControlError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+
+        let wanted = Wanted { cluster: config.cluster, member: config.member, key: config.key_file };
+        let folder = folder.to_owned();
+        let opened = tokio::task::spawn_blocking(move || open(&folder, &wanted)).await;
+        let Opened { identity, sealer, store, log, machine, published } =
+            opened.map_err(|_| ControlError::CutOff)??;
+        let member = Arc::new(RaftMember::start(identity, store, log, machine).await?);
+        let context = Context::new(
+            identity.cluster,
+            Arc::clone(&member) as Arc<dyn Consensus>,
+            published,
+            Arc::new(sealer),
+            CancellationToken::new(),
+            TaskTracker::new(),
+        );
+        let control =
+            Self { address, context, member, listener: Mutex::new(Some(listener)), server: Mutex::new(None) };
+        let advertise = config.advertise.unwrap_or_else(|| address.to_string());
+        control.member.found_or_resume(&advertise).await?;
+        Ok(control)
+    }
+
+    /// Serves, and returns once the cluster answers: a leader is known, and it has its id.
+    pub async fn serve(&self) -> Result<(), ControlError> {
+        let listener = self.listener.lock().take();
+        if let Some(listener) = listener {
+            let (context, member) = (Arc::clone(&self.context), Arc::clone(&self.member));
+            let server = tokio::spawn(async move {
+                if let Err(error) = serve(listener, context, member).await {
+                    tracing::error!(%error, "the control plane's server has ended");
+                }
+            });
+            *self.server.lock() = Some(server);
+        }
+        let mut leading = self.member.leading();
+        let elected = timeout(LEADER_TIMEOUT, leading.wait_for(|leading| *leading)).await;
+        match elected {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(ConsensusError::Stopped { reason: "it has ended".into() }.into()),
+            Err(_) => return Err(ConsensusError::NoQuorum.into()),
+        }
+        self.member.read_barrier().await?;
+        let cluster = self.context.cluster;
+        if self.map().cluster != cluster {
+            self.member.propose(Command::Found { cluster }).await.map_err(ControlError::Found)?;
+        }
+        Ok(())
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The cluster.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterId {
+        self.context.cluster
+    }
+
+    /// The cluster's key.
+    #[must_use]
+    pub fn sealer(&self) -> Arc<Sealer> {
+        Arc::clone(&self.context.sealer)
+    }
+
+    /// The newest map that this member has applied.
+    #[must_use]
+    pub fn map(&self) -> ClusterMap {
+        self.published().state().map().clone()
+    }
+
+    /// The state as this member has applied it.
+    #[must_use]
+    pub fn published(&self) -> &Arc<Published> {
+        &self.context.published
+    }
+
+    /// Consensus, for changes of the membership.
+    #[must_use]
+    pub fn consensus(&self) -> &dyn Consensus {
+        &*self.member
+    }
+
+    /// Ends every stream, stops consensus and closes the store. When this returns, another process may
+    /// open the folder and listen on the address.
+    pub async fn stop(self) {
+        self.context.stop.cancel();
+        self.context.tasks.close();
+        drop(self.listener.lock().take());
+        let server = self.server.lock().take();
+        if let Some(server) = server {
+            let abort = server.abort_handle();
+            // A peer that keeps its connection open holds the server's graceful end up.
+            if timeout(STOP_TIMEOUT, server).await.is_err() {
+                abort.abort();
+            }
+        }
+        if timeout(STOP_TIMEOUT, self.context.tasks.wait()).await.is_err() {
+            tracing::warn!("streams of the control plane have not ended in time");
+        }
+        self.member.stop().await;
+    }
+}

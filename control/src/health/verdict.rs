@@ -1,0 +1,317 @@
+//! Healthy, degraded or unavailable, and why, in plain words: a pure function of the map and of what
+//! members said.
+//!
+//! A member of an in-sync set that does not answer is not evicted in this version: the writes of its
+//! partitions wait until it is back. So a disk that is out of reach makes the volumes of its pool
+//! unavailable, and the reason says so.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Instant;
+
+use lunette_proto::ids::DiskId;
+use lunette_proto::map::{ClusterMap, Disk, DiskState, Pool, VolumeState};
+
+use super::Registry;
+
+/// How the cluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// Every extent at full redundancy, nothing catching up.
+    Healthy,
+    /// Everything is served, something is missing.
+    Degraded,
+    /// Something is not served.
+    Unavailable,
+}
+
+/// How the cluster is and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The worst of all.
+    pub health: Health,
+    /// A line for each thing that is wrong, the worst first.
+    pub reasons: Vec<String>,
+}
+
+/// How a disk is: what was committed, or worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It holds every acked write and answers.
+    InSync,
+    /// It is being brought up to date.
+    CatchingUp,
+    /// It has left.
+    Out,
+    /// It has failed and refuses everything.
+    Failed,
+    /// Its node is down, or a gateway gets no answers from it.
+    Unreachable,
+}
+
+impl Condition {
+    /// Whether it answers.
+    fn answers(self) -> bool {
+        match self {
+            Self::InSync | Self::CatchingUp => true,
+            Self::Out | Self::Failed | Self::Unreachable => false,
+        }
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InSync => "in-sync",
+            Self::CatchingUp => "catching-up",
+            Self::Out => "out",
+            Self::Failed => "failed",
+            Self::Unreachable => "unreachable",
+        })
+    }
+}
+
+/// How a disk is.
+#[must_use]
+pub fn condition(registry: &Registry, disk: &Disk, now: Instant) -> Condition {
+    if disk.state == DiskState::Out {
+        return Condition::Out;
+    }
+    if registry.disk(disk.node, disk.id).is_some_and(|report| report.failed) {
+        return Condition::Failed;
+    }
+    if !registry.node_up(disk.node, now) || registry.is_suspected(disk.id, now) {
+        return Condition::Unreachable;
+    }
+    match disk.state {
+        DiskState::InSync => Condition::InSync,
+        DiskState::CatchingUp => Condition::CatchingUp,
+        DiskState::Out => Condition::Out,
+    }
+}
+
+/// How the cluster is.
+#[must_use]
+pub fn judge(map: &ClusterMap, registry: &Registry, now: Instant) -> Verdict {
+    let mut findings = Vec::new();
+    let conditions: BTreeMap<DiskId, Condition> =
+        map.disks.iter().map(|(id, disk)| (*id, condition(registry, disk, now))).collect();
+    for pool in map.pools.values() {
+        judge_pool(map, pool, &conditions, &mut findings);
+    }
+    judge_gateways(map, registry, now, &mut findings);
+    judge_nodes(map, registry, now, &mut findings);
+    for (id, condition) in &conditions {
+        let disk = &map.disks[id];
+        let node = map.nodes.get(&disk.node).map_or("?", |node| &node.name);
+        let text = match condition {
+            Condition::InSync => continue,
+            // Its node's line says it.
+            Condition::Unreachable if !registry.node_up(disk.node, now) => continue,
+            Condition::Unreachable => format!("{id} of node {node} does not answer"),
+            Condition::Failed => format!("{id} of node {node} has failed"),
+            Condition::CatchingUp => format!("{id} of node {node} is catching up"),
+            Condition::Out => format!("{id} of node {node} is out"),
+        };
+        findings.push((Health::Degraded, text));
+    }
+    // Stable: findings of one severity stay in order.
+    findings.sort_by_key(|(health, _)| std::cmp::Reverse(*health));
+    Verdict {
+        health: findings.first().map_or(Health::Healthy, |(health, _)| *health),
+        reasons: findings.into_iter().map(|(_, text)| text).collect(),
+    }
+}
+
+fn judge_pool(
+    map: &ClusterMap,
+    pool: &Pool,
+    conditions: &BTreeMap<DiskId, Condition>,
+    findings: &mut Vec<(Health, String)>,
+) {
+    let active =
+        |volume: &&lunette_proto::map::Volume| volume.pool == pool.id && volume.state == VolumeState::Active;
+    let volumes = map.volumes.values().filter(active).count();
+    // What a pool without volumes does not serve, nobody misses.
+    let severity = if volumes > 0 { Health::Unavailable } else { Health::Degraded };
+    let min_size = usize::from(pool.redundancy.min_size());
+    let (mut waiting, mut short) = (0u32, 0u32);
+    let mut waited_for: BTreeMap<DiskId, Condition> = BTreeMap::new();
+    for (_, row) in pool.table.rows() {
+        let in_sync =
+            |disk: &&DiskId| map.disks.get(disk).is_some_and(|disk| disk.state == DiskState::InSync);
+        let mut waits = false;
+        for disk in row.iter().filter(in_sync) {
+            let condition = conditions.get(disk).copied().unwrap_or(Condition::Unreachable);
+            if !condition.answers() {
+                waited_for.insert(*disk, condition);
+                waits = true;
+            }
+        }
+        waiting += u32::from(waits);
+        short += u32::from(row.iter().filter(in_sync).count() < min_size);
+    }
+    let (name, partitions) = (&pool.name, pool.table.partitions());
+    if short > 0 {
+        let text = format!(
+            "pool {name}: {short} of {partitions} partitions have fewer than min_size {min_size} disks in sync and take no writes ({volumes} volumes)"
+        );
+        findings.push((severity, text));
+    }
+    if waiting > 0 {
+        let disks = list(waited_for.iter().map(|(disk, condition)| format!("{disk} ({condition})")));
+        let text = format!(
+            "pool {name}: writes to {waiting} of {partitions} partitions wait for {disks} ({volumes} volumes)"
+        );
+        findings.push((severity, text));
+    }
+}
+
+fn judge_gateways(map: &ClusterMap, registry: &Registry, now: Instant, findings: &mut Vec<(Health, String)>) {
+    let exported = map.targets.values().filter(|target| !target.luns.is_empty()).count();
+    let up = map.gateways.keys().filter(|id| registry.gateway_up(**id, now)).count();
+    if up == 0 && exported > 0 {
+        let text = format!("no gateway is up: none of {exported} targets is served");
+        findings.push((Health::Unavailable, text));
+    } else if map.gateways.is_empty() {
+        findings.push((Health::Degraded, "no gateway has registered yet".to_owned()));
+    }
+    for gateway in map.gateways.values().filter(|gateway| !registry.gateway_up(gateway.id, now)) {
+        findings.push((Health::Degraded, format!("gateway {} is down", gateway.name)));
+    }
+}
+
+fn judge_nodes(map: &ClusterMap, registry: &Registry, now: Instant, findings: &mut Vec<(Health, String)>) {
+    if map.nodes.is_empty() {
+        findings.push((Health::Degraded, "no storage node has registered yet".to_owned()));
+    }
+    for node in map.nodes.values().filter(|node| !registry.node_up(node.id, now)) {
+        findings.push((Health::Degraded, format!("node {} ({}) is down", node.name, node.address)));
+    }
+}
+
+/// The first few, and how many more.
+fn list(items: impl ExactSizeIterator<Item = String>) -> String {
+    const SHOWN: usize = 8;
+    let more = items.len().saturating_sub(SHOWN);
+    let shown: Vec<String> = items.take(SHOWN).collect();
+    let shown = shown.join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use lunette_proto::ids::{ClusterId, DiskUuid, GatewayId, NodeId};
+    use lunette_proto::map::{FailureDomain, Redundancy, Table};
+
+    use super::*;
+    use crate::api::cluster::{DiskReport, GatewayReport, NodeReport};
+    use crate::state::{Command, NewDisk, State};
+
+    /// Three nodes with a disk each, a pool with an exported volume, a gateway.
+    fn cluster() -> State {
+        let mut state = State::default();
+        let mut run = |command| drop(state.apply(&command).expect("right"));
+        run(Command::Found { cluster: ClusterId(1) });
+        for node in 1..=3u16 {
+            let uuid = DiskUuid(node.into());
+            run(Command::RegisterNode {
+                name: format!("node{node}"),
+                address: ([127, 0, 0, 1], 7500 + node).into(),
+                host: String::new(),
+                rack: String::new(),
+                zone: String::new(),
+                disks: vec![NewDisk { uuid, label: "d".into(), capacity_bytes: 1 << 30, weight: 0 }],
+            });
+        }
+        run(Command::RegisterGateway { name: "gw1".into(), portals: vec![] });
+        let table = Table::new(1, 3, [1, 2, 3].map(DiskId).repeat(4));
+        run(Command::CreatePool {
+            name: "default".into(),
+            redundancy: Redundancy::replicated(3),
+            failure_domain: FailureDomain::Host,
+            table: Arc::new(table),
+        });
+        state
+    }
+
+    fn volume(state: &mut State) {
+        let command = Command::CreateVolume {
+            name: "v".into(),
+            pool: "default".into(),
+            size_bytes: 4096,
+            stripe: None,
+            block_bytes: 512,
+            write_back: false,
+            export: true,
+        };
+        state.apply(&command).expect("right");
+    }
+
+    /// Everybody reports, disk `failed` (0: none) as failed, the gateway not reaching `unreachable`.
+    fn everybody(now: Instant, failed: u32, unreachable: &[u32]) -> Registry {
+        let mut registry = Registry::default();
+        for node in 1..=3 {
+            let disk = DiskReport { disk: node, failed: node == failed, ..DiskReport::default() };
+            let stream = registry.open();
+            let report = NodeReport { node, disks: vec![disk] };
+            registry.node_report(stream, NodeId(node), report, now).expect("new");
+        }
+        let stream = registry.open();
+        let report = GatewayReport { gateway: 1, sessions: vec![], unreachable_disks: unreachable.to_vec() };
+        registry.gateway_report(stream, GatewayId(1), report, now).expect("new");
+        registry
+    }
+
+    /// Guards the first line of `lunette status`: each thing that goes wrong is seen and named.
+    #[test]
+    fn verdicts() {
+        let now = Instant::now();
+        let mut state = cluster();
+        volume(&mut state);
+        let judged = |state: &State, registry: &Registry| judge(state.map(), registry, now);
+        let healthy = Verdict { health: Health::Healthy, reasons: vec![] };
+        assert_eq!(judged(&state, &everybody(now, 0, &[])), healthy);
+
+        let failed = judged(&state, &everybody(now, 2, &[]));
+        assert_eq!(failed.health, Health::Unavailable);
+        assert!(failed.reasons[0].contains("4 of 4 partitions wait for disk-2 (failed)"), "{failed:?}");
+        assert!(failed.reasons.contains(&"disk-2 of node node2 has failed".to_owned()), "{failed:?}");
+
+        let unreachable = judged(&state, &everybody(now, 0, &[3]));
+        assert_eq!(unreachable.health, Health::Unavailable);
+        assert!(unreachable.reasons[0].contains("disk-3 (unreachable)"), "{unreachable:?}");
+
+        let nobody = judged(&state, &Registry::default());
+        assert_eq!(nobody.health, Health::Unavailable);
+        assert!(nobody.reasons.iter().any(|reason| reason.starts_with("no gateway is up")), "{nobody:?}");
+        assert!(nobody.reasons.contains(&"node node1 (127.0.0.1:7501) is down".to_owned()), "{nobody:?}");
+
+        let out = Command::SetDiskState { disk: DiskId(1), state: DiskState::Out };
+        state.apply(&out).expect("two remain");
+        let out = judged(&state, &everybody(now, 0, &[]));
+        assert_eq!(out.health, Health::Degraded, "two of three serve: {out:?}");
+        assert_eq!(out.reasons, ["disk-1 of node node1 is out"]);
+    }
+
+    /// Guards an empty pool and an empty cluster: nobody misses what nobody uses.
+    #[test]
+    fn nothing_to_serve() {
+        let now = Instant::now();
+        let state = cluster();
+        let verdict = judge(state.map(), &Registry::default(), now);
+        assert_eq!(verdict.health, Health::Degraded, "{verdict:?}");
+        let verdict = judge(State::default().map(), &Registry::default(), now);
+        assert_eq!(verdict.health, Health::Degraded);
+        assert_eq!(verdict.reasons.len(), 2, "{verdict:?}");
+    }
+
+    /// Guards the length of a line: many disks are counted, not listed.
+    #[test]
+    fn long_lists() {
+        assert_eq!(list((0..3).map(|n| n.to_string())), "0, 1, 2");
+        assert_eq!(list((0..10).map(|n| n.to_string())), "0, 1, 2, 3, 4, 5, 6, 7 and 2 more");
+    }
+}

@@ -1,0 +1,97 @@
+//! Status, nodes and disks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::Context;
+use super::errors::stopping;
+use crate::api::admin::cluster_server::Cluster;
+use crate::api::admin::disks_server::Disks;
+use crate::api::admin::nodes_server::Nodes;
+use crate::api::admin::{
+    ListDisksRequest, ListDisksResponse, ListNodesRequest, ListNodesResponse, StatusRequest, StatusResponse,
+};
+
+/// The shortest time between two of a watcher's statuses, and the longest before one looks again:
+/// silence is no event.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Context {
+    async fn status_now(&self) -> Result<StatusResponse, Status> {
+        let metrics = self.consensus.metrics();
+        self.view(|view| view.status(&metrics)).await
+    }
+
+    /// Sends a status whenever it differs from the last, until the watcher goes or the member stops.
+    async fn watch(
+        self: Arc<Self>,
+        first: StatusResponse,
+        out: mpsc::Sender<Result<StatusResponse, Status>>,
+    ) {
+        let mut last = first.clone();
+        let mut next = Ok(first);
+        loop {
+            let failed = next.is_err();
+            if out.send(next).await.is_err() || failed {
+                return;
+            }
+            next = loop {
+                let wake = Instant::now() + WATCH_INTERVAL;
+                tokio::select! {
+                    () = sleep_until(wake) => {}
+                    () = self.stop.cancelled() => break Err(stopping()),
+                    () = out.closed() => return,
+                }
+                match self.status_now().await {
+                    Ok(status) if status == last => {}
+                    Ok(status) => {
+                        last = status.clone();
+                        break Ok(status);
+                    }
+                    Err(status) => break Err(status),
+                }
+            };
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for Context {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.status_now().await.map(Response::new)
+    }
+
+    type WatchStatusStream = ReceiverStream<Result<StatusResponse, Status>>;
+
+    async fn watch_status(
+        &self,
+        _: Request<StatusRequest>,
+    ) -> Result<Response<Self::WatchStatusStream>, Status> {
+        let first = self.status_now().await?;
+        let (out, stream) = mpsc::channel(1);
+        let this = self.shared();
+        self.tasks.spawn(this.watch(first, out));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl Nodes for Context {
+    async fn list(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
+        let nodes = self.view(|view| view.nodes()).await?;
+        Ok(Response::new(ListNodesResponse { nodes }))
+    }
+}
+
+#[tonic::async_trait]
+impl Disks for Context {
+    async fn list(&self, _: Request<ListDisksRequest>) -> Result<Response<ListDisksResponse>, Status> {
+        let disks = self.view(|view| view.disks()).await?;
+        Ok(Response::new(ListDisksResponse { disks }))
+    }
+}

@@ -1,0 +1,262 @@
+//! What nodes and gateways say to the control plane.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use lunette_proto::ids::{DiskUuid, Epoch, GatewayId, Generation, NodeId, VolumeId};
+use lunette_proto::limits::VOLUMES_MAX;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::Context;
+use super::attachments::ORDERS_MAX;
+use super::errors::{internal, invalid, rejected, status, stopping, unavailable};
+use crate::api::cluster::map_update::Update as Body;
+use crate::api::cluster::members_server::Members;
+use crate::api::cluster::report::Member as ReportOf;
+use crate::api::cluster::{
+    MapUpdate, NodeDisk, Order, RegisterGatewayRequest, RegisterGatewayResponse, RegisterNodeRequest,
+    RegisterNodeResponse, Report, TakeOwnershipRequest, TakeOwnershipResponse, VolumePurgedRequest,
+    VolumePurgedResponse, WatchMapRequest,
+};
+use crate::health::{Member, StreamId};
+use crate::published::Update;
+use crate::raft::ConsensusError;
+use crate::state::{Command, NewDisk, Rejection, Response as Outcome};
+
+/// The encoding of maps and deltas on the stream.
+pub(crate) const MAP_FORMAT: u32 = 1;
+/// Updates that may wait for a watcher; the rest waits in the history, or becomes one whole map.
+const UPDATES_MAX: usize = 16;
+
+#[tonic::async_trait]
+impl Members for Context {
+    async fn register_node(
+        &self,
+        request: Request<RegisterNodeRequest>,
+    ) -> Result<Response<RegisterNodeResponse>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster_id)?;
+        let disks = request.disks.into_iter().map(new_disk).collect::<Result<_, _>>()?;
+        let command = Command::RegisterNode {
+            name: request.name,
+            address: address("address", &request.address)?,
+            host: request.host,
+            rack: request.rack,
+            zone: request.zone,
+            disks,
+        };
+        match self.run(command).await?.response {
+            Outcome::Node { node, disks } => {
+                let disks = disks.into_iter().map(|disk| disk.0).collect();
+                Ok(Response::new(RegisterNodeResponse { node: node.0, disks }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn register_gateway(
+        &self,
+        request: Request<RegisterGatewayRequest>,
+    ) -> Result<Response<RegisterGatewayResponse>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster_id)?;
+        let portals =
+            request.portals.iter().map(|portal| address("portals", portal)).collect::<Result<_, _>>()?;
+        match self.run(Command::RegisterGateway { name: request.name, portals }).await?.response {
+            Outcome::Gateway { gateway, portal_group_tag } => {
+                let portal_group_tag = portal_group_tag.into();
+                Ok(Response::new(RegisterGatewayResponse { gateway: gateway.0, portal_group_tag }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    type WatchMapStream = ReceiverStream<Result<MapUpdate, Status>>;
+
+    async fn watch_map(
+        &self,
+        request: Request<WatchMapRequest>,
+    ) -> Result<Response<Self::WatchMapStream>, Status> {
+        let request = request.into_inner();
+        self.check_cluster(&request.cluster_id)?;
+        let state = self.state().await?;
+        let have = Epoch(request.have_epoch);
+        if have > state.map().epoch {
+            let sentence =
+                format!("this member is at epoch {}, the watcher at {have}; it lags", state.map().epoch);
+            return Err(status(Code::Unavailable, "BEHIND", sentence));
+        }
+        let (out, stream) = mpsc::channel(UPDATES_MAX);
+        self.tasks.spawn(self.shared().watch_updates(have, out));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn take_ownership(
+        &self,
+        request: Request<TakeOwnershipRequest>,
+    ) -> Result<Response<TakeOwnershipResponse>, Status> {
+        let TakeOwnershipRequest { gateway, volumes } = request.into_inner();
+        if volumes.len() > VOLUMES_MAX {
+            return Err(rejected(&Rejection::TooMany { what: "volumes".into(), max: VOLUMES_MAX }));
+        }
+        let volumes = volumes.into_iter().map(VolumeId).collect();
+        let committed = self.run(Command::TakeOwnership { gateway: GatewayId(gateway), volumes }).await?;
+        Ok(Response::new(TakeOwnershipResponse { epoch: committed.epoch.0 }))
+    }
+
+    async fn volume_purged(
+        &self,
+        request: Request<VolumePurgedRequest>,
+    ) -> Result<Response<VolumePurgedResponse>, Status> {
+        let VolumePurgedRequest { volume, generation } = request.into_inner();
+        let (volume, generation) = (VolumeId(volume), Generation(generation));
+        self.run(Command::VolumePurged { volume, generation }).await?;
+        Ok(Response::new(VolumePurgedResponse {}))
+    }
+
+    type AttachStream = ReceiverStream<Result<Order, Status>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<Report>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        // Who reports to a member that does not lead would be missed by the one that does.
+        self.consensus.read_barrier().await.map_err(|error| unavailable(&error))?;
+        let (orders, stream) = mpsc::channel(ORDERS_MAX);
+        let id = self.attachments.open(orders.clone());
+        let this = self.shared();
+        let reports = request.into_inner();
+        self.tasks.spawn(async move {
+            if let Err(status) = this.take_reports(id, reports, &orders).await {
+                // A member that has gone needs no reason.
+                let _ = orders.try_send(Err(status));
+            }
+            this.attachments.close(id);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+impl Context {
+    /// Sends a watcher what it does not have, in order, until it goes, the member stops or leads no more.
+    async fn watch_updates(self: Arc<Self>, mut have: Epoch, out: mpsc::Sender<Result<MapUpdate, Status>>) {
+        let mut epochs = self.published.epochs();
+        loop {
+            epochs.mark_unchanged();
+            let update = match self.published.next_update(have) {
+                Ok(Some(update)) => Ok(update),
+                Ok(None) => {
+                    tokio::select! {
+                        changed = epochs.changed() => if changed.is_err() { return },
+                        () = self.leadership_lost() => {
+                            let _ = out.send(Err(self.not_leading())).await;
+                            return;
+                        }
+                        () = self.stop.cancelled() => {
+                            let _ = out.send(Err(stopping())).await;
+                            return;
+                        }
+                        () = out.closed() => return,
+                    }
+                    continue;
+                }
+                Err(error) => Err(internal("the map does not encode", &error)),
+            };
+            let message = update.map(|update| {
+                let (epoch, body) = match update {
+                    Update::Whole(epoch, bytes) => (epoch, Body::Whole(bytes)),
+                    Update::Delta(epoch, bytes) => (epoch, Body::Delta(bytes)),
+                };
+                have = epoch;
+                MapUpdate { epoch: epoch.0, format: MAP_FORMAT, update: Some(body) }
+            });
+            let failed = message.is_err();
+            tokio::select! {
+                sent = out.send(message) => if sent.is_err() || failed { return },
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Returns when this member does not lead.
+    async fn leadership_lost(&self) {
+        // An error says that consensus has ended, and leads no more either.
+        let _ = self.consensus.leading().wait_for(|leading| !leading).await;
+    }
+
+    fn not_leading(&self) -> Status {
+        let metrics = self.consensus.metrics();
+        let leader = metrics.members.iter().find(|member| Some(member.id) == metrics.leader);
+        unavailable(&ConsensusError::NotLeader { leader: leader.map(|member| member.address.clone()) })
+    }
+
+    /// Takes reports until the stream ends, one is wrong, or nobody may report here any more.
+    async fn take_reports(
+        &self,
+        stream: StreamId,
+        mut reports: Streaming<Report>,
+        orders: &mpsc::Sender<Result<Order, Status>>,
+    ) -> Result<(), Status> {
+        let mut speaker = None;
+        loop {
+            let report = tokio::select! {
+                report = reports.message() => report?,
+                () = self.leadership_lost() => return Err(self.not_leading()),
+                () = self.stop.cancelled() => return Err(stopping()),
+                () = orders.closed() => return Ok(()),
+            };
+            let Some(report) = report else { return Ok(()) };
+            let member = self.speaker_of(&report)?;
+            if *speaker.get_or_insert(member) != member {
+                return Err(invalid(
+                    "member",
+                    "MEMBER_CHANGED",
+                    "one stream bears the reports of one member",
+                ));
+            }
+            self.attachments
+                .report(stream, member, report)
+                .map_err(|replaced| status(Code::Aborted, "REPLACED", replaced.to_string()))?;
+        }
+    }
+
+    fn speaker_of(&self, report: &Report) -> Result<Member, Status> {
+        let state = self.published.state();
+        match &report.member {
+            Some(ReportOf::Node(node)) if state.map().nodes.contains_key(&NodeId(node.node)) => {
+                Ok(Member::Node(NodeId(node.node)))
+            }
+            Some(ReportOf::Gateway(gateway))
+                if state.map().gateways.contains_key(&GatewayId(gateway.gateway)) =>
+            {
+                Ok(Member::Gateway(GatewayId(gateway.gateway)))
+            }
+            Some(_) => {
+                Err(status(Code::NotFound, "NOT_REGISTERED", "this member is not registered; register first"))
+            }
+            None => Err(invalid("member", "MEMBER_MISSING", "a report says whose it is")),
+        }
+    }
+}
+
+fn address(field: &str, text: &str) -> Result<SocketAddr, Status> {
+    text.parse().map_err(|_| {
+        let text = text.chars().take(64).collect();
+        rejected(&Rejection::Address { field: field.to_owned(), text })
+    })
+}
+
+fn new_disk(disk: NodeDisk) -> Result<NewDisk, Status> {
+    let uuid: DiskUuid = disk.uuid.parse().map_err(|_| {
+        let uuid = disk.uuid.chars().take(64).collect();
+        rejected(&Rejection::DiskUuid { uuid })
+    })?;
+    Ok(NewDisk { uuid, label: disk.label, capacity_bytes: disk.capacity_bytes, weight: disk.weight })
+}
+
+fn unexpected(outcome: &Outcome) -> Status {
+    tracing::error!(?outcome, "a command was answered with another's response");
+    status(Code::Internal, "INTERNAL", "the control plane answered itself wrongly; its log says more")
+}

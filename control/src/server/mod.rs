@@ -1,0 +1,108 @@
+//! The gRPC server: administration, members, Raft, health and reflection on one address.
+//!
+//! Every call goes the same way: a request becomes a [`Command`](crate::state::Command), which is
+//! decided against the newest state first, so that what is wrong is answered without a trace in the
+//! log; then it is proposed; then the answer is read from the state. Only the leader answers.
+
+mod attachments;
+mod cluster;
+mod context;
+mod errors;
+mod members;
+mod pools;
+mod raft;
+mod sessions;
+mod targets;
+mod view;
+mod volumes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+
+use crate::api::DESCRIPTORS;
+use crate::api::admin::cluster_server::ClusterServer;
+use crate::api::admin::disks_server::DisksServer;
+use crate::api::admin::nodes_server::NodesServer;
+use crate::api::admin::pools_server::PoolsServer;
+use crate::api::admin::sessions_server::SessionsServer;
+use crate::api::admin::targets_server::TargetsServer;
+use crate::api::admin::volumes_server::VolumesServer;
+use crate::api::cluster::members_server::MembersServer;
+use crate::api::cluster::raft_server::RaftServer;
+use crate::limits::{MESSAGE_BYTES_MAX, REPORT_BYTES_MAX};
+use crate::raft::{Consensus, RaftMember};
+
+pub(crate) use context::Context;
+pub(crate) use members::MAP_FORMAT;
+
+/// A peer that vanished without a word is noticed by these.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Calls of one connection at a time.
+const STREAMS_MAX: u32 = 256;
+
+/// Serves until the context is cancelled.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    context: Arc<Context>,
+    member: Arc<RaftMember>,
+) -> Result<(), tonic::transport::Error> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = || {
+        let builder = tonic_reflection::server::Builder::configure();
+        builder
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let v1 = reflection().build_v1().expect("the descriptors are the compiler's own");
+    let v1alpha = reflection().build_v1alpha().expect("the descriptors are the compiler's own");
+
+    let api = |context: &Arc<Context>| Arc::clone(context);
+    let stop = context.stop.clone();
+    context.tasks.spawn(report_health(reporter, member.leading(), stop.clone()));
+    Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_MAX)
+        .add_service(health)
+        .add_service(v1)
+        .add_service(v1alpha)
+        .add_service(ClusterServer::from_arc(api(&context)))
+        .add_service(NodesServer::from_arc(api(&context)))
+        .add_service(DisksServer::from_arc(api(&context)))
+        .add_service(PoolsServer::from_arc(api(&context)))
+        .add_service(VolumesServer::from_arc(api(&context)))
+        .add_service(TargetsServer::from_arc(api(&context)))
+        .add_service(SessionsServer::from_arc(api(&context)))
+        .add_service(MembersServer::from_arc(context).max_decoding_message_size(REPORT_BYTES_MAX))
+        .add_service(
+            RaftServer::new(raft::RaftService::new(member)).max_decoding_message_size(MESSAGE_BYTES_MAX),
+        )
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+        .await
+}
+
+/// gRPC's own health service: serving while this member leads.
+async fn report_health(
+    reporter: tonic_health::server::HealthReporter,
+    mut leading: tokio::sync::watch::Receiver<bool>,
+    stop: tokio_util::sync::CancellationToken,
+) {
+    loop {
+        let status =
+            if *leading.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", "lunette.admin.v1.Cluster", "lunette.cluster.v1.Members"] {
+            reporter.set_service_status(service, status).await;
+        }
+        tokio::select! {
+            changed = leading.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+    }
+}

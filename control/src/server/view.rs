@@ -1,0 +1,291 @@
+//! The map and what members said, as the API shows it.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use lunette_proto::ids::{GatewayId, TargetId, VolumeId};
+use lunette_proto::map::{self, ClusterMap, FailureDomain, VolumeState};
+
+use crate::api::admin::status_response::Health as ApiHealth;
+use crate::api::admin::{
+    Acl, ControlMember, ControlStatus, Disk, Export, Gateway, Lun, Node, Pool, Session, StatusResponse,
+    Target, Volume,
+};
+use crate::api::cluster::SessionReport;
+use crate::health::{Health, Registry, condition, judge};
+use crate::raft::Metrics;
+use crate::state::usable_bytes;
+
+/// Everything that is shown is seen at one moment.
+pub(super) struct View<'a> {
+    map: &'a ClusterMap,
+    registry: &'a Registry,
+    now: Instant,
+    /// Gathered once: to look through all targets for each volume would take hours where there are many.
+    exports: BTreeMap<VolumeId, Vec<Export>>,
+    /// Sessions by target, for the same reason.
+    sessions_of: BTreeMap<&'a str, u32>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(map: &'a ClusterMap, registry: &'a Registry, now: Instant) -> Self {
+        let mut exports: BTreeMap<VolumeId, Vec<Export>> = BTreeMap::new();
+        for target in map.targets.values() {
+            for (number, lun) in &target.luns {
+                exports.entry(lun.volume).or_default().push(Export {
+                    target: target.iqn.clone(),
+                    lun: (*number).into(),
+                    read_only: lun.read_only,
+                });
+            }
+        }
+        let mut sessions_of: BTreeMap<&str, u32> = BTreeMap::new();
+        for (_, session) in registry.sessions(now) {
+            *sessions_of.entry(&session.target).or_default() += 1;
+        }
+        Self { map, registry, now, exports, sessions_of }
+    }
+}
+
+impl View<'_> {
+    pub(super) fn status(&self, metrics: &Metrics) -> StatusResponse {
+        let verdict = judge(self.map, self.registry, self.now);
+        let health = match verdict.health {
+            Health::Healthy => ApiHealth::Healthy,
+            Health::Degraded => ApiHealth::Degraded,
+            Health::Unavailable => ApiHealth::Unavailable,
+        };
+        let disks = self.disks();
+        StatusResponse {
+            health: health.into(),
+            reasons: verdict.reasons,
+            cluster_id: self.map.cluster.to_string(),
+            epoch: self.map.epoch.0,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            control: Some(control(metrics)),
+            nodes: self.nodes(),
+            capacity_bytes: disks.iter().fold(0, |sum, disk| disk.capacity_bytes.saturating_add(sum)),
+            used_bytes: disks.iter().fold(0, |sum, disk| disk.used_bytes.saturating_add(sum)),
+            disks,
+            gateways: self.gateways(),
+            pools: self.map.pools.values().map(|pool| self.pool(pool)).collect(),
+            volumes: count(self.active_volumes().count()),
+            targets: count(self.map.targets.len()),
+            sessions: count(self.registry.sessions(self.now).count()),
+        }
+    }
+
+    pub(super) fn nodes(&self) -> Vec<Node> {
+        let node = |node: &map::Node| Node {
+            id: node.id.0,
+            name: node.name.clone(),
+            address: node.address.to_string(),
+            host: node.host.clone(),
+            rack: node.rack.clone(),
+            zone: node.zone.clone(),
+            up: self.registry.node_up(node.id, self.now),
+            disks: self
+                .map
+                .disks
+                .values()
+                .filter(|disk| disk.node == node.id)
+                .map(|disk| disk.id.0)
+                .collect(),
+        };
+        self.map.nodes.values().map(node).collect()
+    }
+
+    pub(super) fn disks(&self) -> Vec<Disk> {
+        let disk = |disk: &map::Disk| Disk {
+            id: disk.id.0,
+            uuid: disk.uuid.to_string(),
+            node: self.map.nodes.get(&disk.node).map(|node| node.name.clone()).unwrap_or_default(),
+            label: disk.label.clone(),
+            state: condition(self.registry, disk, self.now).to_string(),
+            capacity_bytes: disk.capacity_bytes,
+            used_bytes: self.registry.disk(disk.node, disk.id).map_or(0, |report| report.used_bytes),
+            weight: disk.weight,
+        };
+        self.map.disks.values().map(disk).collect()
+    }
+
+    fn gateways(&self) -> Vec<Gateway> {
+        let gateway = |gateway: &map::Gateway| Gateway {
+            id: gateway.id.0,
+            name: gateway.name.clone(),
+            portal_group_tag: gateway.portal_group_tag.into(),
+            portals: gateway.portals.iter().map(ToString::to_string).collect(),
+            up: self.registry.gateway_up(gateway.id, self.now),
+            sessions: count(self.registry.sessions(self.now).filter(|(id, _)| *id == gateway.id).count()),
+            volumes: count(self.active_volumes().filter(|volume| owns(volume, gateway.id)).count()),
+        };
+        self.map.gateways.values().map(gateway).collect()
+    }
+
+    pub(super) fn pool(&self, pool: &map::Pool) -> Pool {
+        let mut disks: Vec<_> = pool.table.rows().flat_map(|(_, row)| row).collect();
+        disks.sort_unstable();
+        disks.dedup();
+        let volumes = || self.active_volumes().filter(|volume| volume.pool == pool.id);
+        Pool {
+            id: pool.id.0,
+            name: pool.name.clone(),
+            replicas: pool.redundancy.width().into(),
+            min_size: pool.redundancy.min_size().into(),
+            failure_domain: domain_name(pool.failure_domain).to_owned(),
+            partitions: pool.table.partitions(),
+            table_version: pool.table.version,
+            disks: count(disks.len()),
+            volumes: count(volumes().count()),
+            usable_bytes: usable_bytes(self.map, pool),
+            provisioned_bytes: volumes().fold(0, |sum, volume| volume.size_bytes.saturating_add(sum)),
+        }
+    }
+
+    pub(super) fn volume(&self, volume: &map::Volume) -> Volume {
+        let pool = self.map.pools.get(&volume.pool);
+        let owner = volume.owner.and_then(|owner| self.map.gateways.get(&owner.gateway));
+        Volume {
+            id: volume.id.0,
+            name: volume.name.clone(),
+            pool: pool.map(|pool| pool.name.clone()).unwrap_or_default(),
+            size_bytes: volume.size_bytes,
+            replicas: pool.map_or(0, |pool| pool.redundancy.width().into()),
+            stripe_unit_bytes: volume.stripe.map_or(0, |stripe| stripe.unit_bytes),
+            stripe_width: volume.stripe.map_or(0, |stripe| stripe.width.into()),
+            block_bytes: volume.block_bytes,
+            write_back: volume.write_back,
+            serial: map::serial(self.map.cluster, volume.id),
+            naa: map::naa(self.map.cluster, volume.id).iter().map(|byte| format!("{byte:02x}")).collect(),
+            owner: owner.map(|gateway| gateway.name.clone()).unwrap_or_default(),
+            generation: volume.generation.0,
+            exports: self.exports.get(&volume.id).cloned().unwrap_or_default(),
+            state: match volume.state {
+                VolumeState::Active => "active".to_owned(),
+                VolumeState::Deleting => "deleting".to_owned(),
+            },
+        }
+    }
+
+    /// All volumes, in the order of their names.
+    pub(super) fn volumes(&self) -> Vec<Volume> {
+        let mut volumes: Vec<_> = self.map.volumes.values().map(|volume| self.volume(volume)).collect();
+        volumes.sort_by(|one, other| one.name.cmp(&other.name).then(one.id.cmp(&other.id)));
+        volumes
+    }
+
+    pub(super) fn target(&self, target: &map::Target) -> Target {
+        let lun = |(number, lun): (&u16, &map::Lun)| {
+            let volume = self.map.volumes.get(&lun.volume);
+            Lun {
+                lun: (*number).into(),
+                volume: volume.map(|volume| volume.name.clone()).unwrap_or_default(),
+                read_only: lun.read_only,
+                size_bytes: volume.map_or(0, |volume| volume.size_bytes),
+            }
+        };
+        let acl = |acl: &map::Acl| Acl {
+            initiator: acl.initiator.clone(),
+            from: acl.from.map(|from| from.to_string()).unwrap_or_default(),
+        };
+        let chap = target.chap.as_ref();
+        let mutual = chap.and_then(|chap| chap.target.as_ref());
+        Target {
+            id: target.id.0,
+            iqn: target.iqn.clone(),
+            luns: target.luns.iter().map(lun).collect(),
+            acls: target.acls.iter().map(acl).collect(),
+            chap_user: chap.map(|chap| chap.initiator.user.clone()).unwrap_or_default(),
+            chap_mutual_user: mutual.map(|mutual| mutual.user.clone()).unwrap_or_default(),
+            chap_algorithms: chap
+                .map(|chap| {
+                    chap.algorithms.iter().map(|algorithm| algorithm_name(*algorithm).to_owned()).collect()
+                })
+                .unwrap_or_default(),
+            sessions: self.sessions_of.get(target.iqn.as_str()).copied().unwrap_or(0),
+        }
+    }
+
+    pub(super) fn target_by_id(&self, id: TargetId) -> Option<Target> {
+        self.map.targets.get(&id).map(|target| self.target(target))
+    }
+
+    pub(super) fn sessions(&self) -> Vec<Session> {
+        self.registry.sessions(self.now).map(|(gateway, report)| self.session(gateway, report)).collect()
+    }
+
+    fn session(&self, gateway: GatewayId, report: &SessionReport) -> Session {
+        let gateway = self.map.gateways.get(&gateway).map(|gateway| gateway.name.clone()).unwrap_or_default();
+        Session {
+            id: format!("{gateway}/{}", report.tsih),
+            gateway,
+            kind: if report.discovery { "discovery" } else { "normal" }.to_owned(),
+            target: report.target.clone(),
+            initiator: report.initiator.clone(),
+            initiator_address: report.initiator_address.clone(),
+            portal: report.portal.clone(),
+            isid: report.isid.clone(),
+            since_unix_ms: report.since_unix_ms,
+            commands: report.commands,
+            read_bytes: report.read_bytes,
+            written_bytes: report.written_bytes,
+            errors: report.errors,
+            header_digest: report.header_digest,
+            data_digest: report.data_digest,
+            chap_user: report.chap_user.clone(),
+        }
+    }
+
+    fn active_volumes(&self) -> impl Iterator<Item = &map::Volume> {
+        self.map.volumes.values().filter(|volume| volume.state == VolumeState::Active)
+    }
+}
+
+fn owns(volume: &map::Volume, gateway: GatewayId) -> bool {
+    volume.owner.is_some_and(|owner| owner.gateway == gateway)
+}
+
+fn control(metrics: &Metrics) -> ControlStatus {
+    let member = |member: &crate::raft::Member| ControlMember {
+        id: member.id,
+        address: member.address.clone(),
+        voter: member.voter,
+    };
+    ControlStatus {
+        leader: metrics.leader.unwrap_or(0),
+        term: metrics.term,
+        applied: metrics.applied,
+        members: metrics.members.iter().map(member).collect(),
+    }
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// Failure domains by the API's names.
+pub(super) const DOMAINS: [(&str, FailureDomain); 4] = [
+    ("disk", FailureDomain::Disk),
+    ("host", FailureDomain::Host),
+    ("rack", FailureDomain::Rack),
+    ("zone", FailureDomain::Zone),
+];
+
+fn domain_name(domain: FailureDomain) -> &'static str {
+    match domain {
+        FailureDomain::Disk => "disk",
+        FailureDomain::Host => "host",
+        FailureDomain::Rack => "rack",
+        FailureDomain::Zone => "zone",
+    }
+}
+
+/// CHAP algorithms by the API's names.
+pub(super) fn algorithm_name(algorithm: map::ChapAlgorithm) -> &'static str {
+    match algorithm {
+        map::ChapAlgorithm::Md5 => "md5",
+        map::ChapAlgorithm::Sha1 => "sha1",
+        map::ChapAlgorithm::Sha256 => "sha256",
+        map::ChapAlgorithm::Sha3_256 => "sha3-256",
+    }
+}
