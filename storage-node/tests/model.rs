@@ -225,7 +225,9 @@ fn run(seed: u64, steps: u32) {
 /// journal and recovery behave as the model does, and the death of the process loses nothing.
 #[test]
 fn as_the_model() {
-    for seed in 1..=6 {
+    let seeds = std::env::var("LUNETTE_TEST_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(6);
+    for seed in 1..=seeds {
+        eprintln!("seed {seed}");
         run(seed, 500);
     }
 }

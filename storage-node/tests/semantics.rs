@@ -393,3 +393,53 @@ fn unknown_disks_and_clusters() {
     disk.node.close();
     assert_eq!(disk.write(0, 1, 0, blocks(1, 1)), Err(Failure::Disconnected));
 }
+
+/// Guards against a file system that is full before the disk is: writes are refused without harm,
+/// discards and deletes go on, and everything is there after a restart.
+#[test]
+#[ignore = "needs LUNETTE_TEST_SMALL_FS: an empty directory on a file system of about 120 MB"]
+fn a_full_file_system_takes_discards() {
+    let root = std::path::PathBuf::from(std::env::var("LUNETTE_TEST_SMALL_FS").unwrap());
+    // The first round stops at the reserve, the second where another program has taken even that.
+    for hog in [false, true] {
+        let path = root.join("disk");
+        format(&path);
+        let mut disk = open(&path);
+        disk.seal(1);
+        disk.write(0, 1, 0, blocks(1, 1024)).unwrap();
+        if hog {
+            let hog = std::fs::File::create(root.join("hog")).unwrap();
+            let chunk = vec![1; 1 << 20];
+            while std::io::Write::write_all(&mut &hog, &chunk).is_ok() {}
+        }
+        let mut written = 1;
+        let refused = (2..200).find_map(|seq| match disk.write(seq, seq, 0, blocks(seq, 1024)) {
+            Ok(_) => {
+                written = seq;
+                None
+            }
+            Err(failure) => Some((seq, failure)),
+        });
+        let (seq, failure) = refused.expect("the file system is full");
+        assert_eq!(failure, Failure::NoSpace);
+        assert_eq!(hog, written == 1);
+        disk.write(0, seq + 1, 3, blocks(99, 1)).unwrap();
+        disk.discard(0, seq + 2, 4, 8).unwrap();
+        assert_eq!(disk.discard(0, seq + 3, 0, 1024), Ok(ReplyBody::Done));
+        assert_eq!(disk.read(0, 0, 1024), Ok(zeros(1024)));
+        if written > 1 {
+            assert_eq!(disk.read(written, 0, 1024), Ok(blocks(written, 1024)));
+        }
+        disk.node.close();
+        drop(disk);
+        let mut disk = open(&path);
+        disk.generation = Generation(1);
+        assert_eq!(disk.read(0, 0, 1024), Ok(zeros(1024)));
+        assert_eq!(disk.used(), (written - 1) * (4 << 20));
+        assert_eq!(disk.delete(), Ok(ReplyBody::Done));
+        disk.node.close();
+        drop(disk);
+        let _ = std::fs::remove_file(root.join("hog"));
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+}
