@@ -72,6 +72,7 @@ pub enum FailureDomain {
 
 /// Partition -> ordered disks, a rectangle of `partitions` rows and `width` columns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Cells")]
 pub struct Table {
     /// Rises by one with every change.
     pub version: u64,
@@ -120,5 +121,41 @@ impl Table {
             .chunks_exact(usize::from(self.width))
             .enumerate()
             .map(|(index, row)| (Partition(u32::try_from(index).expect("bounded by PARTITIONS_MAX")), row))
+    }
+}
+
+/// A table as it was received, before its shape has been checked.
+#[derive(Deserialize)]
+#[serde(rename = "Table")]
+struct Cells {
+    version: u64,
+    width: u8,
+    cells: Vec<DiskId>,
+}
+
+impl TryFrom<Cells> for Table {
+    type Error = &'static str;
+
+    fn try_from(Cells { version, width, cells }: Cells) -> Result<Self, Self::Error> {
+        if width == 0 || cells.is_empty() || !cells.len().is_multiple_of(usize::from(width)) {
+            return Err("a placement table needs whole rows of at least one disk");
+        }
+        Ok(Self { version, width, cells })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards against a damaged table: a shape that lookups could not index is refused on arrival.
+    #[test]
+    fn shape_is_checked_on_arrival() {
+        let encode = |width: u8, disks: Vec<u32>| postcard::to_allocvec(&(7u64, width, disks)).unwrap();
+        let table: Table = postcard::from_bytes(&encode(2, vec![1, 2, 3, 4])).unwrap();
+        assert_eq!(table.row(Partition(1)), [DiskId(3), DiskId(4)]);
+        for (width, disks) in [(0, vec![1]), (2, vec![1, 2, 3]), (3, vec![])] {
+            assert!(postcard::from_bytes::<Table>(&encode(width, disks)).is_err());
+        }
     }
 }

@@ -147,7 +147,8 @@ impl Change {
 pub enum Durability {
     /// Once it is on stable media.
     Stable,
-    /// Once it would survive the death of the process; `Flush` makes it stable.
+    /// Once it is in the node's memory, where reads see it; `Flush` makes it stable. A node that dies
+    /// may lose it.
     Volatile,
 }
 
