@@ -290,6 +290,9 @@ impl Owner {
             if self.is_usable(disk) {
                 let (namespace, generation) = (self.namespace, self.config.generation);
                 self.send(disk, RequestBody::Watermark { namespace, generation, seq }, What::Watermark);
+            } else {
+                // It needs one too, when it is back.
+                self.watermark = None;
             }
         }
     }

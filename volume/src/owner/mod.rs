@@ -18,8 +18,8 @@
 //! - **No space is withdrawn.** When some members took a change and others had no room for it, the
 //!   old content, which those others still have, goes to all members under a new version before the
 //!   command is answered and the blocks are unlocked. That needs no space: where the old content is
-//!   a hole it is a discard, elsewhere an overwrite. A takeover does the same where it cannot bring
-//!   a lagging member forward: what the lagging member lacks was never acked.
+//!   a hole it is a discard, elsewhere an overwrite. Where a takeover cannot bring a lagging member
+//!   forward, that member has holes, and all get holes: what it lacks was never acked.
 //! - **A bad copy is rewritten under a new version.** The content is read from a good member and
 //!   written to all, under the lock, like any write of the same content.
 //! - **Unreadable is remembered.** If the newest version of a block cannot be read from anybody,

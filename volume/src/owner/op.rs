@@ -78,8 +78,10 @@ pub(super) enum Work {
     Write(Change),
     /// Read the one block, patch it at a byte and write it.
     Modify { at: u32, patch: Patch },
-    /// Bring `lagging` members up to what `sources` have.
-    Level { version: Version, hole: bool, sources: Members, lagging: Members },
+    /// Bring `lagging` members up to what `sources` have: zeros without space if `hole`. With
+    /// `or_hole`, some lagging member has a hole in every block of it, and it is as good to give
+    /// all members that.
+    Level { version: Version, hole: bool, or_hole: bool, sources: Members, lagging: Members },
 }
 
 /// Where it stands.

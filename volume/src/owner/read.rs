@@ -125,13 +125,18 @@ impl Owner {
         let (extent, offset, len, withdrawing) = (*extent, *offset, *len, reading.withdrawing);
         match work {
             Work::Read { .. } | Work::Modify { .. } if !withdrawing => self.finish(id, Err(medium)),
-            Work::Level { version, hole, sources, lagging } if !withdrawing && len > BLOCK_BYTES => {
+            Work::Level { version, hole, or_hole, sources, lagging } if !withdrawing && len > BLOCK_BYTES => {
                 // Level what can be levelled, block by block.
-                let (version, hole) = (*version, *hole);
+                let (version, hole, or_hole) = (*version, *hole, *or_hole);
                 let (sources, lagging) = (sources.clone(), lagging.clone());
                 for block in (offset..offset + len).step_by(BLOCK_BYTES as usize) {
-                    let work =
-                        Work::Level { version, hole, sources: sources.clone(), lagging: lagging.clone() };
+                    let work = Work::Level {
+                        version,
+                        hole,
+                        or_hole,
+                        sources: sources.clone(),
+                        lagging: lagging.clone(),
+                    };
                     self.level(extent, block, BLOCK_BYTES, work);
                 }
                 self.finish(id, Ok(Bytes::new()));

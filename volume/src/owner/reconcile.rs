@@ -152,15 +152,15 @@ impl Owner {
         }
         for gap in gaps {
             let (offset, len) = (gap.first * BLOCK_BYTES, gap.blocks * BLOCK_BYTES);
-            let Gap { version, hole, sources, lagging, .. } = gap;
-            self.level(extent, offset, len, Work::Level { version, hole, sources, lagging });
+            let Gap { version, hole, or_hole, sources, lagging, .. } = gap;
+            self.level(extent, offset, len, Work::Level { version, hole, or_hole, sources, lagging });
         }
         self.levelled(extent);
     }
 
     /// Begins an operation that brings lagging members up. It passes the locks: the extent is closed.
     pub(super) fn level(&mut self, extent: u64, offset: u32, len: u32, work: Work) {
-        let Work::Level { version, hole, sources, lagging } = &work else {
+        let Work::Level { version, hole, sources, lagging, .. } = &work else {
             return;
         };
         let (version, hole, sources, lagging) = (*version, *hole, sources.clone(), lagging.clone());
@@ -341,6 +341,8 @@ struct Gap {
     /// The highest version, which wins.
     version: Version,
     hole: bool,
+    /// Whether some lagging member has a hole in each of the blocks.
+    or_hole: bool,
     sources: Members,
     lagging: Members,
 }
@@ -367,6 +369,7 @@ fn gaps(members: &[(DiskId, &[BlockVersion])]) -> Vec<Gap> {
             blocks: step,
             version,
             hole: false,
+            or_hole: false,
             sources: Members::new(),
             lagging: Members::new(),
         };
@@ -377,13 +380,15 @@ fn gaps(members: &[(DiskId, &[BlockVersion])]) -> Vec<Gap> {
                 gap.hole |= hole;
             } else {
                 gap.lagging.push(*disk);
+                gap.or_hole |= hole;
             }
         }
         if !gap.lagging.is_empty() {
             match gaps.last_mut() {
                 Some(last)
                     if last.first + last.blocks == gap.first
-                        && (last.version, last.hole) == (gap.version, gap.hole)
+                        && (last.version, last.hole, last.or_hole)
+                            == (gap.version, gap.hole, gap.or_hole)
                         && (&last.sources, &last.lagging) == (&gap.sources, &gap.lagging) =>
                 {
                     last.blocks += step;

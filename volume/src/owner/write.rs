@@ -146,9 +146,10 @@ impl Owner {
     }
 
     pub(super) fn leg_answered(&mut self, id: usize, tag: u64, answer: Answer) {
-        let Some(Op { phase: Phase::Mutating(mutating), .. }) = self.ops.get_mut(id) else {
+        let Some(Op { work, phase: Phase::Mutating(mutating), .. }) = self.ops.get_mut(id) else {
             return;
         };
+        let needs_no_space = mutating.withdrawing || matches!(work, Work::Level { or_hole: false, .. });
         let Some(leg) = mutating.legs.iter_mut().find(|leg| leg.state == LegState::Sent(tag)) else {
             return;
         };
@@ -156,8 +157,8 @@ impl Owner {
         let disk = leg.disk;
         match answer {
             Answer::Body(ReplyBody::Done) => leg.state = LegState::Done,
-            Answer::NoSpace if !mutating.withdrawing => leg.state = LegState::NoSpace,
-            // Old content needs no space; whatever the disk means by it, it has to take it.
+            Answer::NoSpace if !needs_no_space => leg.state = LegState::NoSpace,
+            // An overwrite or a discard; whatever the disk means by it, it has to take it.
             Answer::NoSpace | Answer::Corrupt(_) => self.rest(disk),
             Answer::Body(_) => self.distrust(disk),
             Answer::Later => {}
@@ -183,6 +184,11 @@ impl Owner {
         let nobody_has_it = refused.len() == mutating.legs.len() && !mutating.ambiguous && !mutating.put;
         if refused.is_empty() {
             self.go_on(id);
+        } else if let Work::Level { .. } = self.ops[id].work {
+            // Some cannot be brought forward. A member has holes there, and whatever a member has
+            // is not older than what was acked: all get holes.
+            let Op { offset, len, .. } = self.ops[id];
+            self.mutate(id, offset, Change::Zeros { len }, true, VecDeque::new());
         } else if nobody_has_it || self.planted(Plant::NoWithdraw) {
             self.finish(id, Err(DeviceError::NoSpace));
         } else {

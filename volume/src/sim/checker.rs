@@ -121,6 +121,7 @@ impl Checker {
                 }
             }
             Step::PowerLoss => {
+                self.anything_happened();
                 let mut more = Vec::new();
                 for explanation in &self.explanations {
                     for state in &self.losable {
@@ -148,6 +149,33 @@ impl Checker {
         self.pending.insert(op, Pending { write, part, called, fence: None });
     }
 
+    /// Pending operations may have happened before now, in any number.
+    fn anything_happened(&mut self) {
+        let mut explanations = std::mem::take(&mut self.explanations);
+        let mut open: Vec<Explanation> = explanations.iter().cloned().collect();
+        while let Some(explanation) = open.pop() {
+            for next in self.pending.keys().copied().filter_map(|next| self.apply(&explanation, next)) {
+                if explanations.insert(next.clone()) {
+                    open.push(next);
+                }
+            }
+        }
+        self.note_states(&explanations);
+        self.explanations = explanations;
+    }
+
+    fn note_states(&mut self, explanations: &BTreeSet<Explanation>) {
+        for explanation in explanations {
+            self.losable.insert(explanation.state);
+            for mark in self.marks.values_mut() {
+                mark.insert(explanation.state);
+            }
+            for op in &explanation.closed {
+                self.since.entry(*op).or_default().insert(explanation.state);
+            }
+        }
+    }
+
     fn happened(&mut self, op: u32) {
         let mut explained = BTreeSet::new();
         let mut seen = self.explanations.clone();
@@ -164,15 +192,7 @@ impl Checker {
                 }
             }
         }
-        for explanation in &seen {
-            self.losable.insert(explanation.state);
-            for mark in self.marks.values_mut() {
-                mark.insert(explanation.state);
-            }
-            for op in &explanation.closed {
-                self.since.entry(*op).or_default().insert(explanation.state);
-            }
-        }
+        self.note_states(&seen);
         self.pending.remove(&op);
         let settled: Vec<u32> = self
             .pending

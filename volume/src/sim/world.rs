@@ -121,13 +121,14 @@ impl World {
         let stripe =
             rng.chance(400).then(|| Stripe { unit_bytes: 16 << 10, width: rng.between(2, 3) as u16 });
         let size = 6 * EXTENT;
+        let write_back = rng.chance(350);
         let config = Config {
             cluster: ClusterId(1),
             volume: VOLUME,
             generation: Generation(0),
             layout: Layout::new(stripe).expect("a valid stripe"),
             block_bytes: 512,
-            write_back: rng.chance(350),
+            write_back,
             limits: Limits {
                 wait_ms: 60,
                 operations_max: 256,
@@ -167,7 +168,8 @@ impl World {
             depth: rng.between(1, 12) as usize,
             healed: false,
             tight,
-            corrupting: !tight && rng.chance(300),
+            // A bad copy beside another with lost memory would be one fault too many.
+            corrupting: !tight && !write_back && rng.chance(400),
             removable: rng.chance(500),
             purged: false,
             acked: 0,
@@ -647,7 +649,8 @@ impl World {
         }
         for (disk, (model, _)) in &self.disks {
             if self.states[disk] == DiskState::InSync && model.dirty_count() > 0 {
-                return self.fail(format!("{disk} still has dirty extents"));
+                let owner = self.gateways.last().map(|it| &it.owner);
+                return self.fail(format!("{disk} still has dirty extents: {model:?}\n{owner:#?}"));
             }
         }
         Ok(())
