@@ -182,12 +182,11 @@ impl Connection {
             return;
         };
         loop {
-            (self.io.transmit.numbers.exp_cmd_sn, self.io.transmit.numbers.max_cmd_sn) = session.window();
             let bounds = Bounds {
                 segment: session.settings.initiator_segment_bytes(),
                 burst: session.settings.max_burst_bytes(),
             };
-            self.io.transmit.fill(bounds);
+            self.io.transmit.fill(bounds, |ended| session.window(ended));
             let mut finished = false;
             while let Some(slot) = self.io.transmit.take_finished() {
                 session.answered(slot, &mut self.io);

@@ -165,9 +165,9 @@ impl Session {
         if tag == TAG_NONE { self.next_transfer_tag.take().0 } else { tag }
     }
 
-    /// ExpCmdSN and MaxCmdSN.
-    pub(super) fn window(&mut self) -> (Serial, Serial) {
-        self.window.open(self.tasks.len());
+    /// ExpCmdSN and MaxCmdSN, once `ended` more commands have been answered.
+    pub(super) fn window(&mut self, ended: usize) -> (Serial, Serial) {
+        self.window.open(self.tasks.len().saturating_sub(ended));
         (self.window.expected(), self.window.max())
     }
 

@@ -59,6 +59,14 @@ struct Transfer {
     ending: Ending,
 }
 
+impl Transfer {
+    /// Bytes of the next PDU: at most a segment, never over the end of a burst.
+    fn next_len(&self, bounds: Bounds) -> u32 {
+        let burst = bounds.burst.max(1);
+        self.left.min(bounds.segment.max(1)).min(burst - self.offset % burst)
+    }
+}
+
 /// Lengths that bound Data-In.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
@@ -155,13 +163,19 @@ impl Transmit {
         self.finished.pop()
     }
 
-    /// Lays PDUs out, up to [`OUT_BYTES`].
-    pub(super) fn fill(&mut self, bounds: Bounds) {
+    /// Lays PDUs out, up to [`OUT_BYTES`]. `window` gives ExpCmdSN and MaxCmdSN for each, told how
+    /// many commands have ended with what was laid out here: the last PDU of a command already
+    /// opens the window that the command held closed.
+    pub(super) fn fill(&mut self, bounds: Bounds, mut window: impl FnMut(usize) -> (Serial, Serial)) {
         while self.out_bytes < OUT_BYTES {
-            if let Some(control) = self.control.pop_front() {
-                self.lay_control(control);
-            } else if let Some(transfer) = self.reads.pop_front() {
+            let transfer = if self.control.is_empty() { self.reads.pop_front() } else { None };
+            let ends = transfer.as_ref().is_some_and(|transfer| transfer.next_len(bounds) == transfer.left);
+            let ended = self.finished.len() + usize::from(ends);
+            (self.numbers.exp_cmd_sn, self.numbers.max_cmd_sn) = window(ended);
+            if let Some(transfer) = transfer {
                 self.lay_data(transfer, bounds);
+            } else if let Some(control) = self.control.pop_front() {
+                self.lay_control(control);
             } else {
                 break;
             }
@@ -215,16 +229,15 @@ impl Transmit {
         self.out_bytes += self.encoder.encode(control.bhs, &[], &control.data, &mut self.out);
     }
 
-    /// One Data-In PDU: at most a segment, never over the end of a burst.
+    /// One Data-In PDU.
     fn lay_data(&mut self, mut transfer: Transfer, bounds: Bounds) {
-        let burst = bounds.burst.max(1);
-        let to_burst_end = burst - transfer.offset % burst;
-        let len = transfer.left.min(bounds.segment.max(1)).min(to_burst_end);
+        let len = transfer.next_len(bounds);
+        let ends_burst = (transfer.offset + len).is_multiple_of(bounds.burst.max(1));
         let is_last = len == transfer.left;
         // Only GOOD may travel with the data (RFC 7143 11.7.2).
         let has_status = is_last && transfer.ending.status == crate::scsi::GOOD;
         let mut data_in = DataIn {
-            is_final: is_last || len == to_burst_end,
+            is_final: is_last || ends_burst,
             has_status,
             transfer_tag: TAG_NONE,
             task_tag: transfer.ending.task_tag,

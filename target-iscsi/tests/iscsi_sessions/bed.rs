@@ -1,0 +1,357 @@
+//! A gateway without sockets: connections, their registry and devices, driven step by step.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::{Bytes, BytesMut};
+use lunette_proto::ids::{ClusterId, Epoch, Generation, PoolId, TargetId, VolumeId};
+use lunette_proto::map::{Acl, Chap, ClusterMap, Lun, Sealed, Target, Volume, VolumeState};
+use lunette_target_iscsi::exports::{Devices, Exports};
+use lunette_target_iscsi::session::{
+    Action, Connection, ConnectionId, Context, Endpoint, Event, Registry, Secrets, Ticket, Verdict,
+};
+use lunette_volume::device::{BlockDevice, Completions, Outcome};
+use parking_lot::Mutex;
+use zeroize::Zeroizing;
+
+use crate::device::Model;
+
+pub(crate) const IQN: &str = "iqn.2026-11.io.lunette:disk";
+pub(crate) const VOLUME_BYTES: usize = 16 << 20;
+
+enum Post {
+    Completed(u64, Outcome),
+    Event(Event),
+}
+
+#[derive(Default)]
+struct Inbox(Mutex<Vec<Post>>);
+
+impl Completions for Inbox {
+    fn complete(&self, tag: u64, outcome: Outcome) {
+        self.0.lock().push(Post::Completed(tag, outcome));
+    }
+}
+
+struct Quiesced(Arc<Inbox>, u64);
+
+impl Drop for Quiesced {
+    fn drop(&mut self) {
+        self.0.0.lock().push(Post::Event(Event::PeersQuiesced { token: self.1 }));
+    }
+}
+
+/// Secrets are sealed by nothing.
+struct Plain;
+
+impl Secrets for Plain {
+    fn unseal(&self, sealed: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
+        Some(Zeroizing::new(sealed.0.clone()))
+    }
+}
+
+pub(crate) struct Disks(pub(crate) BTreeMap<VolumeId, Arc<Model>>);
+
+impl Devices for Disks {
+    fn device(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
+        Some(Arc::clone(self.0.get(&volume)?) as _)
+    }
+}
+
+struct Peer {
+    connection: Connection,
+    inbox: Arc<Inbox>,
+    to_target: BytesMut,
+    to_initiator: BytesMut,
+    closed: bool,
+}
+
+pub(crate) struct Bed {
+    pub(crate) context: Arc<Context>,
+    pub(crate) map: ClusterMap,
+    pub(crate) disks: Disks,
+    pub(crate) now: Instant,
+    registry: Registry,
+    peers: BTreeMap<ConnectionId, Peer>,
+    /// What connections that are gone had sent.
+    last_words: BTreeMap<ConnectionId, BytesMut>,
+    next: u64,
+}
+
+/// One target with the volumes 1 and 2 at LUN 0 and 1, open on loopback.
+pub(crate) fn map() -> ClusterMap {
+    let volume = |id: u64| Volume {
+        id: VolumeId(id),
+        name: format!("disk{id}"),
+        pool: PoolId(1),
+        size_bytes: VOLUME_BYTES as u64,
+        stripe: None,
+        block_bytes: 512,
+        write_back: false,
+        generation: Generation(1),
+        owner: None,
+        state: VolumeState::Active,
+    };
+    let lun = |id: u64| Lun { volume: VolumeId(id), read_only: false };
+    let target = Target {
+        id: TargetId(1),
+        iqn: IQN.into(),
+        luns: BTreeMap::from([(0, lun(1)), (1, lun(2))]),
+        acls: Vec::new(),
+        chap: None,
+    };
+    ClusterMap {
+        epoch: Epoch(1),
+        cluster: ClusterId(7),
+        volumes: [1, 2].map(|id| (VolumeId(id), volume(id))).into(),
+        targets: BTreeMap::from([(target.id, target)]),
+        ..ClusterMap::default()
+    }
+}
+
+impl Bed {
+    pub(crate) fn new() -> Self {
+        Self::with_map(map())
+    }
+
+    pub(crate) fn with_chap(chap: Chap) -> Self {
+        let mut map = map();
+        map.targets.get_mut(&TargetId(1)).unwrap().chap = Some(chap);
+        Self::with_map(map)
+    }
+
+    pub(crate) fn with_acls(acls: Vec<Acl>) -> Self {
+        let mut map = map();
+        map.targets.get_mut(&TargetId(1)).unwrap().acls = acls;
+        Self::with_map(map)
+    }
+
+    pub(crate) fn with_map(map: ClusterMap) -> Self {
+        let disks = Disks(map.volumes.keys().map(|id| (*id, Model::new(VOLUME_BYTES))).collect());
+        let context = Context {
+            tag: 1,
+            portals: vec!["127.0.0.1:3260".parse().unwrap()],
+            exports: ArcSwap::from_pointee(Exports::new(&map, 1, &disks)),
+            secrets: Arc::new(Plain),
+        };
+        Self {
+            context: Arc::new(context),
+            map,
+            disks,
+            now: Instant::now(),
+            registry: Registry::new(100),
+            peers: BTreeMap::new(),
+            last_words: BTreeMap::new(),
+            next: 1,
+        }
+    }
+
+    pub(crate) fn disk(&self, volume: u64) -> Arc<Model> {
+        Arc::clone(&self.disks.0[&VolumeId(volume)])
+    }
+
+    pub(crate) fn connect(&mut self) -> ConnectionId {
+        self.connect_from(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+
+    pub(crate) fn connect_from(&mut self, ip: IpAddr) -> ConnectionId {
+        let local = SocketAddr::new(ip, 3260);
+        self.connect_at(Endpoint { local, peer: SocketAddr::new(ip, 40_000), portal: local })
+    }
+
+    pub(crate) fn connect_at(&mut self, endpoint: Endpoint) -> ConnectionId {
+        let id = ConnectionId(self.next);
+        self.next += 1;
+        let mut seed = id.0 as u8;
+        let random = Box::new(move |bytes: &mut [u8]| {
+            for byte in bytes {
+                seed = seed.wrapping_mul(29).wrapping_add(113);
+                *byte = seed;
+            }
+        });
+        let peer = Peer {
+            connection: Connection::new(Arc::clone(&self.context), endpoint, random, self.now),
+            inbox: Arc::default(),
+            to_target: BytesMut::new(),
+            to_initiator: BytesMut::new(),
+            closed: false,
+        };
+        self.peers.insert(id, peer);
+        id
+    }
+
+    /// Hands bytes to the target and lets everything come to rest.
+    pub(crate) fn feed(&mut self, id: ConnectionId, bytes: &[u8]) {
+        if let Some(peer) = self.peers.get_mut(&id)
+            && !peer.closed
+        {
+            peer.to_target.extend_from_slice(bytes);
+            peer.connection.handle_bytes(self.now, &mut peer.to_target);
+        }
+        self.settle();
+    }
+
+    /// The same, as the socket would give it: in one allocation that the target may keep.
+    pub(crate) fn feed_bytes(&mut self, id: ConnectionId, mut bytes: BytesMut) {
+        let peer = self.peers.get_mut(&id).unwrap();
+        peer.connection.handle_bytes(self.now, &mut bytes);
+        self.settle();
+    }
+
+    /// What the target has sent.
+    pub(crate) fn output(&mut self, id: ConnectionId) -> Option<&mut BytesMut> {
+        match self.peers.get_mut(&id) {
+            Some(peer) => Some(&mut peer.to_initiator),
+            None => self.last_words.get_mut(&id),
+        }
+    }
+
+    /// The initiator's side of the socket breaks.
+    pub(crate) fn cut(&mut self, id: ConnectionId) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.closed = true;
+            peer.connection.abandon();
+        }
+        self.settle();
+    }
+
+    pub(crate) fn is_closed(&self, id: ConnectionId) -> bool {
+        self.peers.get(&id).is_none_or(|peer| peer.closed)
+    }
+
+    /// Whether the session is released.
+    pub(crate) fn is_gone(&self, id: ConnectionId) -> bool {
+        !self.peers.contains_key(&id)
+    }
+
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.now += time;
+        for peer in self.peers.values_mut() {
+            peer.connection.handle_timeout(self.now);
+        }
+        self.settle();
+    }
+
+    pub(crate) fn event(&mut self, id: ConnectionId, event: Event) {
+        self.peers[&id].inbox.0.lock().push(Post::Event(event));
+        self.settle();
+    }
+
+    pub(crate) fn apply(&mut self, change: impl FnOnce(&mut ClusterMap)) {
+        change(&mut self.map);
+        self.map.epoch.0 += 1;
+        self.context.exports.store(Arc::new(Exports::new(&self.map, 1, &self.disks)));
+        for peer in self.peers.values() {
+            peer.inbox.0.lock().push(Post::Event(Event::ExportsChanged));
+        }
+        self.settle();
+    }
+
+    pub(crate) fn sessions(&self) -> usize {
+        self.registry.len()
+    }
+
+    /// Until nothing happens any more.
+    pub(crate) fn settle(&mut self) {
+        while self.turn() {}
+    }
+
+    fn turn(&mut self) -> bool {
+        let mut moved = false;
+        let ids: Vec<ConnectionId> = self.peers.keys().copied().collect();
+        for id in ids {
+            let mut actions = Vec::new();
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            for post in std::mem::take(&mut *peer.inbox.0.lock()) {
+                moved = true;
+                match post {
+                    Post::Completed(tag, outcome) => {
+                        peer.connection.handle_completion(self.now, tag, outcome)
+                    }
+                    Post::Event(event) => peer.connection.handle_event(self.now, event),
+                }
+            }
+            if !peer.to_target.is_empty() && peer.connection.wants_bytes() {
+                let before = peer.to_target.len();
+                peer.connection.handle_bytes(self.now, &mut peer.to_target);
+                moved |= before != peer.to_target.len();
+            }
+            actions.extend(std::iter::from_fn(|| peer.connection.poll_action()));
+            peer.connection.fill();
+            while let Some(slice) = peer.connection.pop() {
+                moved = true;
+                if !peer.closed {
+                    peer.to_initiator.extend_from_slice(&slice);
+                }
+                peer.connection.fill();
+            }
+            if peer.connection.is_closed() && !peer.closed {
+                moved = true;
+                peer.closed = true;
+                peer.connection.abandon();
+                actions.extend(std::iter::from_fn(|| peer.connection.poll_action()));
+            }
+            let inbox = Arc::clone(&peer.inbox);
+            let done = peer.closed && peer.connection.is_drained();
+            moved |= !actions.is_empty();
+            for action in actions {
+                self.act(id, &inbox, action);
+            }
+            if done && self.peers[&id].connection.is_drained() && inbox.0.lock().is_empty() {
+                let gone = self.peers.remove(&id);
+                self.disconnect(id);
+                self.last_words.extend(gone.map(|gone| (id, gone.to_initiator)));
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    fn disconnect(&mut self, id: ConnectionId) {
+        if let Some(grant) = self.registry.release(id) {
+            self.post(grant.to, Event::Granted { tsih: grant.tsih });
+            if grant.superseded {
+                self.post(grant.to, Event::Superseded);
+            }
+        }
+    }
+
+    fn post(&self, to: ConnectionId, event: Event) {
+        if let Some(peer) = self.peers.get(&to) {
+            peer.inbox.0.lock().push(Post::Event(event));
+        }
+    }
+
+    fn act(&mut self, id: ConnectionId, inbox: &Arc<Inbox>, action: Action) {
+        let completions: Arc<dyn Completions> = Arc::clone(inbox) as _;
+        match action {
+            Action::Submit { device, tag, command } => device.submit(command, tag, &completions),
+            Action::Claim(claim) => match self.registry.claim(id, claim) {
+                Verdict::Granted { tsih } => self.post(id, Event::Granted { tsih }),
+                Verdict::Wait { holder } => self.post(holder, Event::Superseded),
+                Verdict::Refused { status } => self.post(id, Event::Refused { status }),
+            },
+            Action::Established(_) => {}
+            Action::Reset { token, volumes, attention } => {
+                let ticket = Ticket(Arc::new(Quiesced(Arc::clone(inbox), token)));
+                for other in self.peers.keys().filter(|other| **other != id) {
+                    let volumes = Arc::clone(&volumes);
+                    self.post(*other, Event::Reset { volumes, attention, ticket: ticket.clone() });
+                }
+            }
+            Action::DropTarget { .. } => {
+                for other in self.peers.keys().filter(|other| **other != id) {
+                    self.post(*other, Event::Kick);
+                }
+            }
+        }
+    }
+}
+
+/// `len` bytes that differ from place to place.
+pub(crate) fn pattern(len: usize, seed: u8) -> Bytes {
+    (0..len).map(|at| (at as u8).wrapping_mul(31) ^ (at >> 8) as u8 ^ seed).collect::<Vec<u8>>().into()
+}

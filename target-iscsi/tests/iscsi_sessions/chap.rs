@@ -1,0 +1,199 @@
+//! CHAP from outside: each algorithm, each direction, each way to fail (RFC 7143 12.1.3).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use lunette_proto::map::{Chap, ChapAlgorithm, ChapCredential, Sealed};
+use lunette_target_iscsi::session::chap_response;
+
+use crate::bed::{Bed, IQN};
+use crate::initiator::{INITIATOR, Initiator, keys};
+
+const SECRET: &[u8] = b"initiator secret";
+const TARGET_SECRET: &[u8] = b"target secret 12";
+const CHALLENGE: &str = "0x000102030405060708090a0b0c0d0e0f";
+
+fn chap(algorithms: &[ChapAlgorithm], mutual: Option<&[u8]>) -> Chap {
+    let credential =
+        |user: &str, secret: &[u8]| ChapCredential { user: user.into(), secret: Sealed(secret.to_vec()) };
+    Chap {
+        initiator: credential("alice", SECRET),
+        target: mutual.map(|secret| credential("lunette", secret)),
+        algorithms: algorithms.to_vec(),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold("0x".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits = text.strip_prefix("0x").unwrap();
+    (0..digits.len() / 2).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect()
+}
+
+/// Up to the challenge: the algorithm, the id, the challenge as text.
+fn challenged(bed: &mut Bed, offers: &str) -> Result<(Initiator, String, u8, String), u16> {
+    let mut host = Initiator::new(bed.connect());
+    let text = keys(&[("InitiatorName", INITIATOR), ("TargetName", IQN), ("AuthMethod", "CHAP,None")]);
+    // T is asked for and must not be granted yet.
+    let (response, answers) = host.login_step(bed, 0, Some(1), &text)?;
+    assert!(!response.transit);
+    assert_eq!(answers["AuthMethod"], "CHAP");
+    let (_, answers) = host.login_step(bed, 0, None, &keys(&[("CHAP_A", offers)]))?;
+    Ok((host, answers["CHAP_A"].clone(), answers["CHAP_I"].parse().unwrap(), answers["CHAP_C"].clone()))
+}
+
+fn answer(
+    bed: &mut Bed,
+    algorithm: ChapAlgorithm,
+    pairs: &[(&str, &str)],
+    secret: &[u8],
+) -> Result<Option<String>, u16> {
+    let (mut host, _, id, challenge) = challenged(bed, &algorithm.number().to_string())?;
+    let response = hex(&chap_response(algorithm, id, secret, &unhex(&challenge)));
+    let mut all = vec![("CHAP_N", "alice"), ("CHAP_R", response.as_str())];
+    all.extend_from_slice(pairs);
+    let (step, answers) = host.login_step(bed, 0, Some(1), &keys(&all))?;
+    assert!(step.transit);
+    host.login_step(bed, 1, Some(3), &[])?;
+    host.clear_attention(bed);
+    Ok(answers.get("CHAP_R").cloned())
+}
+
+/// Guards every algorithm in one direction and in both, and the wrong secret in each.
+#[test]
+fn algorithms_and_directions() {
+    for algorithm in ChapAlgorithm::ALL {
+        let one_way = chap(&[algorithm], None);
+        assert_eq!(answer(&mut Bed::with_chap(one_way.clone()), algorithm, &[], SECRET), Ok(None));
+        assert_eq!(answer(&mut Bed::with_chap(one_way), algorithm, &[], b"wrong"), Err(0x0201));
+        let mutual = chap(&[algorithm], Some(TARGET_SECRET));
+        let ours = [("CHAP_I", "7"), ("CHAP_C", CHALLENGE)];
+        let proof = answer(&mut Bed::with_chap(mutual.clone()), algorithm, &ours, SECRET).unwrap().unwrap();
+        assert_eq!(proof, hex(&chap_response(algorithm, 7, TARGET_SECRET, &unhex(CHALLENGE))));
+        assert_eq!(answer(&mut Bed::with_chap(mutual.clone()), algorithm, &ours, b"wrong"), Err(0x0201));
+        // The target's own secret does not serve the initiator.
+        assert_eq!(answer(&mut Bed::with_chap(mutual), algorithm, &ours, TARGET_SECRET), Err(0x0201));
+    }
+}
+
+/// Guards the choice: the target's order of preference, among what is offered and allowed.
+#[test]
+fn algorithm_choice() {
+    use ChapAlgorithm::{Md5, Sha3_256, Sha256};
+    for (allowed, offers, expected) in [
+        (&[Sha3_256, Sha256, Md5][..], "5,7", Ok("7")),
+        (&[Sha3_256, Sha256, Md5], "5,6,7,8", Ok("8")),
+        (&[Md5], "8,5", Ok("5")),
+        (&[Sha256], "5", Err(0x0201)),
+        (&[Md5], "56", Err(0x0201)),
+        (&[Md5], "", Err(0x0201)),
+        (&[Md5], "05", Err(0x0201)),
+        (&[Md5], "1,2,3,4,6,7,8,9,10,11,12,13,14,15,16,17,5", Err(0x0201)),
+    ] {
+        let mut bed = Bed::with_chap(chap(allowed, None));
+        let chosen = challenged(&mut bed, offers).map(|(_, algorithm, ..)| algorithm);
+        assert_eq!(chosen, expected.map(str::to_owned), "{offers}");
+    }
+}
+
+/// Guards against leaving authentication out: by stage, by method, by transition.
+#[test]
+fn cannot_be_left_out() {
+    let who = [("InitiatorName", INITIATOR), ("TargetName", IQN)];
+    for (stage, next, method) in
+        [(1, Some(3), None), (0, Some(1), None), (0, Some(3), None), (0, Some(1), Some("None"))]
+    {
+        let mut bed = Bed::with_chap(chap(&[ChapAlgorithm::Md5], None));
+        let mut host = Initiator::new(bed.connect());
+        let mut text = keys(&who);
+        text.extend(method.map(|method| keys(&[("AuthMethod", method)])).unwrap_or_default());
+        assert_eq!(host.login_step(&mut bed, stage, next, &text).map(drop), Err(0x0201));
+    }
+    // Between the steps neither.
+    let mut bed = Bed::with_chap(chap(&[ChapAlgorithm::Md5], None));
+    let (mut host, ..) = challenged(&mut bed, "5").unwrap();
+    assert_eq!(host.login_step(&mut bed, 0, Some(3), &[]).map(drop), Err(0x0201));
+    let (mut host, ..) = challenged(&mut bed, "5").unwrap();
+    assert_eq!(host.login_step(&mut bed, 1, Some(3), &[]).map(drop), Err(0x0200));
+    let (mut host, ..) = challenged(&mut bed, "5").unwrap();
+    assert_eq!(host.login_step(&mut bed, 0, None, &keys(&[("CHAP_A", "5")])).map(drop), Err(0x0201));
+}
+
+/// Guards names, encodings and lengths of what the initiator proves.
+#[test]
+fn proofs() {
+    let algorithm = ChapAlgorithm::Sha256;
+    let attempt = |make: &dyn Fn(&[u8]) -> Vec<(String, String)>| {
+        let mut bed = Bed::with_chap(chap(&[algorithm], Some(TARGET_SECRET)));
+        let (mut host, _, id, challenge) = challenged(&mut bed, "7").unwrap();
+        let proof = chap_response(algorithm, id, SECRET, &unhex(&challenge));
+        let pairs = make(&proof);
+        let pairs: Vec<(&str, &str)> =
+            pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        host.login_step(&mut bed, 0, Some(1), &keys(&pairs)).map(drop)
+    };
+    let with = |name: &str, response: String| {
+        vec![("CHAP_N".to_owned(), name.to_owned()), ("CHAP_R".to_owned(), response)]
+    };
+    assert_eq!(attempt(&|proof| with("alice", hex(proof))), Ok(()));
+    assert_eq!(attempt(&|proof| with("alice", hex(proof).to_uppercase().replacen("0X", "0x", 1))), Ok(()));
+    assert_eq!(attempt(&|proof| with("alice", format!("0b{}", STANDARD.encode(proof)))), Ok(()));
+    for (index, make) in [
+        &(|proof: &[u8]| with("bob", hex(proof))) as &dyn Fn(&[u8]) -> Vec<(String, String)>,
+        &|proof| with("Alice", hex(proof)),
+        &|proof| with("", hex(proof)),
+        &|proof| with(&"a".repeat(4000), hex(proof)),
+        &|proof| with("alice", hex(&proof[1..])),
+        &|proof| with("alice", format!("{}00", hex(proof))),
+        &|proof| with("alice", hex(proof).replacen("0x", "", 1)),
+        &|_| with("alice", "0x".into()),
+        &|_| with("alice", format!("0x{}", "00".repeat(4000))),
+        &|_| with("alice", format!("0b{}", "A".repeat(4000))),
+        &|proof| with("alice", hex(proof))[..1].to_vec(),
+        &|proof| with("alice", hex(proof))[1..].to_vec(),
+        &|proof| [with("alice", hex(proof)), with("alice", hex(proof))].concat(),
+        &|proof| [with("alice", hex(proof)), vec![("CHAP_I".into(), "1".into())]].concat(),
+        &|proof| [with("alice", hex(proof)), vec![("CHAP_C".into(), CHALLENGE.into())]].concat(),
+        &|proof| {
+            [
+                with("alice", hex(proof)),
+                vec![("CHAP_I".into(), "256".into()), ("CHAP_C".into(), CHALLENGE.into())],
+            ]
+            .concat()
+        },
+        &|proof| {
+            [with("alice", hex(proof)), vec![("CHAP_I".into(), "1".into()), ("CHAP_C".into(), "0x".into())]]
+                .concat()
+        },
+        &|proof| {
+            [
+                with("alice", hex(proof)),
+                vec![("CHAP_I".into(), "1".into()), ("CHAP_C".into(), format!("0x{}", "00".repeat(1025)))],
+            ]
+            .concat()
+        },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(attempt(make), Err(0x0201), "case {index}");
+    }
+}
+
+/// Guards against reflection: our challenge sent back, one secret for both directions, and a demand
+/// that the target cannot meet.
+#[test]
+fn reflection() {
+    let algorithm = ChapAlgorithm::Sha256;
+    let mut bed = Bed::with_chap(chap(&[algorithm], Some(TARGET_SECRET)));
+    let (mut host, _, id, challenge) = challenged(&mut bed, "7").unwrap();
+    let proof = hex(&chap_response(algorithm, id, SECRET, &unhex(&challenge)));
+    let pairs = [("CHAP_N", "alice"), ("CHAP_R", &proof), ("CHAP_I", "9"), ("CHAP_C", &challenge)];
+    assert_eq!(host.login_step(&mut bed, 0, Some(1), &keys(&pairs)).map(drop), Err(0x0201));
+    let mutual = [("CHAP_I", "7"), ("CHAP_C", CHALLENGE)];
+    let same = chap(&[algorithm], Some(SECRET));
+    assert_eq!(answer(&mut Bed::with_chap(same), algorithm, &mutual, SECRET), Err(0x0201));
+    let one_way = chap(&[algorithm], None);
+    assert_eq!(answer(&mut Bed::with_chap(one_way), algorithm, &mutual, SECRET), Err(0x0201));
+}

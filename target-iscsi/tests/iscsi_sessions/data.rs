@@ -1,0 +1,316 @@
+//! Data in both directions: every combination of agreements, integrity, residuals, violations.
+
+use lunette_proto::iscsi::initiator::{DataOut, ScsiCommand};
+use lunette_proto::iscsi::{Ahs, Reply, Serial, TAG_NONE};
+
+use crate::bed::{Bed, pattern};
+use crate::initiator::{Ended, Initiator, read10, write10};
+
+const GOOD: Ended =
+    Ended { status: 0, sense: None, data: vec![], overflow: 0, underflow: 0, data_in: 0, r2ts: 0 };
+
+/// Guards all four combinations of InitialR2T and ImmediateData, with and without digests, with small
+/// and large bursts, several R2Ts at once: what is written is read.
+#[test]
+fn every_agreement_moves_data() {
+    for initial_r2t in ["Yes", "No"] {
+        for immediate in ["Yes", "No"] {
+            for digest in ["None", "CRC32C"] {
+                for (first, burst, r2ts) in
+                    [("512", "512", "1"), ("65536", "262144", "1"), ("4096", "10240", "4")]
+                {
+                    let mut bed = Bed::new();
+                    let mut host = Initiator::ready(
+                        &mut bed,
+                        &[
+                            ("InitialR2T", initial_r2t),
+                            ("ImmediateData", immediate),
+                            ("HeaderDigest", digest),
+                            ("DataDigest", digest),
+                            ("FirstBurstLength", first),
+                            ("MaxBurstLength", burst),
+                            ("MaxOutstandingR2T", r2ts),
+                        ],
+                    );
+                    for blocks in [1u16, 7, 8, 100] {
+                        let data = pattern(usize::from(blocks) * 512, blocks as u8);
+                        let ended = host.write(&mut bed, write10(40, blocks), &data);
+                        assert_eq!((ended.status, ended.sense), (0, None));
+                        assert_eq!(bed.disk(1).read(40 * 512, data.len()), data);
+                        let ended = host.read(&mut bed, read10(40, blocks), data.len() as u32);
+                        assert_eq!((ended.status, ended.overflow, ended.underflow), (0, 0, 0));
+                        assert_eq!(ended.data, data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Guards R2T: none while unsolicited data can still come, the first where that ends.
+#[test]
+fn first_r2t_starts_where_unsolicited_data_ends() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[("InitialR2T", "Yes"), ("ImmediateData", "No")]);
+    let data = pattern(1024, 1);
+    let mut command = host.command_header(write10(0, 2), 1024);
+    command.write = true;
+    host.send(&mut bed, command.encode(), &[]);
+    let Some((Reply::R2t(r2t), _)) = host.next(&mut bed) else { panic!() };
+    assert_eq!((r2t.offset, r2t.desired_len), (0, 1024));
+    host.solicited(&mut bed, &r2t, &data);
+    assert_eq!(host.end(&mut bed, command.task_tag, &data), GOOD);
+
+    let mut host = Initiator::ready(&mut bed, &[("InitialR2T", "No"), ("FirstBurstLength", "512")]);
+    let mut command = host.command_header(write10(0, 2), 1024);
+    command.write = true;
+    host.send(&mut bed, command.encode(), &data[..512]);
+    let Some((Reply::R2t(r2t), _)) = host.next(&mut bed) else { panic!() };
+    assert_eq!((r2t.offset, r2t.desired_len), (512, 512));
+}
+
+/// Guards zero copy: a write that came in one PDU reaches the device as the bytes that were received.
+#[test]
+fn immediate_write_is_not_copied() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    let mut command = host.command_header(write10(0, 8), 4096);
+    command.write = true;
+    let wire = host.wire(command.encode(), &[], &pattern(4096, 3));
+    let address = wire.as_ptr() as usize + 48;
+    bed.feed_bytes(host.id, wire);
+    assert_eq!(bed.disk(1).write_addresses(), [address]);
+    assert_eq!(host.end(&mut bed, command.task_tag, &[]), GOOD);
+}
+
+/// Guards residuals: the expected length and the CDB's may differ either way, in both directions.
+#[test]
+fn residuals() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[("MaxRecvDataSegmentLength", "65536")]);
+    host.answers.insert("InitiatorSegment".into(), "65536".into());
+    let data = pattern(1024, 9);
+    host.write(&mut bed, write10(0, 2), &data);
+    for (expected, overflow, underflow) in [(0u32, 1024, 0), (200, 824, 0), (1024, 0, 0), (10_000, 0, 8976)] {
+        let ended = host.read(&mut bed, read10(0, 2), expected);
+        assert_eq!((ended.status, ended.overflow, ended.underflow), (0, overflow, underflow));
+        assert_eq!(ended.data, data[..data.len().min(expected as usize)]);
+    }
+    let ended = host.write(&mut bed, write10(4, 1), &data);
+    assert_eq!((ended.status, ended.overflow, ended.underflow), (0, 0, 512));
+    assert_eq!(bed.disk(1).read(4 * 512, 1024), [&data[..512], &[0; 512]].concat());
+    let ended = host.write(&mut bed, write10(8, 3), &data);
+    assert_eq!((ended.status, ended.overflow, ended.underflow), (0, 512, 0));
+    assert_eq!(bed.disk(1).read(8 * 512, 1536), [&data[..], &[0; 512]].concat());
+}
+
+/// Guards the collapse of status: an error never travels with data, and counts what was sent.
+#[test]
+fn check_condition_has_a_response_of_its_own() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    let ended = host.read(&mut bed, read10(0xffff_fff0, 1), 512);
+    assert_eq!((ended.status, ended.sense, ended.underflow), (2, Some([5, 0x21, 0]), 512));
+}
+
+fn violation(
+    operational: &[(&str, &str)],
+    change: impl FnOnce(&mut ScsiCommand),
+    immediate: usize,
+    outs: &[(DataOut, usize)],
+) -> (Bed, Initiator, ScsiCommand) {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, operational);
+    let mut command = host.command_header(write10(0, 8), 4096);
+    command.write = true;
+    change(&mut command);
+    host.send(&mut bed, command.encode(), &pattern(immediate, 1));
+    let mut transfer_tag = TAG_NONE;
+    for (out, len) in outs {
+        let pending = host.next(&mut bed);
+        if let Some((Reply::R2t(r2t), _)) = pending {
+            transfer_tag = r2t.transfer_tag;
+        }
+        let wanted = if out.transfer_tag == 0 { transfer_tag } else { out.transfer_tag };
+        let out = DataOut { task_tag: command.task_tag, transfer_tag: wanted, ..*out };
+        host.send(&mut bed, out.encode(), &pattern(*len, 1));
+    }
+    (bed, host, command)
+}
+
+fn out(data_sn: u32, offset: u32, is_final: bool) -> DataOut {
+    DataOut { data_sn: Serial(data_sn), offset, is_final, ..DataOut::default() }
+}
+
+/// Guards each rule of Data-Out: the command fails, nothing is written, the session goes on.
+#[test]
+fn data_out_violations() {
+    let unsolicited = |out: DataOut| DataOut { transfer_tag: TAG_NONE, ..out };
+    let no_r2t: &[(&str, &str)] = &[("InitialR2T", "No"), ("FirstBurstLength", "2048")];
+    let none: fn(&mut ScsiCommand) = |_| {};
+    let open: fn(&mut ScsiCommand) = |command| command.is_final = false;
+    type Case<'a> = (&'a [(&'a str, &'a str)], fn(&mut ScsiCommand), usize, Vec<(DataOut, usize)>, [u8; 3]);
+    let cases: Vec<Case<'_>> = vec![
+        // Immediate data that was not agreed upon; too much of it; unsolicited data likewise.
+        (&[("ImmediateData", "No")], none, 512, vec![], [0xb, 0x0c, 0x0c]),
+        (&[("FirstBurstLength", "512")], none, 1024, vec![], [0xb, 0x0c, 0x0c]),
+        (&[], open, 0, vec![], [0xb, 0x0c, 0x0c]),
+        (no_r2t, open, 0, vec![(unsolicited(out(0, 0, true)), 4096)], [0xb, 0x0c, 0x0c]),
+        (no_r2t, open, 1024, vec![(unsolicited(out(0, 0, true)), 512)], [0xb, 0x0c, 0x0d]),
+        (no_r2t, open, 0, vec![(unsolicited(out(3, 0, true)), 512)], [0xb, 0x47, 0x05]),
+        // DataSN, offset, length and overlap of what was asked for.
+        (&[], none, 0, vec![(out(1, 0, true), 4096)], [0xb, 0x47, 0x05]),
+        (&[], none, 0, vec![(out(0, 512, true), 3584)], [0xb, 0x0c, 0x0d]),
+        (&[], none, 0, vec![(out(0, 0, true), 2048)], [0xb, 0x0c, 0x0d]),
+        (&[], none, 0, vec![(out(0, 0, true), 8192)], [0xb, 0x0c, 0x0d]),
+        (&[], none, 0, vec![(out(0, 0, false), 2048), (out(1, 1024, true), 2048)], [0xb, 0x0c, 0x0d]),
+    ];
+    for (index, (operational, change, immediate, outs, sense)) in cases.into_iter().enumerate() {
+        let (mut bed, mut host, command) = violation(operational, change, immediate, &outs);
+        let ended = host.end(&mut bed, command.task_tag, &[]);
+        assert_eq!((ended.status, ended.sense), (2, Some(sense)), "case {index}");
+        assert_eq!(bed.disk(1).read(0, 8192), [0; 8192], "case {index}");
+        assert_eq!(host.ping(&mut bed, b"alive"), b"alive", "case {index}");
+    }
+}
+
+/// Guards an unknown transfer tag: rejected, and the command that it names fails after its data.
+#[test]
+fn unknown_transfer_tag() {
+    let unknown = DataOut { transfer_tag: 0x7777, ..out(0, 0, true) };
+    let (mut bed, mut host, command) = violation(&[], |_| {}, 0, &[(unknown, 512)]);
+    let (reply, pdu) = host.next(&mut bed).unwrap();
+    let Reply::Reject(reject) = reply else { panic!("{reply:?}") };
+    assert_eq!((reject.reason, pdu.data.len()), (9, 48));
+    host.expect_silence(&mut bed);
+    let out = DataOut { task_tag: command.task_tag, transfer_tag: 2, ..out(0, 0, true) };
+    for transfer_tag in 0..8 {
+        host.send(&mut bed, DataOut { transfer_tag, ..out }.encode(), &pattern(4096, 1));
+    }
+    while let Some((reply, _)) = host.next(&mut bed) {
+        if let Reply::ScsiResponse(response) = reply {
+            assert_eq!(response.status, 2);
+            assert_eq!(bed.disk(1).read(0, 4096), [0; 4096]);
+            return;
+        }
+    }
+    panic!("the command was not answered");
+}
+
+/// Guards Data-Out for a command that does not exist: dropped without a word.
+#[test]
+fn data_out_for_nothing() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    let pdu = DataOut { task_tag: 0xdead, transfer_tag: 5, ..out(0, 0, true) };
+    host.send(&mut bed, pdu.encode(), &[1; 512]);
+    host.expect_silence(&mut bed);
+    assert_eq!(host.ping(&mut bed, b""), b"");
+}
+
+/// Guards data digests: bad immediate data is rejected and never executed; bad Data-Out fails its
+/// command once the sequence is over. A bad header digest ends the connection.
+#[test]
+fn digest_errors() {
+    let mut bed = Bed::new();
+    let crc: &[(&str, &str)] = &[("HeaderDigest", "CRC32C"), ("DataDigest", "CRC32C"), ("InitialR2T", "Yes")];
+    let mut host = Initiator::ready(&mut bed, crc);
+    let mut command = host.command_header(write10(0, 1), 512);
+    command.write = true;
+    let mut wire = host.wire(command.encode(), &[], &[1; 512]);
+    wire[60] ^= 1;
+    bed.feed(host.id, &wire);
+    let Some((Reply::Reject(reject), pdu)) = host.next(&mut bed) else { panic!() };
+    assert_eq!((reject.reason, &pdu.data[..]), (2, &wire[..48]));
+    assert_eq!(bed.disk(1).read(0, 512), [0; 512]);
+    // The command has not come: the same CmdSN is awaited still.
+    host.cmd_sn = command.cmd_sn;
+
+    let mut command = host.command_header(write10(0, 2), 1024);
+    command.write = true;
+    host.send(&mut bed, command.encode(), &[]);
+    let Some((Reply::R2t(r2t), _)) = host.next(&mut bed) else { panic!() };
+    let first = DataOut { task_tag: command.task_tag, transfer_tag: r2t.transfer_tag, ..out(0, 0, false) };
+    let mut wire = host.wire(first.encode(), &[], &[1; 512]);
+    wire[60] ^= 1;
+    bed.feed(host.id, &wire);
+    let Some((Reply::Reject(reject), _)) = host.next(&mut bed) else { panic!() };
+    assert_eq!(reject.reason, 2);
+    host.expect_silence(&mut bed);
+    let last = DataOut { data_sn: Serial(1), offset: 512, is_final: true, ..first };
+    host.send(&mut bed, last.encode(), &[1; 512]);
+    let Some((Reply::ScsiResponse(response), pdu)) = host.next(&mut bed) else { panic!() };
+    assert_eq!((response.status, pdu.data[4] & 15, pdu.data[14], pdu.data[15]), (2, 0xb, 0x47, 5));
+    assert_eq!(bed.disk(1).read(0, 1024), [0; 1024]);
+
+    let mut wire = host.wire(last.encode(), &[], &[]);
+    wire[20] ^= 1;
+    bed.feed(host.id, &wire);
+    assert!(bed.is_gone(host.id));
+}
+
+/// Guards additional headers: an extended CDB is taken, a bidirectional length is rejected, neither
+/// puts the stream out of step.
+#[test]
+fn additional_headers() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    let command = host.command_header([0; 16], 0);
+    let wire = host.wire(command.encode(), &Ahs::extended_cdb_segment(&[0; 16]), &[]);
+    bed.feed(host.id, &wire);
+    assert_eq!(host.end(&mut bed, command.task_tag, &[]).status, 0);
+    for ahs in [[0, 5, 2, 0, 0, 0, 2, 0], [0xff, 0xff, 1, 0, 0, 0, 0, 0]] {
+        let command = host.command_header([0; 16], 0);
+        let wire = host.wire(command.encode(), &ahs, &[]);
+        bed.feed(host.id, &wire);
+        assert!(matches!(host.next(&mut bed), Some((Reply::Reject(_), _))));
+        assert_eq!(host.ping(&mut bed, b"in step"), b"in step");
+    }
+}
+
+/// Guards the session's memory: more reads than fit wait, in order, and all end.
+#[test]
+fn memory_is_bounded() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[("MaxRecvDataSegmentLength", "262144")]);
+    host.answers.insert("InitiatorSegment".into(), "262144".into());
+    bed.disk(1).hold();
+    let len = 8 << 20;
+    let commands: Vec<ScsiCommand> = (0..20)
+        .map(|_| {
+            let mut command = host.command_header(read10(0, 16384), len);
+            command.read = true;
+            host.send(&mut bed, command.encode(), &[]);
+            command
+        })
+        .collect();
+    assert_eq!(bed.disk(1).held(), 8);
+    assert_eq!(host.ping(&mut bed, b"not behind data"), b"not behind data");
+    bed.disk(1).release();
+    bed.settle();
+    for command in commands {
+        assert_eq!(host.end(&mut bed, command.task_tag, &[]).data.len(), len as usize);
+    }
+}
+
+/// Guards against answers that data in the queue delays: a ping overtakes a long read.
+#[test]
+fn ping_overtakes_data() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    let mut command = host.command_header(read10(0, 8192), 4 << 20);
+    command.read = true;
+    let nop = lunette_proto::iscsi::initiator::NopOut {
+        immediate: true,
+        task_tag: 0x99,
+        transfer_tag: TAG_NONE,
+        cmd_sn: host.cmd_sn,
+        ..Default::default()
+    };
+    // In one write, so that the ping arrives before any data has left.
+    let mut wire = host.wire(command.encode(), &[], &[]);
+    wire.extend_from_slice(&host.wire(nop.encode(), &[], b"x"));
+    bed.feed(host.id, &wire);
+    assert!(matches!(host.next(&mut bed), Some((Reply::NopIn(_), _))));
+    assert_eq!(host.end(&mut bed, command.task_tag, &[]).data.len(), 4 << 20);
+}

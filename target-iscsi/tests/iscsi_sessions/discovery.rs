@@ -1,0 +1,89 @@
+//! SendTargets (RFC 7143 appendix C).
+
+use std::net::SocketAddr;
+
+use lunette_proto::ids::TargetId;
+use lunette_proto::iscsi::Reply;
+use lunette_proto::map::Acl;
+use lunette_target_iscsi::session::Endpoint;
+
+use crate::bed::{Bed, IQN, map};
+use crate::initiator::{Initiator, keys};
+
+fn many(count: u32, initiator: &str) -> Bed {
+    let mut map = map();
+    let template = map.targets[&TargetId(1)].clone();
+    for id in 2..=count {
+        let mut target = template.clone();
+        (target.id, target.iqn) = (TargetId(id), format!("iqn.2026-11.io.lunette:disk{id:05}"));
+        target.acls = vec![Acl { initiator: initiator.into(), from: None }];
+        map.targets.insert(target.id, target);
+    }
+    Bed::with_map(map)
+}
+
+/// Guards All, a name and nothing, in both kinds of session.
+#[test]
+fn requests() {
+    let mut bed = many(3, "*");
+    let mut host = Initiator::new(bed.connect());
+    host.discover(&mut bed, &[]).unwrap();
+    let one = |name: &str| format!("TargetName={name}\nTargetAddress=127.0.0.1:3260,1\n");
+    let (two, three) = ("iqn.2026-11.io.lunette:disk00002", "iqn.2026-11.io.lunette:disk00003");
+    let all = [one(IQN), one(two), one(three)].concat();
+    assert_eq!(host.text(&mut bed, &keys(&[("SendTargets", "All")])).0, all);
+    assert_eq!(host.text(&mut bed, &keys(&[("SendTargets", two)])).0, one(two));
+    assert_eq!(host.text(&mut bed, &keys(&[("SendTargets", "iqn.none")])).0, "");
+    assert_eq!(host.text(&mut bed, &keys(&[("SendTargets", "")])).0, "SendTargets=Reject\n");
+    assert_eq!(host.text(&mut bed, &keys(&[("Foo", "Bar")])).0, "Foo=NotUnderstood\n");
+
+    let mut host = Initiator::ready(&mut bed, &[]);
+    assert_eq!(host.text(&mut bed, &keys(&[("SendTargets", "")])).0, one(IQN));
+    assert_eq!(host.text(&mut bed, &keys(&[("SendTargets", "All")])).0, all);
+}
+
+/// Guards what a stranger may see: only targets that admit it, and their reachable portals.
+#[test]
+fn only_what_is_admitted() {
+    let mut bed = many(3, "iqn.someone.else");
+    let local: SocketAddr = "10.0.0.1:3260".parse().unwrap();
+    let mut host = Initiator::new(bed.connect_at(Endpoint { local, peer: local, portal: local }));
+    host.discover(&mut bed, &[]).unwrap();
+    assert_eq!(host.text(&mut bed, &keys(&[("SendTargets", "All")])).0, "");
+    let mut bed = many(2, "iqn.2026-11.org.example:*");
+    let mut host = Initiator::new(bed.connect_at(Endpoint { local, peer: local, portal: local }));
+    host.discover(&mut bed, &[]).unwrap();
+    let told = host.text(&mut bed, &keys(&[("SendTargets", "All")])).0;
+    assert_eq!(told, "TargetName=iqn.2026-11.io.lunette:disk00002\nTargetAddress=10.0.0.1:3260,1\n");
+}
+
+/// Guards continuation: a list longer than the initiator's segment comes in parts, whole.
+#[test]
+fn continuation() {
+    let mut bed = many(500, "*");
+    let mut host = Initiator::new(bed.connect());
+    host.discover(&mut bed, &[("MaxRecvDataSegmentLength", "512")]).unwrap();
+    host.answers.insert("InitiatorSegment".into(), "512".into());
+    let (told, parts) = host.text(&mut bed, &keys(&[("SendTargets", "All")]));
+    assert_eq!(told.lines().filter(|line| line.starts_with("TargetName=")).count(), 500);
+    assert_eq!(told.lines().count(), 1000);
+    assert!(parts > 50);
+}
+
+/// Guards discovery sessions against commands, and normal keys in them.
+#[test]
+fn no_commands() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::new(bed.connect());
+    host.discover(&mut bed, &[("MaxBurstLength", "512"), ("InitialR2T", "No")]).unwrap();
+    assert_eq!(host.answers["MaxBurstLength"], "Irrelevant");
+    host.answers.clear();
+    let command = host.command_header([0; 16], 0);
+    host.send(&mut bed, command.encode(), &[]);
+    assert!(matches!(host.next(&mut bed), Some((Reply::Reject(_), _))));
+    assert_eq!(host.ping(&mut bed, b"x"), b"x");
+    // Two discoveries of one host do not disturb each other.
+    let mut second = Initiator::new(bed.connect());
+    second.discover(&mut bed, &[]).unwrap();
+    assert_eq!(host.ping(&mut bed, b"y"), b"y");
+}

@@ -1,0 +1,15 @@
+//! iSCSI sessions from outside, packet by packet, against a device in memory. No sockets and no
+//! clock, but for `sockets.rs`.
+
+mod bed;
+mod chap;
+mod data;
+mod device;
+mod discovery;
+mod exports;
+mod fuzz;
+mod initiator;
+mod login;
+mod management;
+mod sockets;
+mod window;

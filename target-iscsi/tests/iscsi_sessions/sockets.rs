@@ -1,0 +1,160 @@
+//! The shell over real sockets, on loopback.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use lunette_proto::ids::{GatewayId, VolumeId};
+use lunette_proto::iscsi::initiator::{LoginRequest, ScsiCommand};
+use lunette_proto::iscsi::{Bhs, Encoder, Framer, Pdu, Reply, Serial};
+use lunette_proto::map::Sealed;
+use lunette_target_iscsi::server::{Gateway, GatewayConfig, StartError};
+use lunette_target_iscsi::session::Secrets;
+use zeroize::Zeroizing;
+
+use crate::bed::{Disks, IQN, VOLUME_BYTES, map, pattern};
+use crate::device::Model;
+use crate::initiator::{INITIATOR, keys, read10, write10};
+
+struct None_;
+
+impl Secrets for None_ {
+    fn unseal(&self, _: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
+        None
+    }
+}
+
+struct Wire(TcpStream, BytesMut);
+
+impl Wire {
+    fn connect(portal: SocketAddr) -> Self {
+        let stream = TcpStream::connect(portal).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self(stream, BytesMut::new())
+    }
+
+    fn send(&mut self, bhs: Bhs, data: &[u8]) {
+        let mut slices: Vec<Bytes> = Vec::new();
+        Encoder::default().encode(bhs, &[], &[Bytes::copy_from_slice(data)], &mut slices);
+        self.0.write_all(&slices.concat()).unwrap();
+    }
+
+    fn next(&mut self) -> Option<(Reply, Pdu)> {
+        loop {
+            if let Some(pdu) = Framer::new(1 << 24).next(&mut self.1).unwrap() {
+                return Some((Reply::decode(&pdu.bhs), pdu));
+            }
+            let mut chunk = [0; 65536];
+            let len = self.0.read(&mut chunk).unwrap();
+            if len == 0 {
+                return None;
+            }
+            self.1.extend_from_slice(&chunk[..len]);
+        }
+    }
+
+    fn login(&mut self) -> u16 {
+        let request = LoginRequest {
+            immediate: true,
+            transit: true,
+            stage: 1,
+            next_stage: 3,
+            ..LoginRequest::default()
+        };
+        self.send(request.encode(), &keys(&[("InitiatorName", INITIATOR), ("TargetName", IQN)]));
+        let Some((Reply::Login(response), _)) = self.next() else { panic!() };
+        assert_eq!(response.status, 0);
+        response.tsih
+    }
+
+    fn command(&mut self, cmd_sn: u32, cdb: [u8; 16], read: bool, len: u32, data: &[u8]) -> (u8, Vec<u8>) {
+        let command = ScsiCommand {
+            is_final: true,
+            read,
+            write: !data.is_empty(),
+            task_tag: cmd_sn,
+            expected_len: len,
+            cmd_sn: Serial(cmd_sn),
+            cdb,
+            ..ScsiCommand::default()
+        };
+        self.send(command.encode(), data);
+        let mut gathered = Vec::new();
+        loop {
+            match self.next().unwrap() {
+                (Reply::DataIn(data_in), pdu) => {
+                    gathered.extend_from_slice(&pdu.data);
+                    if data_in.has_status {
+                        return (data_in.status, gathered);
+                    }
+                }
+                (Reply::ScsiResponse(response), _) => return (response.status, gathered),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+fn start(portals: &[&str], disk: &Arc<Model>) -> Result<Gateway, StartError> {
+    let mut map = map();
+    map.volumes.remove(&VolumeId(2));
+    let devices = Arc::new(Disks([(VolumeId(1), Arc::clone(disk))].into()));
+    let portals = portals.iter().map(|portal| portal.parse().unwrap()).collect();
+    let config = GatewayConfig { id: GatewayId(1), name: "one".into(), tag: 1, portals };
+    Gateway::start(config, devices, Arc::new(None_), &map)
+}
+
+/// Guards the shell as a whole: IPv4 and IPv6 portals, data, what operators see, reinstatement, kick,
+/// a taken port, and a stop that ends everything.
+#[test]
+fn over_sockets() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let disk = Model::new(VOLUME_BYTES);
+    let gateway = start(&["127.0.0.1:0", "[::1]:0"], &disk).unwrap();
+    let portals = gateway.portals().to_vec();
+
+    let taken = portals[0].to_string();
+    let Err(error) = start(&["127.0.0.1:0", &taken], &disk) else { panic!("the port is taken") };
+    assert!(error.to_string().contains(&taken), "{error}");
+
+    let mut host = Wire::connect(portals[1]);
+    let tsih = host.login();
+    assert_eq!(host.command(0, [0; 16], false, 0, &[]).0, 2, "POWER ON");
+    let data = pattern(8192, 5);
+    assert_eq!(host.command(1, write10(8, 16), false, 8192, &data).0, 0);
+    assert_eq!(host.command(2, read10(8, 16), true, 8192, &[]), (0, data.to_vec()));
+    assert_eq!(host.command(3, read10(0, 4096), true, 2 << 20, &[]).1.len(), 2 << 20);
+
+    let sessions = gateway.sessions();
+    assert_eq!(sessions.len(), 1);
+    let session = &sessions[0];
+    assert_eq!((session.tsih, session.target.as_deref()), (tsih, Some(IQN)));
+    assert_eq!((session.initiator.as_str(), session.commands), (INITIATOR, 4));
+    assert_eq!((session.read_bytes, session.portal), (8192 + (2 << 20), portals[1]));
+    assert!(session.since_unix_ms > 0);
+
+    // The same identity again: the old connection is closed.
+    let mut again = Wire::connect(portals[0]);
+    let second = again.login();
+    assert_ne!(second, tsih);
+    assert!(host.next().is_none());
+
+    assert!(!gateway.kick(tsih));
+    assert!(gateway.kick(second));
+    assert!(matches!(again.next(), Some((Reply::Async(_), _))));
+    assert!(again.next().is_none());
+
+    let mut last = Wire::connect(portals[0]);
+    last.login();
+    // Rubbish from another one does no harm.
+    let mut rubbish = Wire::connect(portals[0]);
+    rubbish.0.write_all(&[0xff; 4096]).unwrap();
+    runtime.block_on(gateway.stop());
+    assert!(matches!(last.next(), Some((Reply::Async(_), _))));
+    assert!(last.next().is_none());
+    assert!(gateway.sessions().is_empty());
+    assert!(TcpStream::connect(portals[0]).is_err());
+}
