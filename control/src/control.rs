@@ -40,8 +40,12 @@ pub struct ControlConfig {
     pub listen: SocketAddr,
     /// Where others reach it; `None`: where it listens.
     pub advertise: Option<String>,
-    /// The file of the cluster's key. It is made together with a new folder if it does not exist.
+    /// The file of the cluster's key. It is made together with a new folder if it does not exist, but
+    /// never for a member that joins.
     pub key_file: PathBuf,
+    /// A new folder waits to be added to the cluster by its leader instead of founding one; `cluster` must
+    /// be named then.
+    pub join: bool,
 }
 
 /// Why the control plane does not start.
@@ -64,6 +68,9 @@ pub enum ControlError {
     /// The cluster could not be founded.
     #[error("the cluster cannot be founded: {0}")]
     Found(ProposeError),
+    /// A member that joins must be told which cluster.
+    #[error("a member that joins a control plane must be told the cluster's id")]
+    JoinUnnamed,
     /// A task of the start was cut off.
     #[error("the start of the control plane was cut off")]
     CutOff,
@@ -86,6 +93,11 @@ impl Control {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
 
+        if config.join {
+            // A joining member that made up a cluster or a key would be of no use to anybody.
+            config.cluster.ok_or(ControlError::JoinUnnamed)?;
+            Sealer::open(&config.key_file).map_err(OpenError::from)?;
+        }
         let wanted = Wanted { cluster: config.cluster, member: config.member, key: config.key_file };
         let folder = folder.to_owned();
         let opened = tokio::task::spawn_blocking(move || open(&folder, &wanted)).await;
@@ -103,11 +115,12 @@ impl Control {
         let control =
             Self { address, context, member, listener: Mutex::new(Some(listener)), server: Mutex::new(None) };
         let advertise = config.advertise.unwrap_or_else(|| address.to_string());
-        control.member.found_or_resume(&advertise).await?;
+        control.member.found_or_resume(&advertise, config.join).await?;
         Ok(control)
     }
 
-    /// Serves, and returns once the cluster answers: a leader is known, and it has its id.
+    /// Serves, and returns once there is a leader. A member that joins is served others' messages and
+    /// returns when it has been added.
     pub async fn serve(&self) -> Result<(), ControlError> {
         let listener = self.listener.lock().take();
         if let Some(listener) = listener {
@@ -119,12 +132,8 @@ impl Control {
             });
             *self.server.lock() = Some(server);
         }
-        let mut leading = self.member.leading();
-        let elected = timeout(LEADER_TIMEOUT, leading.wait_for(|leading| *leading)).await;
-        match elected {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return Err(ConsensusError::Stopped { reason: "it has ended".into() }.into()),
-            Err(_) => return Err(ConsensusError::NoQuorum.into()),
+        if !timeout(LEADER_TIMEOUT, self.member.led()).await.map_err(|_| ConsensusError::NoQuorum)?? {
+            return Ok(());
         }
         self.member.read_barrier().await?;
         let cluster = self.context.cluster;
@@ -188,5 +197,12 @@ impl Control {
             tracing::warn!("streams of the control plane have not ended in time");
         }
         self.member.stop().await;
+    }
+}
+
+/// One that is dropped without a stop serves nobody any more; its store closes with its last task.
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.context.stop.cancel();
     }
 }

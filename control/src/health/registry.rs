@@ -95,12 +95,6 @@ impl Registry {
         }
     }
 
-    /// Forgets everybody: what others said to a former leader is stale.
-    pub fn clear(&mut self) {
-        self.nodes.clear();
-        self.gateways.clear();
-    }
-
     /// Whether a node is there.
     #[must_use]
     pub fn node_up(&self, id: NodeId, now: Instant) -> bool {

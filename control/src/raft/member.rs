@@ -72,8 +72,9 @@ impl RaftMember {
     }
 
     /// Makes this member the only one of a new cluster, unless it belongs to one already, and then
-    /// hurries the election of a member that is alone: nobody else could win it.
-    pub(crate) async fn found_or_resume(&self, address: &str) -> Result<(), ConsensusError> {
+    /// hurries the election of a member that is alone: nobody else could win it. One that joins waits to
+    /// be found.
+    pub(crate) async fn found_or_resume(&self, address: &str, join: bool) -> Result<(), ConsensusError> {
         let member = self.identity.member;
         if self.raft.is_initialized().await.map_err(stopped)? {
             let metrics = self.metrics();
@@ -83,8 +84,21 @@ impl RaftMember {
             }
             return Ok(());
         }
+        if join {
+            return Ok(());
+        }
         let members = BTreeMap::from([(member, BasicNode::new(address))]);
         self.raft.initialize(members).await.map_err(stopped)
+    }
+
+    /// Returns when a leader is known; whether it is this member.
+    pub(crate) async fn led(&self) -> Result<bool, ConsensusError> {
+        let mut metrics = self.raft.metrics();
+        let led =
+            metrics.wait_for(|metrics| metrics.running_state.is_err() || metrics.current_leader.is_some());
+        let led = led.await.map_err(stopped)?;
+        led.running_state.as_ref().map_err(stopped)?;
+        Ok(led.current_leader == Some(self.identity.member))
     }
 
     /// The library's own handle, for messages of other members.

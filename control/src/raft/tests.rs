@@ -12,7 +12,7 @@ async fn start(folder: &Path) -> (RaftMember, std::sync::Arc<crate::published::P
     let opened = open(folder, &wanted).expect("opens");
     let member = RaftMember::start(opened.identity, opened.store, opened.log, opened.machine);
     let member = member.await.expect("starts");
-    member.found_or_resume("127.0.0.1:1").await.expect("founds");
+    member.found_or_resume("127.0.0.1:1", false).await.expect("founds");
     member.leading().wait_for(|leading| *leading).await.expect("leads");
     (member, opened.published)
 }

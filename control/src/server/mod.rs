@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 use crate::api::DESCRIPTORS;
@@ -65,8 +65,10 @@ pub(crate) async fn serve(
     let api = |context: &Arc<Context>| Arc::clone(context);
     let stop = context.stop.clone();
     context.tasks.spawn(report_health(reporter, member.leading(), stop.clone()));
+    // The server's own option has no effect on a listener that it did not make, and without it an answer
+    // may wait 40 ms for an acknowledgement.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(STREAMS_MAX)
@@ -84,7 +86,7 @@ pub(crate) async fn serve(
         .add_service(
             RaftServer::new(raft::RaftService::new(member)).max_decoding_message_size(MESSAGE_BYTES_MAX),
         )
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }
 

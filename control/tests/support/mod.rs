@@ -1,0 +1,177 @@
+//! A control plane on loopback, and members that report to it.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lunette_control::api::cluster::report::Member;
+use lunette_control::api::cluster::{
+    DiskReport, GatewayReport, NodeDisk, NodeReport, RegisterGatewayRequest, RegisterNodeRequest, Report,
+    SessionReport,
+};
+use lunette_control::client::{AdminClients, Attached, ControlPlane, connect};
+use lunette_control::{Control, ControlConfig};
+use parking_lot::Mutex;
+use tempfile::TempDir;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A member that was just founded, in a folder of its own.
+pub struct Plane {
+    pub folder: TempDir,
+    pub control: Control,
+    pub admin: AdminClients,
+}
+
+pub fn config(folder: &Path) -> ControlConfig {
+    ControlConfig {
+        cluster: None,
+        member: 1,
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        advertise: None,
+        key_file: folder.join("cluster.key"),
+        join: false,
+    }
+}
+
+pub async fn open(folder: &Path) -> Control {
+    let control = Control::open(&folder.join("control"), config(folder)).await.expect("opens");
+    control.serve().await.expect("leads");
+    control
+}
+
+impl Plane {
+    pub async fn new() -> Self {
+        Self::in_folder(tempfile::tempdir().expect("a folder")).await
+    }
+
+    pub async fn in_folder(folder: TempDir) -> Self {
+        let control = open(folder.path()).await;
+        let admin = connect(&control.address().to_string()).expect("an address");
+        Self { folder, control, admin }
+    }
+
+    /// Stops it and starts it again in the same folder.
+    pub async fn restart(self) -> Self {
+        self.control.stop().await;
+        Self::in_folder(self.folder).await
+    }
+
+    pub fn plane(&self) -> ControlPlane {
+        ControlPlane::new([self.control.address().to_string()]).expect("an address")
+    }
+
+    /// Three nodes with a disk each, a gateway, and the pool `default` over them.
+    pub async fn with_pool() -> Self {
+        let mut this = Self::new().await;
+        for index in 1..=3 {
+            this.plane().register_node(PATIENCE, &node(index)).await.expect("registers");
+        }
+        this.plane().register_gateway(PATIENCE, &gateway()).await.expect("registers");
+        let request = lunette_control::api::admin::CreatePoolRequest {
+            name: "default".into(),
+            replicas: 3,
+            partitions: 64,
+            ..Default::default()
+        };
+        this.admin.pools.create(request).await.expect("creates");
+        this
+    }
+}
+
+pub fn node(index: u32) -> RegisterNodeRequest {
+    let disk = NodeDisk {
+        uuid: format!("{index:032x}"),
+        label: format!("/node{index}"),
+        capacity_bytes: 64 << 30,
+        weight: 0,
+    };
+    RegisterNodeRequest {
+        name: format!("node{index}"),
+        address: format!("127.0.0.1:{}", 7500 + index),
+        disks: vec![disk],
+        ..RegisterNodeRequest::default()
+    }
+}
+
+pub fn gateway() -> RegisterGatewayRequest {
+    RegisterGatewayRequest {
+        name: "gw1".into(),
+        portals: vec!["127.0.0.1:3260".into()],
+        ..RegisterGatewayRequest::default()
+    }
+}
+
+/// A node whose disk can fail.
+pub struct FakeNode {
+    pub id: u32,
+    pub failed: Mutex<bool>,
+}
+
+impl FakeNode {
+    pub fn new(id: u32) -> Arc<Self> {
+        Arc::new(Self { id, failed: Mutex::new(false) })
+    }
+}
+
+impl Attached for FakeNode {
+    fn report(&self) -> Report {
+        let disk = DiskReport {
+            disk: self.id,
+            capacity_bytes: 64 << 30,
+            used_bytes: 1 << 30,
+            failed: *self.failed.lock(),
+        };
+        Report { member: Some(Member::Node(NodeReport { node: self.id, disks: vec![disk] })) }
+    }
+
+    fn kick(&self, _: u32) {}
+}
+
+/// A gateway with sessions that can be kicked, unless it is stubborn.
+#[derive(Default)]
+pub struct FakeGateway {
+    pub sessions: Mutex<Vec<SessionReport>>,
+    pub stubborn: bool,
+}
+
+impl Attached for FakeGateway {
+    fn report(&self) -> Report {
+        let report =
+            GatewayReport { gateway: 1, sessions: self.sessions.lock().clone(), unreachable_disks: vec![] };
+        Report { member: Some(Member::Gateway(report)) }
+    }
+
+    fn kick(&self, tsih: u32) {
+        if !self.stubborn {
+            self.sessions.lock().retain(|session| session.tsih != tsih);
+        }
+    }
+}
+
+pub fn session(tsih: u32) -> SessionReport {
+    SessionReport {
+        tsih,
+        target: "iqn.2026-11.io.lunette:v".into(),
+        initiator: "iqn.1994-05.com.redhat:a".into(),
+        since_unix_ms: 1_000 + u64::from(tsih),
+        ..SessionReport::default()
+    }
+}
+
+/// The reason in a status's details; each has one.
+pub fn reason(status: &Status) -> String {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("no reason in {status:?}"));
+    assert_eq!(info.domain, "lunette.io");
+    info.reason.clone()
+}
+
+/// The field that a status says is wrong.
+pub fn field(status: &Status) -> Option<String> {
+    let details = status.get_error_details();
+    details.bad_request()?.field_violations.first().map(|violation| violation.field.clone())
+}
