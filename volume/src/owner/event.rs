@@ -82,6 +82,8 @@ pub enum Event {
     },
     /// A newer map.
     Map(View),
+    /// Another gateway is the owner by now: stop.
+    Resign,
     /// The time that [`Action::SetTimer`] named has come.
     Tick,
 }

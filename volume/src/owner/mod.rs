@@ -206,6 +206,7 @@ impl Owner {
             Event::Reply { tag, reply } => self.reply(tag, reply),
             Event::Lost { disk } => self.lost(disk),
             Event::Map(view) => self.see(view),
+            Event::Resign => self.lose_ownership(),
             Event::Tick => self.tick(),
         }
         self.run_ready();
@@ -367,3 +368,6 @@ impl Owner {
         self.plant = bug;
     }
 }
+
+#[cfg(test)]
+mod tests;

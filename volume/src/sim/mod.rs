@@ -9,7 +9,7 @@
 //! `LUNETTE_SIM_SEED=n` replays one run; `LUNETTE_SIM_SEEDS=n` sets how many there are.
 
 mod checker;
-mod disk;
+pub(crate) mod disk;
 mod rng;
 mod world;
 

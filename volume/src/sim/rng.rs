@@ -1,7 +1,7 @@
 //! Random numbers from a seed (SplitMix64): the same on every machine, for ever.
 
 #[derive(Clone, Debug)]
-pub(super) struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
     pub(super) fn new(seed: u64) -> Self {

@@ -1,0 +1,340 @@
+//! The owner on disks that answer at once: one rule each. Everything that needs time and chance is
+//! in the simulator.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lunette_proto::ids::{
+    ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, PoolId, Version, VolumeId,
+};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
+use lunette_proto::map::{DiskState, FailureDomain, Pool, Redundancy, Table};
+use lunette_proto::node::{Failure, ReplyBody, Request, RequestBody};
+
+use super::*;
+use crate::device::{Command, DeviceError, Outcome};
+use crate::layout::Layout;
+use crate::sim::disk::ModelDisk;
+
+const VOLUME: VolumeId = VolumeId(3);
+const EXTENT: u64 = EXTENT_BYTES as u64;
+
+struct Rig {
+    owner: Owner,
+    disks: BTreeMap<DiskId, ModelDisk>,
+    states: BTreeMap<DiskId, DiskState>,
+    /// Disks without a connection.
+    down: Vec<DiskId>,
+    size: u64,
+    epoch: u64,
+    deleting: bool,
+    now: u64,
+    done: BTreeMap<u64, Outcome>,
+    sent: Vec<Request>,
+    purged: bool,
+}
+
+fn view(states: &BTreeMap<DiskId, DiskState>, epoch: u64, size_bytes: u64, deleting: bool) -> View {
+    let disks: Vec<DiskId> = states.keys().copied().collect();
+    let pool = Pool {
+        id: PoolId(1),
+        name: "pool".into(),
+        redundancy: Redundancy::replicated(disks.len() as u8),
+        failure_domain: FailureDomain::Disk,
+        table: Arc::new(Table::new(1, disks.len() as u8, disks)),
+    };
+    let pool = PoolView::new(&pool, lunette_placement::partition_of, |disk| {
+        Some(Standing { state: states[&disk], local: false })
+    });
+    View { epoch: Epoch(epoch), size_bytes, deleting, pool: Arc::new(pool) }
+}
+
+impl Rig {
+    fn new(copies: u32, block_bytes: u32) -> Self {
+        let states: BTreeMap<DiskId, DiskState> =
+            (0..copies).map(|id| (DiskId(id), DiskState::InSync)).collect();
+        let config = Config {
+            cluster: ClusterId(1),
+            volume: VOLUME,
+            generation: Generation(1),
+            layout: Layout::new(None).unwrap(),
+            block_bytes,
+            write_back: false,
+            limits: Limits::default(),
+        };
+        let size = 4 * EXTENT;
+        let mut rig = Self {
+            owner: Owner::new(config, view(&states, 1, size, false)),
+            disks: states.keys().map(|id| (*id, ModelDisk::new(*id))).collect(),
+            states,
+            down: Vec::new(),
+            size,
+            epoch: 1,
+            deleting: false,
+            now: 0,
+            done: BTreeMap::new(),
+            sent: Vec::new(),
+            purged: false,
+        };
+        rig.drive(Event::Tick);
+        rig
+    }
+
+    fn drive(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        let mut actions = Vec::new();
+        while let Some(event) = events.pop_front() {
+            self.owner.handle(self.now, event, &mut actions);
+            for action in actions.drain(..) {
+                match action {
+                    Action::Send { disk, tag, request } => {
+                        self.sent.push(request.clone());
+                        let reply = if self.down.contains(&disk) {
+                            Err(Failure::Disconnected)
+                        } else {
+                            self.disks.get_mut(&disk).unwrap().call(&request)
+                        };
+                        events.push_back(Event::Reply { tag, reply });
+                    }
+                    Action::Complete { tag, outcome } => assert!(self.done.insert(tag, outcome).is_none()),
+                    Action::SetTimer { .. } => {}
+                    Action::Purged => self.purged = true,
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self, ms: u64) {
+        for _ in 0..ms / 10 {
+            self.now += 10;
+            self.drive(Event::Tick);
+        }
+    }
+
+    fn start(&mut self, tag: u64, command: Command) {
+        self.drive(Event::Command { tag, command });
+    }
+
+    fn run(&mut self, command: Command) -> Outcome {
+        self.start(u64::MAX, command);
+        self.done.remove(&u64::MAX).expect("answered at once")
+    }
+
+    fn write(&mut self, offset: u64, len: usize, byte: u8) -> Outcome {
+        self.run(Command::Write { offset, data: Bytes::from(vec![byte; len]), fua: false })
+    }
+
+    fn read(&mut self, offset: u64, len: u32) -> Vec<u8> {
+        self.run(Command::Read { offset, len }).unwrap().concat()
+    }
+
+    fn map(&mut self) {
+        self.epoch += 1;
+        let view = view(&self.states, self.epoch, self.size, self.deleting);
+        self.drive(Event::Map(view));
+    }
+
+    fn extent(index: u64) -> ExtentId {
+        ExtentId { namespace: Namespace::volume(VOLUME), index }
+    }
+
+    fn version(&self, disk: u32, block: u32) -> Version {
+        self.disks[&DiskId(disk)].block(Self::extent(0), block).version
+    }
+}
+
+/// Guards alignment, limits and the end of the volume, before and after it grew.
+#[test]
+fn refuses_what_is_out_of_range() {
+    let mut rig = Rig::new(1, 4096);
+    let size = rig.size;
+    assert_eq!(rig.write(size, 4096, 1), Err(DeviceError::OutOfRange));
+    assert_eq!(rig.write(size - 4096, 8192, 1), Err(DeviceError::OutOfRange));
+    assert_eq!(rig.write(512, 4096, 1), Err(DeviceError::Invalid));
+    assert_eq!(rig.write(0, 512, 1), Err(DeviceError::Invalid));
+    assert_eq!(rig.write(0, (8 << 20) + 4096, 1), Err(DeviceError::Invalid));
+    assert_eq!(rig.run(Command::Zero { offset: u64::MAX - 4095, len: 4096 }), Err(DeviceError::OutOfRange));
+    assert_eq!(rig.run(Command::Read { offset: 0, len: 0 }), Err(DeviceError::Invalid));
+    rig.size += EXTENT;
+    rig.map();
+    assert!(rig.write(size, 4096, 1).is_ok());
+    assert_eq!(rig.read(size, 4096), vec![1; 4096]);
+}
+
+/// Guards partial blocks at both ends of a write and of a discard, across extents.
+#[test]
+fn merges_partial_blocks() {
+    let mut rig = Rig::new(3, 512);
+    let start = EXTENT - 1536;
+    assert!(rig.write(start - 512, 8192, 1).is_ok());
+    assert!(rig.write(start, 5120, 2).is_ok());
+    let read = rig.read(start - 512, 8192);
+    assert_eq!(read[..512], [1; 512]);
+    assert_eq!(read[512..5632], [2; 5120]);
+    assert_eq!(read[5632..], [1; 2560]);
+    assert!(rig.run(Command::Zero { offset: start + 512, len: 1536 }).is_ok());
+    let read = rig.read(start, 5120);
+    assert_eq!(read[..512], [2; 512]);
+    assert_eq!(read[512..2048], [0; 1536]);
+    assert_eq!(read[2048..], [2; 3072]);
+}
+
+/// Guards invariants 2 and 3: no ack without a member that is in sync, one as soon as the map has
+/// taken it out, none at all below the smallest number.
+#[test]
+fn acks_only_with_all_members_and_enough() {
+    let mut rig = Rig::new(3, 512);
+    rig.down.push(DiskId(2));
+    rig.start(1, Command::Write { offset: 0, data: Bytes::from(vec![1; 4096]), fua: false });
+    rig.wait(1000);
+    assert!(rig.done.is_empty());
+    assert_eq!(rig.owner.complaints().iter().map(|it| it.disk).collect::<Vec<_>>(), [DiskId(2)]);
+    rig.states.insert(DiskId(2), DiskState::Out);
+    rig.map();
+    assert_eq!(rig.done.remove(&1), Some(Ok(Default::default())));
+    rig.states.insert(DiskId(1), DiskState::Out);
+    rig.map();
+    assert_eq!(rig.owner.readiness(), Readiness::Unavailable);
+    assert_eq!(rig.read(0, 4096), vec![1; 4096]);
+    rig.start(2, Command::Write { offset: 0, data: Bytes::from(vec![2; 4096]), fua: false });
+    rig.wait(5000);
+    assert_eq!(rig.done.remove(&2), Some(Err(DeviceError::Busy)));
+    assert_eq!(rig.read(0, 4096), vec![1; 4096]);
+}
+
+/// Guards against a ghost: a write that was answered as timed out keeps its blocks until it is finished.
+#[test]
+fn a_timed_out_write_is_not_overtaken() {
+    let mut rig = Rig::new(2, 512);
+    rig.down.push(DiskId(1));
+    rig.start(1, Command::Write { offset: 0, data: Bytes::from(vec![1; 4096]), fua: false });
+    rig.wait(5000);
+    assert_eq!(rig.done.remove(&1), Some(Err(DeviceError::TimedOut)));
+    rig.start(2, Command::Write { offset: 0, data: Bytes::from(vec![2; 4096]), fua: false });
+    rig.wait(100);
+    rig.down.clear();
+    rig.wait(2000);
+    assert_eq!(rig.done.remove(&2), Some(Ok(Default::default())));
+    assert_eq!(rig.version(0, 0).seq, 2);
+    assert_eq!(rig.version(1, 0).seq, 2);
+    assert_eq!(rig.read(0, 4096), vec![2; 4096]);
+}
+
+/// Guards repair: a bad copy is not seen, and is good again after.
+#[test]
+fn heals_a_bad_copy() {
+    let mut rig = Rig::new(2, 512);
+    assert!(rig.write(0, 8192, 7).is_ok());
+    for disk in [0, 1] {
+        // Not the same block on both: no single copy has it all.
+        rig.disks.get_mut(&DiskId(disk)).unwrap().corrupt.insert((Rig::extent(0), disk));
+    }
+    assert_eq!(rig.read(0, 8192), vec![7; 8192]);
+    assert!(rig.disks.values().all(|disk| disk.corrupt.is_empty()));
+    assert_eq!(rig.read(0, 8192), vec![7; 8192]);
+}
+
+/// Guards the answer when no copy is left, and that a whole new block heals it.
+#[test]
+fn reports_what_no_copy_has() {
+    let mut rig = Rig::new(2, 512);
+    assert!(rig.write(0, 3 * 4096, 7).is_ok());
+    for disk in rig.disks.values_mut() {
+        disk.corrupt.insert((Rig::extent(0), 1));
+    }
+    assert_eq!(
+        rig.run(Command::Read { offset: 0, len: 3 * 4096 }),
+        Err(DeviceError::Medium { offset: 4096 })
+    );
+    assert_eq!(rig.write(4608, 512, 8), Err(DeviceError::Medium { offset: 4096 }));
+    assert_eq!(rig.read(0, 4096), vec![7; 4096]);
+    assert!(rig.write(4096, 4096, 8).is_ok());
+    assert_eq!(rig.read(4096, 4096), vec![8; 4096]);
+}
+
+/// Guards a full pool: the old content stays on all members, overwrites and discards go on.
+#[test]
+fn withdraws_what_has_no_space() {
+    let mut rig = Rig::new(3, 512);
+    assert!(rig.write(0, 4096, 1).is_ok());
+    rig.disks.get_mut(&DiskId(1)).unwrap().capacity = 1;
+    assert_eq!(rig.write(0, 8192, 2), Err(DeviceError::NoSpace));
+    assert_eq!(rig.read(0, 8192), [vec![1; 4096], vec![0; 4096]].concat());
+    for block in 0..2 {
+        let one = rig.disks[&DiskId(0)].block(Rig::extent(0), block);
+        assert!(rig.disks.values().all(|disk| disk.block(Rig::extent(0), block) == one));
+    }
+    assert!(rig.write(0, 4096, 3).is_ok());
+    assert!(rig.run(Command::Zero { offset: 0, len: 4096 }).is_ok());
+    assert!(rig.write(4096, 4096, 4).is_ok());
+    assert_eq!(rig.read(0, 8192), [vec![0; 4096], vec![4; 4096]].concat());
+}
+
+/// Guards the queue: a discard of everything has few requests in flight, and what comes after it
+/// on the same blocks comes after it.
+#[test]
+fn zeroing_is_throttled_and_in_order() {
+    let mut rig = Rig::new(2, 512);
+    rig.size = 1000 * EXTENT;
+    rig.map();
+    assert!(rig.write(900 * EXTENT, 4096, 1).is_ok());
+    rig.down.extend([DiskId(0), DiskId(1)]);
+    rig.start(1, Command::Zero { offset: 0, len: 1000 * EXTENT });
+    rig.start(2, Command::Write { offset: 900 * EXTENT, data: Bytes::from(vec![2; 4096]), fua: false });
+    assert!(rig.owner.ops.len() <= Limits::default().zero_operations_max);
+    rig.down.clear();
+    rig.wait(1000);
+    assert_eq!(rig.done.len(), 2);
+    assert!(rig.done.values().all(Result::is_ok));
+    assert_eq!(rig.read(900 * EXTENT, 4096), vec![2; 4096]);
+}
+
+/// Guards invariant 13: once a higher generation is sealed this owner never answers with success again.
+#[test]
+fn stops_when_another_has_sealed() {
+    let mut rig = Rig::new(2, 512);
+    assert!(rig.write(0, 4096, 1).is_ok());
+    let seal = RequestBody::Seal { namespace: Namespace::volume(VOLUME), generation: Generation(2) };
+    let request = Request { disk: DiskId(1), epoch: Epoch(2), body: seal };
+    assert!(matches!(rig.disks.get_mut(&DiskId(1)).unwrap().call(&request), Ok(ReplyBody::Sealed(_))));
+    assert_eq!(rig.write(0, 4096, 2), Err(DeviceError::NotOwner));
+    assert_eq!(rig.run(Command::Read { offset: 0, len: 4096 }), Err(DeviceError::NotOwner));
+    assert_eq!(rig.owner.readiness(), Readiness::NotOwner);
+    assert!(rig.owner.is_over());
+}
+
+/// Guards deletion: nothing new, every disk asked until it has answered, then reported once.
+#[test]
+fn purges_a_deleted_volume() {
+    let mut rig = Rig::new(3, 512);
+    assert!(rig.write(0, 4096, 1).is_ok());
+    rig.down.push(DiskId(1));
+    rig.deleting = true;
+    rig.map();
+    assert_eq!(rig.write(0, 4096, 2), Err(DeviceError::Gone));
+    rig.wait(1000);
+    assert!(!rig.purged);
+    rig.down.clear();
+    rig.wait(2000);
+    assert!(rig.purged);
+    assert!(rig.disks.values().all(ModelDisk::is_blank));
+}
+
+/// Guards the epoch and the generation in every message, and that disks out of the map get none.
+#[test]
+fn messages_bear_the_map() {
+    let mut rig = Rig::new(3, 512);
+    rig.states.insert(DiskId(0), DiskState::CatchingUp);
+    rig.map();
+    rig.sent.clear();
+    assert!(rig.write(100 * u64::from(BLOCK_BYTES), 4096, 1).is_ok());
+    rig.read(0, 4096);
+    rig.wait(2000);
+    assert!(rig.sent.iter().all(|it| it.epoch == Epoch(2) && it.disk != DiskId(0)));
+    assert!(
+        rig.sent
+            .iter()
+            .any(|it| matches!(it.body, RequestBody::Watermark { seq: 1, generation: Generation(1), .. }))
+    );
+}

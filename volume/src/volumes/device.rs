@@ -1,0 +1,54 @@
+//! What sessions hold of a volume: one object for its whole life, whoever owns it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwapOption;
+
+use super::cell::Cell;
+use crate::device::{BlockDevice, Command, Completions, DeviceError, Readiness};
+
+/// A volume of the map.
+#[derive(Default)]
+pub(super) struct Device {
+    cell: ArcSwapOption<Cell>,
+    gone: AtomicBool,
+}
+
+impl Device {
+    pub(super) fn cell(&self) -> Option<Arc<Cell>> {
+        self.cell.load_full()
+    }
+
+    /// Commands go to this owner from now on.
+    pub(super) fn open(&self, cell: Arc<Cell>) {
+        self.cell.store(Some(cell));
+    }
+
+    /// This gateway is not the owner any more.
+    pub(super) fn close(&self) {
+        if let Some(cell) = self.cell.swap(None) {
+            cell.resign();
+        }
+    }
+
+    /// The volume does not exist any more.
+    pub(super) fn gone(&self) {
+        self.gone.store(true, Ordering::Release);
+        self.close();
+    }
+}
+
+impl BlockDevice for Device {
+    fn submit(&self, command: Command, tag: u64, to: &Arc<dyn Completions>) {
+        match &*self.cell.load() {
+            Some(cell) => cell.submit(command, tag, to),
+            None if self.gone.load(Ordering::Acquire) => to.complete(tag, Err(DeviceError::Gone)),
+            None => to.complete(tag, Err(DeviceError::NotOwner)),
+        }
+    }
+
+    fn readiness(&self) -> Readiness {
+        self.cell.load().as_ref().map_or(Readiness::NotOwner, |cell| cell.readiness())
+    }
+}

@@ -1,0 +1,310 @@
+//! The volumes of a gateway: an owner for each that the map gives it, a device for each there is.
+//!
+//! ```text
+//!     map --> Volumes --> owners opened, told, closed        front end --> Device --> Cell(Owner)
+//!                 `--> ways to the nodes (Fabric)                                        |   ^
+//!                                                                     Service::call <----'   '-- replies
+//! ```
+//!
+//! Which volumes this gateway should own is not decided here: the control plane commits it.
+
+mod cell;
+mod device;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use lunette_proto::ids::{ClusterId, DiskId, Epoch, GatewayId, Generation, NodeId, PoolId, VolumeId};
+use lunette_proto::map::{self, ClusterMap, VolumeState};
+use lunette_proto::node::Service;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::mpsc;
+
+use crate::device::BlockDevice;
+use crate::fabric::{Fabric, Links};
+use crate::layout::Layout;
+use crate::owner::{Config, Limits, Owner, PoolView, Standing, Trouble, View};
+use cell::Cell;
+use device::Device;
+
+/// How exact timers are.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What the gateway has to tell the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeEvent {
+    /// The space of a deleted volume has been given back on every disk.
+    Purged {
+        /// Which.
+        volume: VolumeId,
+        /// Under which generation.
+        generation: Generation,
+    },
+}
+
+/// A disk in use that does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreachable {
+    /// Which.
+    pub disk: DiskId,
+    /// For how long by now.
+    pub lasting: Duration,
+    /// Why.
+    pub trouble: Trouble,
+}
+
+/// All volumes of one gateway.
+pub struct Volumes {
+    cluster: ClusterId,
+    gateway: GatewayId,
+    fabric: Arc<dyn Fabric>,
+    clock: Clock,
+    events: mpsc::UnboundedSender<VolumeEvent>,
+    devices: RwLock<BTreeMap<VolumeId, Arc<Device>>>,
+    /// The open owners, for the timer and for lost connections.
+    cells: ArcSwap<Vec<Arc<Cell>>>,
+    ways: Arc<ArcSwap<Ways>>,
+    applied: Mutex<Applied>,
+}
+
+/// The ways to disks under one map.
+#[derive(Default)]
+struct Ways {
+    disks: BTreeMap<DiskId, (NodeId, Arc<dyn Service>)>,
+}
+
+#[derive(Default)]
+struct Applied {
+    epoch: Epoch,
+    pools: BTreeMap<PoolId, CachedPool>,
+}
+
+struct CachedPool {
+    pool: map::Pool,
+    standing: BTreeMap<DiskId, Standing>,
+    view: Arc<PoolView>,
+}
+
+/// Milliseconds since the gateway began.
+#[derive(Clone, Copy, Debug)]
+struct Clock(Instant);
+
+impl Clock {
+    fn now_ms(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Volumes {
+    /// No volumes yet; they come with the first map. Events come out of the receiver. Has to be called inside a
+    /// tokio runtime, on which the timer runs until the value is dropped.
+    #[must_use]
+    pub fn new(
+        cluster: ClusterId,
+        gateway: GatewayId,
+        fabric: Arc<dyn Fabric>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<VolumeEvent>) {
+        // One event per deleted volume: bounded by their number.
+        let (events, receiver) = mpsc::unbounded_channel();
+        let volumes = Arc::new(Self {
+            cluster,
+            gateway,
+            fabric,
+            clock: Clock(Instant::now()),
+            events,
+            devices: RwLock::default(),
+            cells: ArcSwap::default(),
+            ways: Arc::default(),
+            applied: Mutex::default(),
+        });
+        let links: Arc<dyn Links> = volumes.clone();
+        volumes.fabric.watch(Arc::downgrade(&links));
+        tokio::spawn(keep_time(Arc::downgrade(&volumes)));
+        (volumes, receiver)
+    }
+
+    /// The device of a volume of the map, the same object for as long as the volume exists. While
+    /// another gateway owns it, it answers that.
+    #[must_use]
+    pub fn get(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
+        self.devices.read().get(&volume).map(|device| Arc::clone(device) as Arc<dyn BlockDevice>)
+    }
+
+    /// Disks in sync that some volume needs and that do not answer.
+    #[must_use]
+    pub fn unreachable(&self) -> Vec<Unreachable> {
+        let now_ms = self.clock.now_ms();
+        let mut worst: BTreeMap<DiskId, Unreachable> = BTreeMap::new();
+        for cell in self.cells.load().iter() {
+            for complaint in cell.complaints() {
+                let lasting = Duration::from_millis(now_ms.saturating_sub(complaint.since_ms));
+                let new = Unreachable { disk: complaint.disk, lasting, trouble: complaint.trouble };
+                let entry = worst.entry(complaint.disk).or_insert(new);
+                if entry.lasting < lasting {
+                    *entry = new;
+                }
+            }
+        }
+        worst.into_values().collect()
+    }
+
+    /// Follows a newer map: opens what this gateway owns by it, tells what is open, closes what it
+    /// has lost. An older map than the last one changes nothing.
+    pub fn apply_map(&self, map: &ClusterMap) {
+        let mut applied = self.applied.lock();
+        if map.epoch < applied.epoch {
+            return;
+        }
+        applied.epoch = map.epoch;
+        self.follow_nodes(map);
+        self.follow_pools(map, &mut applied);
+        let (mut open, mut new) = (Vec::new(), Vec::new());
+        for volume in map.volumes.values() {
+            let device = self.device(volume.id);
+            let mine = volume.owner.filter(|owner| owner.gateway == self.gateway);
+            let pool = applied.pools.get(&volume.pool).map(|cached| Arc::clone(&cached.view));
+            let (Some(owner), Some(pool)) = (mine, pool) else {
+                device.close();
+                continue;
+            };
+            let view = View {
+                epoch: map.epoch,
+                size_bytes: volume.size_bytes,
+                deleting: volume.state == VolumeState::Deleting,
+                pool,
+            };
+            match device.cell() {
+                Some(cell) if cell.generation() >= owner.generation => {
+                    cell.see(view);
+                    open.push(cell);
+                }
+                _ => {
+                    device.close();
+                    if let Some(cell) = self.open(volume, owner.generation, view) {
+                        device.open(Arc::clone(&cell));
+                        new.push(Arc::clone(&cell));
+                        open.push(cell);
+                    }
+                }
+            }
+        }
+        self.cells.store(Arc::new(open));
+        // Only now: from its first request on an owner has to hear of connections that break.
+        for cell in new {
+            cell.begin();
+        }
+        let gone: Vec<Arc<Device>> = {
+            let mut devices = self.devices.write();
+            let ids: Vec<VolumeId> =
+                devices.keys().copied().filter(|id| !map.volumes.contains_key(id)).collect();
+            ids.iter().filter_map(|id| devices.remove(id)).collect()
+        };
+        for device in gone {
+            device.gone();
+        }
+    }
+
+    fn device(&self, id: VolumeId) -> Arc<Device> {
+        if let Some(device) = self.devices.read().get(&id) {
+            return Arc::clone(device);
+        }
+        Arc::clone(self.devices.write().entry(id).or_default())
+    }
+
+    fn open(&self, volume: &map::Volume, generation: Generation, view: View) -> Option<Arc<Cell>> {
+        let Some(layout) = Layout::new(volume.stripe) else {
+            tracing::error!(volume = %volume.id, stripe = ?volume.stripe, "a stripe that no layout allows; not served");
+            return None;
+        };
+        tracing::info!(volume = %volume.id, name = volume.name, %generation, "taking ownership");
+        let config = Config {
+            cluster: self.cluster,
+            volume: volume.id,
+            generation,
+            layout,
+            block_bytes: volume.block_bytes,
+            write_back: volume.write_back,
+            limits: Limits::default(),
+        };
+        let owner = Owner::new(config, view);
+        Some(Cell::new(volume.id, generation, owner, self.clock, Arc::clone(&self.ways), self.events.clone()))
+    }
+
+    fn follow_nodes(&self, map: &ClusterMap) {
+        let mut services: BTreeMap<NodeId, Arc<dyn Service>> = BTreeMap::new();
+        for node in map.nodes.values() {
+            services.insert(node.id, self.fabric.service(node));
+        }
+        let disks = map
+            .disks
+            .values()
+            .filter_map(|disk| Some((disk.id, (disk.node, Arc::clone(services.get(&disk.node)?)))))
+            .collect();
+        self.ways.store(Arc::new(Ways { disks }));
+        self.fabric.retain(&map.nodes);
+    }
+
+    /// Tables are large and change seldom: views of them are kept as long as nothing in them changes.
+    fn follow_pools(&self, map: &ClusterMap, applied: &mut Applied) {
+        let standing: BTreeMap<DiskId, Standing> = map
+            .disks
+            .values()
+            .map(|disk| (disk.id, Standing { state: disk.state, local: self.fabric.is_local(disk.node) }))
+            .collect();
+        applied.pools.retain(|id, _| map.pools.contains_key(id));
+        for pool in map.pools.values() {
+            if applied.pools.get(&pool.id).is_some_and(|it| it.pool == *pool && it.standing == standing) {
+                continue;
+            }
+            let view =
+                PoolView::new(pool, lunette_placement::partition_of, |disk| standing.get(&disk).copied());
+            let cached = CachedPool { pool: pool.clone(), standing: standing.clone(), view: Arc::new(view) };
+            applied.pools.insert(pool.id, cached);
+        }
+    }
+
+    fn tick(&self) {
+        let now_ms = self.clock.now_ms();
+        for cell in self.cells.load().iter() {
+            cell.tick(now_ms);
+        }
+    }
+}
+
+impl Links for Volumes {
+    fn lost(&self, node: NodeId) {
+        let ways = self.ways.load_full();
+        let disks: Vec<DiskId> =
+            ways.disks.iter().filter(|(_, (at, _))| *at == node).map(|(disk, _)| *disk).collect();
+        for cell in self.cells.load().iter() {
+            for disk in &disks {
+                cell.lost(*disk);
+            }
+        }
+    }
+}
+
+impl Drop for Volumes {
+    fn drop(&mut self) {
+        for device in self.devices.get_mut().values() {
+            device.close();
+        }
+    }
+}
+
+async fn keep_time(volumes: Weak<Volumes>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        interval.tick().await;
+        match volumes.upgrade() {
+            Some(volumes) => volumes.tick(),
+            None => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,331 @@
+//! Volumes on real sockets and on services that answer from within the call.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::{Buf, Bytes};
+use lunette_proto::ids::{
+    ClusterId, DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, PoolId, VolumeId,
+};
+use lunette_proto::map::{
+    ClusterMap, Disk, DiskState, FailureDomain, Node, Owner, Pool, Redundancy, Stripe, Table, Volume,
+    VolumeState,
+};
+use lunette_proto::node::frame::{Decoder, Frame, Outgoing};
+use lunette_proto::node::{Failure, Replies, Request, Service};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+
+use super::*;
+use crate::device::{Command, Completions, DeviceError, Outcome, Readiness};
+use crate::fabric::TcpFabric;
+use crate::sim::disk::ModelDisk;
+
+const CLUSTER: ClusterId = ClusterId(5);
+const ME: GatewayId = GatewayId(1);
+const VOLUME: VolumeId = VolumeId(1);
+const MIB: u64 = 1 << 20;
+
+/// A node with one disk, on a socket.
+struct TestNode {
+    address: SocketAddr,
+    /// Closes the connections; none is served while `off`.
+    cut: Arc<Notify>,
+    off: Arc<AtomicBool>,
+}
+
+impl TestNode {
+    async fn start(disk: DiskId) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (cut, off) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+        let node = Self { address, cut: Arc::clone(&cut), off: Arc::clone(&off) };
+        let model = Arc::new(Mutex::new(ModelDisk::new(disk)));
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                if !off.load(Ordering::SeqCst) {
+                    let (model, cut) = (Arc::clone(&model), Arc::clone(&cut));
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            () = serve(stream, model, disk) => {}
+                            () = cut.notified() => {}
+                        }
+                    });
+                }
+            }
+        });
+        node
+    }
+
+    fn cut(&self, off: bool) {
+        self.off.store(off, Ordering::SeqCst);
+        self.cut.notify_waiters();
+    }
+}
+
+async fn serve(mut stream: TcpStream, model: Arc<Mutex<ModelDisk>>, disk: DiskId) {
+    let mut decoder = Decoder::new();
+    loop {
+        let mut out = Outgoing::new();
+        while let Some(frame) = decoder.next_frame().expect("a valid frame") {
+            match frame {
+                Frame::Hello(hello) => out.hello_ack(&hello.answer(CLUSTER, "test")).unwrap(),
+                Frame::Request { id, request } if request.disk == disk => {
+                    let reply = model.lock().call(&request);
+                    out.reply(id, &reply).unwrap();
+                }
+                Frame::Request { id, .. } => out.reply(id, &Err(Failure::NoSuchDisk)).unwrap(),
+                Frame::HelloAck(_) | Frame::Reply { .. } => panic!("not for a node"),
+            }
+        }
+        while out.has_remaining() {
+            if stream.write_buf(&mut out).await.is_err() {
+                return;
+            }
+        }
+        match stream.read_buf(decoder.buffer()).await {
+            Ok(read) if read > 0 => {}
+            _ => return,
+        }
+    }
+}
+
+struct Answers(mpsc::UnboundedSender<(u64, Outcome)>);
+
+impl Completions for Answers {
+    fn complete(&self, tag: u64, outcome: Outcome) {
+        self.0.send((tag, outcome)).unwrap();
+    }
+}
+
+/// Runs commands one at a time, trying again what was refused for the moment.
+async fn run(device: &Arc<dyn BlockDevice>, command: Command) -> Outcome {
+    loop {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let to: Arc<dyn Completions> = Arc::new(Answers(sender));
+        device.submit(command.clone(), 9, &to);
+        match receiver.recv().await.unwrap() {
+            (9, Err(DeviceError::Busy)) => {}
+            (9, outcome) => return outcome,
+            (tag, _) => panic!("tag {tag}"),
+        }
+    }
+}
+
+async fn write(device: &Arc<dyn BlockDevice>, offset: u64, data: Vec<u8>) -> Outcome {
+    run(device, Command::Write { offset, data: data.into(), fua: false }).await
+}
+
+async fn read(device: &Arc<dyn BlockDevice>, offset: u64, len: u32) -> Vec<u8> {
+    run(device, Command::Read { offset, len }).await.unwrap().concat()
+}
+
+fn map(
+    addresses: &[SocketAddr],
+    epoch: u64,
+    owner: Option<(GatewayId, u64)>,
+    state: VolumeState,
+) -> ClusterMap {
+    let ids = || 0..addresses.len() as u32;
+    let nodes = ids().map(|id| Node {
+        id: NodeId(id),
+        name: format!("node{id}"),
+        address: addresses[id as usize],
+        host: format!("host{id}"),
+        rack: String::new(),
+        zone: String::new(),
+    });
+    let disks = ids().map(|id| Disk {
+        id: DiskId(id),
+        uuid: DiskUuid(u128::from(id)),
+        node: NodeId(id),
+        label: String::new(),
+        capacity_bytes: 1 << 40,
+        weight: 1,
+        state: DiskState::InSync,
+    });
+    let pool = Pool {
+        id: PoolId(1),
+        name: "pool".into(),
+        redundancy: Redundancy::replicated(addresses.len() as u8),
+        failure_domain: FailureDomain::Host,
+        table: Arc::new(Table::new(1, addresses.len() as u8, ids().map(DiskId).collect())),
+    };
+    let volume = Volume {
+        id: VOLUME,
+        name: "volume".into(),
+        pool: PoolId(1),
+        size_bytes: 64 * MIB,
+        stripe: Some(Stripe { unit_bytes: 64 << 10, width: 4 }),
+        block_bytes: 512,
+        write_back: false,
+        generation: Generation(owner.map_or(0, |(_, generation)| generation)),
+        owner: owner.map(|(gateway, generation)| Owner { gateway, generation: Generation(generation) }),
+        state,
+    };
+    ClusterMap {
+        epoch: Epoch(epoch),
+        cluster: CLUSTER,
+        nodes: nodes.map(|node| (node.id, node)).collect(),
+        disks: disks.map(|disk| (disk.id, disk)).collect(),
+        pools: BTreeMap::from([(PoolId(1), pool)]),
+        volumes: BTreeMap::from([(VOLUME, volume)]),
+        ..ClusterMap::default()
+    }
+}
+
+/// Guards the whole path over TCP: ownership by the map, data over stripes and nodes, broken
+/// connections under load, a takeover, deletion.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tcp() {
+    let nodes = [
+        TestNode::start(DiskId(0)).await,
+        TestNode::start(DiskId(1)).await,
+        TestNode::start(DiskId(2)).await,
+    ];
+    let addresses: Vec<SocketAddr> = nodes.iter().map(|node| node.address).collect();
+    let fabric = || Arc::new(TcpFabric::new(CLUSTER, "gateway"));
+    let (volumes, mut events) = Volumes::new(CLUSTER, ME, fabric());
+    assert!(volumes.get(VOLUME).is_none());
+    volumes.apply_map(&map(&addresses, 1, Some((GatewayId(2), 1)), VolumeState::Active));
+    let device = volumes.get(VOLUME).unwrap();
+    assert_eq!(device.readiness(), Readiness::NotOwner);
+    assert_eq!(write(&device, 0, vec![1; 512]).await, Err(DeviceError::NotOwner));
+
+    volumes.apply_map(&map(&addresses, 2, Some((ME, 2)), VolumeState::Active));
+    let bytes: Vec<u8> = (0..5 * MIB as u32).map(|at| (at / 4096 % 251) as u8).collect();
+    assert!(write(&device, 3 * MIB, bytes.clone()).await.is_ok());
+    assert_eq!(device.readiness(), Readiness::Ready);
+    assert_eq!(read(&device, 3 * MIB, 5 * MIB as u32).await, bytes);
+
+    // Connections break again and again while blocks are written in parallel.
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let to: Arc<dyn Completions> = Arc::new(Answers(sender));
+    for round in 0..10u64 {
+        for block in 0..20u64 {
+            let data = Bytes::from(vec![(round * 20 + block) as u8; 4096]);
+            device.submit(Command::Write { offset: block * 4096, data, fua: false }, block, &to);
+        }
+        nodes[round as usize % 3].cut(false);
+        for _ in 0..20 {
+            let (_, outcome) = receiver.recv().await.unwrap();
+            assert!(outcome.is_ok(), "{outcome:?}");
+        }
+    }
+    for block in 0..20u64 {
+        assert_eq!(read(&device, block * 4096, 4096).await, vec![(180 + block) as u8; 4096]);
+    }
+
+    // Another gateway takes over; this one is told by the disks if not by the map.
+    let (other, _events) = Volumes::new(CLUSTER, GatewayId(2), fabric());
+    other.apply_map(&map(&addresses, 3, Some((GatewayId(2), 3)), VolumeState::Active));
+    let there = other.get(VOLUME).unwrap();
+    assert_eq!(read(&there, 3 * MIB, 5 * MIB as u32).await, bytes);
+    assert_eq!(write(&device, 0, vec![1; 512]).await, Err(DeviceError::NotOwner));
+
+    // A node that is away is complained about, and deletion waits for it.
+    nodes[1].cut(true);
+    volumes.apply_map(&map(&addresses, 4, Some((ME, 4)), VolumeState::Deleting));
+    assert_eq!(write(&device, 0, vec![1; 512]).await, Err(DeviceError::Gone));
+    while volumes.unreachable().iter().all(|it| it.disk != DiskId(1)) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(events.try_recv().is_err());
+    nodes[1].cut(false);
+    assert_eq!(events.recv().await, Some(VolumeEvent::Purged { volume: VOLUME, generation: Generation(4) }));
+    let mut last = map(&addresses, 5, None, VolumeState::Active);
+    last.volumes.clear();
+    volumes.apply_map(&last);
+    assert!(volumes.get(VOLUME).is_none());
+    assert_eq!(write(&device, 0, vec![1; 512]).await, Err(DeviceError::Gone));
+}
+
+/// Guards against a node of another cluster, and one that speaks nonsense: never connected, never a panic.
+#[tokio::test]
+async fn refuses_strangers() {
+    let stranger = TestNode::start(DiskId(0)).await;
+    let client = |cluster, address| {
+        crate::client::NodeClient::new(cluster, "gateway", NodeId(0), address, Arc::default())
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nonsense = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(&[0xff; 4096]).await;
+        }
+    });
+    for client in [client(ClusterId(6), stranger.address), client(CLUSTER, nonsense)] {
+        for _ in 0..5 {
+            let (sender, mut receiver) = mpsc::unbounded_channel();
+            let body = lunette_proto::node::RequestBody::Space;
+            client.call(Request { disk: DiskId(0), epoch: Epoch(1), body }, 1, Arc::new(RawAnswers(sender)));
+            assert_eq!(receiver.recv().await, Some(Err(Failure::Disconnected)));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+struct RawAnswers(mpsc::UnboundedSender<lunette_proto::node::Reply>);
+
+impl Replies for RawAnswers {
+    fn reply(&self, _: u64, reply: lunette_proto::node::Reply) {
+        self.0.send(reply).unwrap();
+    }
+}
+
+/// A node in this process: answers before the call returns.
+struct Inline(Mutex<ModelDisk>);
+
+impl Service for Inline {
+    fn call(&self, request: Request, tag: u64, to: Arc<dyn Replies>) {
+        let reply = self.0.lock().call(&request);
+        to.reply(tag, reply);
+    }
+}
+
+struct InlineFabric(BTreeMap<NodeId, Arc<Inline>>);
+
+impl Fabric for InlineFabric {
+    fn service(&self, node: &map::Node) -> Arc<dyn Service> {
+        self.0[&node.id].clone()
+    }
+
+    fn is_local(&self, _: NodeId) -> bool {
+        true
+    }
+
+    fn retain(&self, _: &BTreeMap<NodeId, map::Node>) {}
+
+    fn watch(&self, _: Weak<dyn Links>) {}
+}
+
+/// Guards against recursion and deadlock where answers come from within the call, from many
+/// threads at once, with thousands of requests behind one command.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_one_process() {
+    let addresses = ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()];
+    let services = (0..2).map(|id| (NodeId(id), Arc::new(Inline(Mutex::new(ModelDisk::new(DiskId(id)))))));
+    let (volumes, _events) = Volumes::new(CLUSTER, ME, Arc::new(InlineFabric(services.collect())));
+    volumes.apply_map(&map(&addresses, 1, Some((ME, 1)), VolumeState::Active));
+    let device = volumes.get(VOLUME).unwrap();
+    assert!(run(&device, Command::Zero { offset: 0, len: 64 * MIB }).await.is_ok());
+    let tasks = (0..4u64).map(|task| {
+        let device = Arc::clone(&device);
+        tokio::spawn(async move {
+            for round in 0..200u64 {
+                // Neighbours share 4 KiB blocks.
+                let offset = (round % 10) * 2048 + task * 512;
+                assert!(write(&device, offset, vec![task as u8 + 1; 512]).await.is_ok());
+                assert_eq!(read(&device, offset, 512).await, vec![task as u8 + 1; 512]);
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+}
