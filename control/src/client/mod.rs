@@ -47,7 +47,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A single answer; with no quorum the server says so earlier.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
 /// An address that is none.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -27,11 +27,12 @@ const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(120);
 /// Entries of the log between two snapshots, and how many stay for members that lag.
 const SNAPSHOT_ENTRIES: u64 = 5000;
 const KEPT_ENTRIES: u64 = 1000;
-const HEARTBEAT_MS: u64 = 150;
-const ELECTION_MS: u64 = 600;
+const HEARTBEAT_MS: u64 = 100;
+/// A member campaigns after its lease on the lost leader, which is as long, and this: twice it in all.
+const ELECTION_MS: u64 = 300;
 /// openraft draws a member's election timeout once, at its start. Bands that do not overlap keep two
 /// members from campaigning in step for ever.
-const ELECTION_BAND_MS: u64 = 200;
+const ELECTION_BAND_MS: u64 = 75;
 const ELECTION_BANDS: u64 = 5;
 
 /// A member of the control plane.

@@ -17,16 +17,16 @@ use tempfile::TempDir;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A member that was just founded, in a folder of its own.
-pub struct Plane {
-    pub folder: TempDir,
-    pub control: Control,
-    pub admin: AdminClients,
+pub(crate) struct Plane {
+    pub(crate) folder: TempDir,
+    pub(crate) control: Control,
+    pub(crate) admin: AdminClients,
 }
 
-pub fn config(folder: &Path) -> ControlConfig {
+pub(crate) fn config(folder: &Path) -> ControlConfig {
     ControlConfig {
         cluster: None,
         member: 1,
@@ -37,35 +37,35 @@ pub fn config(folder: &Path) -> ControlConfig {
     }
 }
 
-pub async fn open(folder: &Path) -> Control {
+pub(crate) async fn open(folder: &Path) -> Control {
     let control = Control::open(&folder.join("control"), config(folder)).await.expect("opens");
     control.serve().await.expect("leads");
     control
 }
 
 impl Plane {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::in_folder(tempfile::tempdir().expect("a folder")).await
     }
 
-    pub async fn in_folder(folder: TempDir) -> Self {
+    pub(crate) async fn in_folder(folder: TempDir) -> Self {
         let control = open(folder.path()).await;
         let admin = connect(&control.address().to_string()).expect("an address");
         Self { folder, control, admin }
     }
 
     /// Stops it and starts it again in the same folder.
-    pub async fn restart(self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
         self.control.stop().await;
         Self::in_folder(self.folder).await
     }
 
-    pub fn plane(&self) -> ControlPlane {
+    pub(crate) fn plane(&self) -> ControlPlane {
         ControlPlane::new([self.control.address().to_string()]).expect("an address")
     }
 
     /// Three nodes with a disk each, a gateway, and the pool `default` over them.
-    pub async fn with_pool() -> Self {
+    pub(crate) async fn with_pool() -> Self {
         let mut this = Self::new().await;
         for index in 1..=3 {
             this.plane().register_node(PATIENCE, &node(index)).await.expect("registers");
@@ -82,7 +82,7 @@ impl Plane {
     }
 }
 
-pub fn node(index: u32) -> RegisterNodeRequest {
+pub(crate) fn node(index: u32) -> RegisterNodeRequest {
     let disk = NodeDisk {
         uuid: format!("{index:032x}"),
         label: format!("/node{index}"),
@@ -97,7 +97,7 @@ pub fn node(index: u32) -> RegisterNodeRequest {
     }
 }
 
-pub fn gateway() -> RegisterGatewayRequest {
+pub(crate) fn gateway() -> RegisterGatewayRequest {
     RegisterGatewayRequest {
         name: "gw1".into(),
         portals: vec!["127.0.0.1:3260".into()],
@@ -106,13 +106,13 @@ pub fn gateway() -> RegisterGatewayRequest {
 }
 
 /// A node whose disk can fail.
-pub struct FakeNode {
-    pub id: u32,
-    pub failed: Mutex<bool>,
+pub(crate) struct FakeNode {
+    pub(crate) id: u32,
+    pub(crate) failed: Mutex<bool>,
 }
 
 impl FakeNode {
-    pub fn new(id: u32) -> Arc<Self> {
+    pub(crate) fn new(id: u32) -> Arc<Self> {
         Arc::new(Self { id, failed: Mutex::new(false) })
     }
 }
@@ -133,9 +133,9 @@ impl Attached for FakeNode {
 
 /// A gateway with sessions that can be kicked, unless it is stubborn.
 #[derive(Default)]
-pub struct FakeGateway {
-    pub sessions: Mutex<Vec<SessionReport>>,
-    pub stubborn: bool,
+pub(crate) struct FakeGateway {
+    pub(crate) sessions: Mutex<Vec<SessionReport>>,
+    pub(crate) stubborn: bool,
 }
 
 impl Attached for FakeGateway {
@@ -152,7 +152,7 @@ impl Attached for FakeGateway {
     }
 }
 
-pub fn session(tsih: u32) -> SessionReport {
+pub(crate) fn session(tsih: u32) -> SessionReport {
     SessionReport {
         tsih,
         target: "iqn.2026-11.io.lunette:v".into(),
@@ -163,7 +163,7 @@ pub fn session(tsih: u32) -> SessionReport {
 }
 
 /// The reason in a status's details; each has one.
-pub fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     let details = status.get_error_details();
     let info = details.error_info().unwrap_or_else(|| panic!("no reason in {status:?}"));
     assert_eq!(info.domain, "lunette.io");
@@ -171,7 +171,7 @@ pub fn reason(status: &Status) -> String {
 }
 
 /// The field that a status says is wrong.
-pub fn field(status: &Status) -> Option<String> {
+pub(crate) fn field(status: &Status) -> Option<String> {
     let details = status.get_error_details();
     details.bad_request()?.field_violations.first().map(|violation| violation.field.clone())
 }
