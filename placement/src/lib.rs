@@ -1,7 +1,9 @@
 //! The ring: where an extent lies, as pure functions of the cluster map.
 //!
-//!     extent --hash--> partition --table--> ordered disks        (hash, for every request)
-//!     disks, weights, domains, old table --plan--> new table     (plan, when the cluster changes)
+//! ```text
+//! extent --hash--> partition --table--> ordered disks        (hash, for every request)
+//! disks, weights, domains, old table --plan--> new table     (plan, when the cluster changes)
+//! ```
 //!
 //! A pool's hash space is cut into P equal partitions, fixed when the pool is created. An extent's
 //! partition never changes ([`partition_of`]); which disks a partition lies on is a table that the
@@ -25,7 +27,9 @@
 //! 4. **Preferred copies.** The first disk of a row, which reads go to, is chosen by one more flow so
 //!    that each disk is first for its share of the partitions. No data moves for it.
 //!
-//!     source --copies--> partition --1--> (partition, domain) --1, cost 0 or 1--> disk --quota--> sink
+//! ```text
+//! source --copies--> partition --1--> (partition, domain) --1, cost 0 or 1--> disk --quota--> sink
+//! ```
 //!
 //! The network is never built: arcs are implied by the rows, the search visits each partition, copy
 //! and domain a few times at most, and copies that can stay are kept before it starts, so the work

@@ -1,6 +1,8 @@
 //! The flow: rows that meet every quota at the least cost.
 //!
-//!     keep --> evict --> shortest paths of cost 0 --> fill --> shortest paths of cost 1, 2, ..
+//! ```text
+//! keep --> evict --> shortest paths of cost 0 --> fill --> shortest paths of cost 1, 2, ..
+//! ```
 //!
 //! A unit of flow is one copy: source -> partition -> (partition, domain) -> disk -> sink. It costs 0
 //! where the partition has the disk among its origins, else 1. The start keeps every origin that

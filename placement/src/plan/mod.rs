@@ -1,6 +1,8 @@
 //! A plan: the next table of a pool, what has to move for it, and the load it leaves.
 //!
-//!     candidates --topology, quota--> quotas --flow--> rows --order--> table, moves, load
+//! ```text
+//! candidates --topology, quota--> quotas --flow--> rows --order--> table, moves, load
+//! ```
 //!
 //! Planning changes nothing: a plan can be shown first and applied, or dropped, later.
 

@@ -2,9 +2,11 @@
 //!
 //! From every hole at once, to partitions and disks, counted in moves:
 //!
-//!     partition -> disk           0 or 1     takes a copy on it, in a domain where it has none
-//!     disk -> partition           0 or -1    gives up its copy of that partition
-//!     disk -> disk, same domain   sum of both, for a partition that changes from one to the other
+//! ```text
+//! partition -> disk           0 or 1     takes a copy on it, in a domain where it has none
+//! disk -> partition           0 or -1    gives up its copy of that partition
+//! disk -> disk, same domain   sum of both, for a partition that changes from one to the other
+//! ```
 //!
 //! A partition can take a copy in all domains but its own few, always for the same cost, so its arcs are
 //! not walked one by one: each distance has a list of domains that may have a disk farther than that,

@@ -1,6 +1,8 @@
 //! Additional header segments (RFC 7143 11.2.2): a length, a type, and what the type says.
 //!
-//!     0-1 AHSLength: bytes from 3 on, without padding    2 type    3 ... specific, padded to 4 bytes
+//! ```text
+//! 0-1 AHSLength: bytes from 3 on, without padding    2 type    3 ... specific, padded to 4 bytes
+//! ```
 
 use bytes::Bytes;
 

@@ -1,8 +1,10 @@
 //! The basic header segment: 48 bytes, big-endian (RFC 7143 11.2.1).
 //!
-//!     0   .I opcode (6 bits)         1   F and opcode-specific flags     2-3 opcode-specific
-//!     4   TotalAHSLength, in words   5-7 DataSegmentLength, in bytes     8-15 LUN or opcode-specific
-//!     16-19 initiator task tag       20-47 opcode-specific
+//! ```text
+//! 0   .I opcode (6 bits)         1   F and opcode-specific flags     2-3 opcode-specific
+//! 4   TotalAHSLength, in words   5-7 DataSegmentLength, in bytes     8-15 LUN or opcode-specific
+//! 16-19 initiator task tag       20-47 opcode-specific
+//! ```
 //!
 //! Fields are named once, in [`initiator`](super::initiator) and [`target`](super::target), as a
 //! position with a width ([`Field`]); reading and writing both follow from that.

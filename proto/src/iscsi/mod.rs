@@ -1,7 +1,9 @@
 //! iSCSI PDUs and text keys (RFC 7143).
 //!
-//!     socket -> Framer -> Pdu { bhs, ahs, data } -> Request -> a session
-//!     socket <- slices <- Encoder <- a response's fields + data slices <- a session
+//! ```text
+//! socket -> Framer -> Pdu { bhs, ahs, data } -> Request -> a session
+//! socket <- slices <- Encoder <- a response's fields + data slices <- a session
+//! ```
 //!
 //! A PDU is a 48-byte basic header segment (BHS), additional header segments (AHS), an optional
 //! header digest, a data segment padded to 4 bytes, and an optional data digest (RFC 7143 11.2).

@@ -3,11 +3,13 @@
 //!
 //! NAA IEEE Registered Extended designator (SPC-4 7.8.6.6.5), 16 bytes, most significant bit first:
 //!
-//!     bits  0..4    6h
-//!     bits  4..28   company id 02-4C-55: locally administered (bit 1 of its first octet), so it
-//!                   is in nobody's registry; 4C 55 is "LU"
-//!     bits 28..64   36 bits of the cluster's id (FNV-1a of its 16 bytes, folded)
-//!     bits 64..128  the volume's id
+//! ```text
+//! bits  0..4    6h
+//! bits  4..28   company id 02-4C-55: locally administered (bit 1 of its first octet), so it
+//!               is in nobody's registry; 4C 55 is "LU"
+//! bits 28..64   36 bits of the cluster's id (FNV-1a of its 16 bytes, folded)
+//! bits 64..128  the volume's id
+//! ```
 //!
 //! The serial number is the last 25 hexadecimal digits of that, so people can match the two.
 
