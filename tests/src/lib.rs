@@ -1,9 +1,11 @@
 //! The whole of Lunette from outside: what its tests share.
 //!
-//!     tests/tests/*.rs --start--> lunette up        (server.rs)
-//!            |                       ^   ^
-//!            +--- stock clients -----+   |          (command.rs, conformance.rs, guest.rs, image.rs)
-//!            +--- an initiator of our own ---+      (initiator.rs, pdu.rs)
+//! ```text
+//! tests/tests/*.rs --start--> lunette up        (server.rs)
+//!        |                       ^   ^
+//!        +--- stock clients -----+   |          (command.rs, conformance.rs, guest.rs, image.rs)
+//!        +--- an initiator of our own ---+      (initiator.rs, pdu.rs)
+//! ```
 //!
 //! Nothing of Lunette is linked in: a test sees what an operator and an initiator see. That also
 //! makes the bytes of [`pdu`] a second reading of RFC 7143 beside the product's own.

@@ -1,7 +1,9 @@
 //! iSCSI PDUs as bytes (RFC 7143, section 11): just enough for an initiator that tests a target.
 //!
-//!     0  opcode (bit 6: immediate)   1  flags   4  TotalAHSLength   5..8  DataSegmentLength
-//!     8..16  LUN   16..20  Initiator Task Tag   20..48  by opcode      then AHS, data, padding to 4
+//! ```text
+//! 0  opcode (bit 6: immediate)   1  flags   4  TotalAHSLength   5..8  DataSegmentLength
+//! 8..16  LUN   16..20  Initiator Task Tag   20..48  by opcode      then AHS, data, padding to 4
+//! ```
 //!
 //! Written from the RFC, not shared with the product: a mistake in one shows as a difference.
 

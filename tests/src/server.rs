@@ -1,9 +1,11 @@
 //! A `lunette up` of a test's own: its folder, its ports, its log.
 //!
-//!     Lunette::build().volume("a", "64M").start()
-//!         .cli(["volume", "list"])         the command line, pointed at it
-//!         .iscsi("a")                      the URL for libiscsi and QEMU
-//!         .kill() / .stop(), .restart()    as a power cut, and as an operator does it
+//! ```text
+//! Lunette::build().volume("a", "64M").start()
+//!     .cli(["volume", "list"])         the command line, pointed at it
+//!     .iscsi("a")                      the URL for libiscsi and QEMU
+//!     .kill() / .stop(), .restart()    as a power cut, and as an operator does it
+//! ```
 //!
 //! Dropped, it kills the processes that it started, by id, and when the test fails shows their log.
 

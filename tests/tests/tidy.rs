@@ -21,7 +21,26 @@ const DEPENDS: &[(&str, &[&str])] = &[
 
 /// Files that may hold sockets, clocks, tasks and files: the shells around the cores. Adding one is a
 /// decision, so it is a line here. A folder ends with `/`.
-const SHELLS: &[&str] = &["cli/src/", "tests/src/", "tests/tests/"];
+const SHELLS: &[&str] = &[
+    "cli/src/",
+    "control/src/client/",
+    "control/src/control.rs",
+    "control/src/raft/",
+    "control/src/seal.rs",
+    "control/src/server/",
+    // The engine's files: the journal, the extents, what is found at a start.
+    "storage-node/src/engine/extent.rs",
+    "storage-node/src/engine/extents.rs",
+    "storage-node/src/engine/identity.rs",
+    "storage-node/src/engine/journal/scan.rs",
+    "storage-node/src/engine/plain.rs",
+    "storage-node/src/engine/recovery.rs",
+    "storage-node/src/server.rs",
+    "target-iscsi/src/server/",
+    "tests/",
+    "volume/src/client/",
+    "volume/src/volumes/",
+];
 
 /// What only a shell may touch.
 const SHELL_WORDS: &[&str] = &[
@@ -41,6 +60,9 @@ const SHELL_WORDS: &[&str] = &[
 /// Longer than this, a file holds a second idea.
 const LINES_WARN: usize = 500;
 const LINES_MAX: usize = 700;
+/// Files that may be longer, each with its reason.
+const LONG: &[(&str, &str)] =
+    &[("volume/src/sim/world.rs", "one scheduler owns every event of a simulated cluster")];
 
 /// Every Rust source file of the crates, by its path in the repository.
 fn sources() -> BTreeMap<String, String> {
@@ -83,6 +105,7 @@ fn product_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 fn is_test_code(path: &str) -> bool {
     path.starts_with("tests/")
         || path.contains("/tests/")
+        || path.contains("/sim/")
         || path.ends_with("/tests.rs")
         || path.contains("/benches/")
         || path.contains("/examples/")
@@ -120,7 +143,7 @@ fn files_hold_one_idea_each() {
         if lines > LINES_WARN {
             println!("long: {path} has {lines} lines");
         }
-        if lines > LINES_MAX {
+        if lines > LINES_MAX && !LONG.iter().any(|(name, _)| *name == path) {
             long.push(format!("{path} has {lines} lines"));
         }
     }
@@ -193,8 +216,19 @@ fn lints_are_the_workspaces() {
 #[test]
 fn no_test_is_switched_off() {
     // Guards against a test that everybody believes in and nobody runs.
+    let runner = fs::read_to_string(repository().join("tests/run")).expect("read tests/run");
     let ignored = concat!("#[", "ignore");
     for (path, text) in sources() {
-        assert!(!text.contains(ignored), "{path} has a test that is switched off");
+        for (number, line) in
+            text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with(ignored))
+        {
+            // Either it is a measurement, or it needs what tests/run provides, and is run there.
+            let reason = line.split('"').nth(1).unwrap_or_default();
+            let provided = reason.strip_prefix("needs ").is_some_and(|rest| {
+                let variable = rest.split(':').next().unwrap_or_default();
+                variable.starts_with("LUNETTE_TEST_") && runner.contains(&format!("export {variable}="))
+            });
+            assert!(provided || reason == "a measurement", "{path}:{} is switched off", number + 1);
+        }
     }
 }
