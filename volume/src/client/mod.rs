@@ -31,8 +31,11 @@ use crate::fabric::Links;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// Data that may be unanswered, either way, beside the limit on the number of requests.
-const INFLIGHT_BYTES_MAX: usize = 16 * EXTENT_BYTES as usize;
+/// Requests that may be unanswered. More than the node reads at a time: the rest waits in the
+/// sockets and here, so that the node never waits for us.
+const UNANSWERED_MAX: usize = 8 * NODE_INFLIGHT_MAX;
+/// Data that may be unanswered, either way.
+const UNANSWERED_BYTES_MAX: usize = 64 * EXTENT_BYTES as usize;
 
 /// A connection to a node that is made again whenever it breaks. It ends when dropped.
 #[derive(Debug)]
@@ -142,7 +145,7 @@ impl State {
         let bytes = data_bytes(&request.body);
         if !self.connected {
             Err(Failure::Disconnected)
-        } else if self.unanswered.len() >= NODE_INFLIGHT_MAX || self.bytes + bytes > INFLIGHT_BYTES_MAX {
+        } else if self.unanswered.len() >= UNANSWERED_MAX || self.bytes + bytes > UNANSWERED_BYTES_MAX {
             Err(Failure::Busy)
         } else {
             Ok(bytes)

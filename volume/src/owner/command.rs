@@ -8,7 +8,7 @@ use bytes::Bytes;
 use lunette_proto::limits::{BLOCK_BYTES, SCSI_TRANSFER_BYTES_MAX};
 use lunette_proto::node::{Change, Durability};
 
-use super::event::{Action, Patch, Plant};
+use super::event::{Action, Limits, Patch, Plant};
 use super::op::{Op, Origin, Phase, Work};
 use super::{Owner, Stage};
 use crate::device::{self, Data, DeviceError, Outcome};
@@ -82,7 +82,7 @@ impl Owner {
                 (*offset, data.len() as u64, SCSI_TRANSFER_BYTES_MAX.into())
             }
             device::Command::Zero { offset, len } => (*offset, *len, u64::MAX),
-            device::Command::Flush => return self.has_room().map(|()| (0, 0)),
+            device::Command::Flush => return self.has_room(0).map(|()| (0, 0)),
         };
         let block = u64::from(self.config.block_bytes);
         if len == 0 || len > len_max || !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
@@ -91,12 +91,15 @@ impl Owner {
         if offset.checked_add(len).is_none_or(|end| end > self.view.size_bytes) {
             return Err(DeviceError::OutOfRange);
         }
-        self.has_room().map(|()| (offset, len))
+        let held = if let device::Command::Write { .. } = command { len } else { 0 };
+        self.has_room(held).map(|()| (offset, len))
     }
 
-    fn has_room(&self) -> Result<(), DeviceError> {
+    fn has_room(&self, bytes: u64) -> Result<(), DeviceError> {
+        let Limits { operations_max, bytes_max, .. } = self.config.limits;
         let queued = self.ops.len() + self.commands.len();
-        if queued < self.config.limits.operations_max { Ok(()) } else { Err(DeviceError::Busy) }
+        let fits = queued < operations_max && self.held_bytes + bytes <= bytes_max;
+        if fits { Ok(()) } else { Err(DeviceError::Busy) }
     }
 
     fn queue(&mut self, id: usize) {
@@ -259,6 +262,7 @@ impl Owner {
             verdict: Ok(()),
         };
         let (blocks, exclusive) = (op.blocks(), op.is_exclusive() && !self.planted(Plant::NoHazardLock));
+        self.held_bytes += op.held_bytes();
         let id = self.ops.insert(op);
         if self.locks.entry(extent).or_default().insert(id, blocks, exclusive) {
             self.ready.push_back(id);

@@ -34,6 +34,8 @@ pub struct Limits {
     pub wait_ms: u64,
     /// Operations queued and in flight; more are refused as busy.
     pub operations_max: usize,
+    /// Data that writes may hold, those waiting included; more are refused as busy.
+    pub bytes_max: u64,
     /// Operations that one zeroing command has in flight.
     pub zero_operations_max: usize,
     /// Extents reconciled at the same time.
@@ -49,6 +51,7 @@ impl Default for Limits {
         Self {
             wait_ms: 4000,
             operations_max: 4096,
+            bytes_max: 256 << 20,
             zero_operations_max: 32,
             reconcile_max: 8,
             hedge_ms: 500,

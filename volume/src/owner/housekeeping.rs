@@ -129,6 +129,7 @@ impl Owner {
 
     fn drop_everything(&mut self) {
         self.ops.clear();
+        self.held_bytes = 0;
         self.locks.clear();
         self.ready.clear();
         self.reconciles.clear();

@@ -13,7 +13,7 @@
 //!   A member that does not answer holds its writes up until the map removes it (3).
 //! - An extent is served once every member in sync has sealed and, if it was dirty, agrees with the
 //!   others on every block (4, 19). Reads come from members in sync only (8).
-//! - A mutation that was sent is never given up, see [`op`]: a command that waited too long is
+//! - A mutation that was sent is never given up (see `op.rs`): a command that waited too long is
 //!   answered, its blocks stay locked.
 //! - **No space is withdrawn.** When some members took a change and others had no room for it, the
 //!   old content, which those others still have, goes to all members under a new version before the
@@ -83,6 +83,8 @@ pub struct Owner {
     recheck_deferred: bool,
 
     ops: Slab<Op>,
+    /// Data that operations were queued with.
+    held_bytes: u64,
     locks: BTreeMap<u64, Locks>,
     /// Operations to be started, if nothing is in their way.
     ready: VecDeque<usize>,
@@ -177,6 +179,7 @@ impl Owner {
             deferred: VecDeque::new(),
             recheck_deferred: false,
             ops: Slab::new(),
+            held_bytes: 0,
             locks: BTreeMap::new(),
             ready: VecDeque::new(),
             repairs: BTreeSet::new(),

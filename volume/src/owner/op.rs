@@ -51,6 +51,15 @@ impl Op {
         self.offset / BLOCK_BYTES..(self.offset + self.len) / BLOCK_BYTES
     }
 
+    /// Data that it keeps in memory from its command.
+    pub(super) fn held_bytes(&self) -> u64 {
+        match &self.work {
+            Work::Write(Change::Data(data)) => data.len() as u64,
+            Work::Modify { patch: Patch::Data(data), .. } => data.len() as u64,
+            Work::Read { .. } | Work::Write(_) | Work::Modify { .. } | Work::Level { .. } => 0,
+        }
+    }
+
     pub(super) fn is_exclusive(&self) -> bool {
         !matches!(self.work, Work::Read { .. })
     }

@@ -120,7 +120,7 @@ impl Owner {
             reading.bad.clear();
             return self.ask(id);
         }
-        let at = *offset + reading.pieces.as_ref().map_or(0, |pieces| blocks_len(pieces));
+        let at = *offset + reading.pieces.as_ref().map_or(0, blocks_len);
         let medium = DeviceError::Medium { offset: self.config.layout.address(*extent, at) };
         let (extent, offset, len, withdrawing) = (*extent, *offset, *len, reading.withdrawing);
         match work {

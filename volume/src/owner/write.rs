@@ -316,6 +316,7 @@ impl Owner {
     pub(super) fn finish(&mut self, id: usize, result: Result<Bytes, DeviceError>) {
         self.unlock(id);
         let op = self.ops.remove(id);
+        self.held_bytes -= op.held_bytes();
         match &op.phase {
             Phase::Waiting => {}
             Phase::Reading(reading) => {

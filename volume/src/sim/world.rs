@@ -132,6 +132,7 @@ impl World {
             limits: Limits {
                 wait_ms: 60,
                 operations_max: 256,
+                bytes_max: 1 << 20,
                 zero_operations_max: 2,
                 reconcile_max: 2,
                 hedge_ms: 15,
