@@ -1,8 +1,10 @@
 //! The shell around sessions: sockets, tasks and the clock.
 //!
-//!     portal -> accept -> one task per connection <-> session::Connection
-//!                               |      ^
-//!                             device   +-- mailbox: completions, events of other sessions
+//! ```text
+//! portal -> accept -> one task per connection <-> session::Connection
+//!                           |      ^
+//!                         device   +-- mailbox: completions, events of other sessions
+//! ```
 //!
 //! [`Gateway::start`] binds every portal before anything is served. All data of a connection is
 //! handled in its own task, so nothing but a device's completion crosses threads.
@@ -169,7 +171,10 @@ impl Gateway {
     /// Stops accepting, lets sessions answer what their devices have, and closes them. Returns when
     /// the last command has come back from its device.
     pub async fn stop(&self) {
-        self.stop_accepting();
+        for acceptor in self.stop_accepting() {
+            // Once it has ended the port is free and nobody new comes in. It was aborted: an error.
+            let _ = acceptor.await;
+        }
         let mut served = self.shared.served.subscribe();
         self.shared.broadcast(None, || Event::Stop);
         if tokio::time::timeout(STOP_PATIENCE, served.wait_for(|served| *served == 0)).await.is_err() {
@@ -179,10 +184,12 @@ impl Gateway {
         }
     }
 
-    fn stop_accepting(&self) {
-        for acceptor in self.acceptors.lock().drain(..) {
+    fn stop_accepting(&self) -> Vec<JoinHandle<()>> {
+        let acceptors = std::mem::take(&mut *self.acceptors.lock());
+        for acceptor in &acceptors {
             acceptor.abort();
         }
+        acceptors
     }
 }
 

@@ -2,19 +2,24 @@
 //! the session's state machine. It decides nothing.
 
 use std::io::{self, IoSlice};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
 use lunette_volume::device::Completions;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::net::tcp::WriteHalf;
 
 use super::mailbox::{Mailbox, Post};
 use super::shared::{Shared, Unproven};
 use crate::session::{Action, Connection, ConnectionId, Endpoint};
 
-/// Room for at least this much is there before each read.
-const RECEIVE_BYTES: usize = 64 << 10;
+/// Room for at least this much is there before each read,
+const RECEIVE_BYTES_MIN: usize = 16 << 10;
+/// and when there is less, this much is allocated.
+const RECEIVE_BYTES: usize = 128 << 10;
 /// Slices of one vectored write.
 const SLICES: usize = 128;
 
@@ -60,8 +65,10 @@ struct Task {
 
 impl Task {
     /// Until the socket is closed, by either side.
-    async fn converse(&mut self, stream: TcpStream) {
+    async fn converse(&mut self, mut stream: TcpStream) {
+        let (mut reader, writer) = stream.split();
         let mut buffer = BytesMut::new();
+        let mut alarm = pin!(tokio::time::sleep_until(self.deadline()));
         loop {
             self.react();
             if !buffer.is_empty() && self.connection.wants_bytes() && self.connection.missing(&buffer) == 0 {
@@ -69,29 +76,47 @@ impl Task {
                 self.connection.handle_bytes(Instant::now(), &mut buffer);
                 self.react();
             }
-            let blocked = match self.send(&stream) {
-                Ok(blocked) => blocked,
-                Err(_) => return,
-            };
+            let Ok(blocked) = self.send(&writer) else { return };
             if self.connection.is_closed() {
                 return;
             }
-            let deadline = tokio::time::Instant::from_std(self.connection.poll_timeout());
+            let wants_bytes = self.connection.wants_bytes();
+            if wants_bytes {
+                self.make_room(&mut buffer);
+            }
+            // Every PDU puts the deadline off; the timer is set anew only when it rings, or too late.
+            if self.deadline() < alarm.deadline() {
+                alarm.as_mut().reset(self.deadline());
+            }
             tokio::select! {
                 biased;
                 () = self.mailbox.arrived() => {}
-                ready = stream.writable(), if blocked => {
+                ready = writer.writable(), if blocked => {
                     if ready.is_err() {
                         return;
                     }
                 }
-                ready = stream.readable(), if self.connection.wants_bytes() => {
-                    if ready.is_err() || !self.receive(&stream, &mut buffer) {
-                        return;
-                    }
+                read = reader.read_buf(&mut buffer), if wants_bytes => match read {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => self.connection.handle_bytes(Instant::now(), &mut buffer),
+                },
+                () = &mut alarm => {
+                    self.connection.handle_timeout(Instant::now());
+                    alarm.as_mut().reset(self.deadline());
                 }
-                () = tokio::time::sleep_until(deadline) => self.connection.handle_timeout(Instant::now()),
             }
+        }
+    }
+
+    fn deadline(&self) -> tokio::time::Instant {
+        tokio::time::Instant::from_std(self.connection.poll_timeout())
+    }
+
+    /// Before a read: room for the rest of a PDU, so that its data will be one slice.
+    fn make_room(&self, buffer: &mut BytesMut) {
+        let missing = self.connection.missing(buffer);
+        if buffer.capacity() - buffer.len() < missing.max(RECEIVE_BYTES_MIN) {
+            buffer.reserve(missing.max(RECEIVE_BYTES));
         }
     }
 
@@ -145,7 +170,7 @@ impl Task {
     }
 
     /// Writes until nothing is left, or the socket takes no more: then `true`.
-    fn send(&mut self, stream: &TcpStream) -> io::Result<bool> {
+    fn send(&mut self, writer: &WriteHalf<'_>) -> io::Result<bool> {
         loop {
             self.connection.fill();
             let mut slices = [IoSlice::new(&[]); SLICES];
@@ -153,25 +178,12 @@ impl Task {
             if count == 0 {
                 return Ok(false);
             }
-            match stream.try_write_vectored(&slices[..count]) {
+            match writer.try_write_vectored(&slices[..count]) {
                 Ok(len) => self.connection.advance(len),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-        }
-    }
-
-    /// One read and every PDU in it. `false`: the peer has closed.
-    fn receive(&mut self, stream: &TcpStream, buffer: &mut BytesMut) -> bool {
-        buffer.reserve(self.connection.missing(buffer).max(RECEIVE_BYTES));
-        match stream.try_read_buf(buffer) {
-            Ok(0) => false,
-            Ok(_) => {
-                self.connection.handle_bytes(Instant::now(), buffer);
-                true
-            }
-            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! CHAP (RFC 7143 12.1.3, RFC 1994): the target challenges the initiator, and answers its challenge.
 //!
-//!     I -> CHAP_A=list                          T -> CHAP_A, CHAP_I, CHAP_C
-//!     I -> CHAP_N, CHAP_R [, CHAP_I, CHAP_C]    T -> [CHAP_N, CHAP_R]
+//! ```text
+//! I -> CHAP_A=list                          T -> CHAP_A, CHAP_I, CHAP_C
+//! I -> CHAP_N, CHAP_R [, CHAP_I, CHAP_C]    T -> [CHAP_N, CHAP_R]
+//! ```
 //!
 //! Every way to fail looks the same to the peer: status 0201 after the same work, whether the name
 //! or the secret was wrong. Lengths are bounded before anything is decoded.

@@ -1,8 +1,10 @@
 //! One connection, from its first byte to its last completion.
 //!
-//!     Login ----> Claiming ----> Full ----+
-//!       |            |            |       |
-//!       +------------+------------+--> closing: Flush (send what is queued) or Now --> drained
+//! ```text
+//! Login ----> Claiming ----> Full ----+
+//!   |            |            |       |
+//!   +------------+------------+--> closing: Flush (send what is queued) or Now --> drained
+//! ```
 //!
 //! A connection that closes still waits for what its devices carry out. Only when it
 //! [is drained](Connection::is_drained) may its session be released, and so be reinstated.
@@ -47,7 +49,7 @@ pub struct Connection {
 }
 
 enum Phase {
-    Login(Login),
+    Login(Box<Login>),
     /// Login is through; the session is being claimed.
     Claiming(Box<Accepted>, lunette_proto::iscsi::Serial),
     Full(Box<Session>),
@@ -80,7 +82,7 @@ impl Connection {
             endpoint,
             random,
             framer: Framer::new(ISCSI_LOGIN_SEGMENT_BYTES),
-            phase: Phase::Login(Login::new()),
+            phase: Phase::Login(Box::new(Login::new())),
             io: Io { transmit: Transmit::new(), actions: VecDeque::new(), closing: None },
             started: now,
             heard: now,
@@ -183,7 +185,8 @@ impl Connection {
         };
         loop {
             let bounds = Bounds {
-                segment: session.settings.initiator_segment_bytes(),
+                // However much the initiator takes at once, nothing should wait long behind a PDU.
+                segment: session.settings.initiator_segment_bytes().min(ISCSI_RECV_SEGMENT_BYTES),
                 burst: session.settings.max_burst_bytes(),
             };
             self.io.transmit.fill(bounds, |ended| session.window(ended));

@@ -1,6 +1,8 @@
 //! Data-Out of one command: immediate, unsolicited, and asked for by R2T (RFC 7143 4.2.4, 11.7, 11.8).
 //!
-//!     |--- immediate ---|--- unsolicited, to FirstBurst ---|--- R2T ---|--- R2T ---| want
+//! ```text
+//! |--- immediate ---|--- unsolicited, to FirstBurst ---|--- R2T ---|--- R2T ---| want
+//! ```
 //!
 //! Data comes in order (DataPDUInOrder and DataSequenceInOrder are Yes), so the next byte is always
 //! at `received`. A write that came in one PDU stays the slice it came in; everything else is laid

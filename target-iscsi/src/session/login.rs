@@ -1,7 +1,9 @@
 //! Login phase (RFC 7143 sections 6 and 13).
 //!
-//!     First --> Security ----> Operational ----> Done     An initiator may start at Operational,
-//!                   \_________________________/           or go from Security straight to Done.
+//! ```text
+//! First --> Security ----> Operational ----> Done     An initiator may start at Operational,
+//!               \_________________________/           or go from Security straight to Done.
+//! ```
 //!
 //! Consumes Login Requests, emits Login Responses. Knows nothing of sockets or of SCSI. A failed
 //! login yields no state: the caller can only send the status and close the connection.
@@ -93,7 +95,7 @@ pub(super) struct Accepted {
 /// What comes of a request.
 pub(super) enum Progress {
     /// Send this and wait for the next request.
-    Continue(Login, LoginResponse, Bytes),
+    Continue(Box<Login>, LoginResponse, Bytes),
     /// Through.
     Done(Box<Accepted>),
 }
@@ -146,7 +148,7 @@ impl Login {
         let too_long = |_| Failure::protocol("the text is too long");
         let Some(gathered) = self.gather.take(data, request.continued).map_err(too_long)? else {
             // More text comes: an empty answer asks for it (RFC 7143 6.2).
-            return Ok(Progress::Continue(self, response, Bytes::new()));
+            return Ok(Progress::Continue(Box::new(self), response, Bytes::new()));
         };
         let pairs = text::parse(&gathered).map_err(|_| Failure::protocol("malformed text"))?;
         let mut out = BytesMut::new();
@@ -161,7 +163,7 @@ impl Login {
         };
         self.stage = turned.stage;
         if !(request.transit && turned.may_leave) {
-            return Ok(Progress::Continue(self, response, out.freeze()));
+            return Ok(Progress::Continue(Box::new(self), response, out.freeze()));
         }
         response.transit = true;
         response.next_stage = request.next_stage;
@@ -171,7 +173,7 @@ impl Login {
         if let Stage::Security(who, _) = self.stage {
             self.stage = Stage::Operational(Operational::new(who));
         }
-        Ok(Progress::Continue(self, response, out.freeze()))
+        Ok(Progress::Continue(Box::new(self), response, out.freeze()))
     }
 
     fn check_header(&mut self, request: &LoginRequest) -> Result<(), Failure> {

@@ -1,7 +1,9 @@
 //! iSCSI sessions without I/O (RFC 7143): bytes, completions, events and `now` in, slices of bytes
 //! and actions out.
 //!
-//!     Connection  --login--> Login --claim--> Session (full feature phase) --> closing
+//! ```text
+//! Connection  --login--> Login --claim--> Session (full feature phase) --> closing
+//! ```
 //!
 //! A [`Connection`] is driven by five verbs: [`Connection::handle_bytes`],
 //! [`Connection::handle_completion`], [`Connection::handle_event`], [`Connection::handle_timeout`],

@@ -1,7 +1,9 @@
 //! SCSI commands of a session, from the command's PDU to its status.
 //!
-//!     command -> Task::start -+-> collect Data-Out (R2T) -> Task::data_out -+
-//!                             +-> device -> Task::completed ----------------+-> Data-In, status
+//! ```text
+//! command -> Task::start -+-> collect Data-Out (R2T) -> Task::data_out -+
+//!                         +-> device -> Task::completed ----------------+-> Data-In, status
+//! ```
 //!
 //! Memory is reserved before an R2T is sent or a read submitted, and given back when the command
 //! has been answered; commands that find no room wait at the gate, in order.
@@ -43,14 +45,20 @@ pub(super) struct Active {
 }
 
 enum State {
-    /// Data-Out is coming; `then` is what follows if the task does not want it.
-    Collecting(Collector, Option<Step>),
+    /// Data-Out is coming.
+    Collecting(Box<Collecting>),
     /// A command waits for memory.
     Gated(Command),
     /// A device has a command.
     AtDevice,
     /// The answer is being sent, or the state is being changed.
     Answering,
+}
+
+struct Collecting {
+    collector: Collector,
+    /// What follows if the task does not want the data.
+    then: Option<Step>,
 }
 
 impl Session {
@@ -71,8 +79,8 @@ impl Session {
         let expected = if command.read || command.write { command.expected_len } else { 0 };
         let expected_out = if command.write { expected } else { 0 };
         let open = command.write && !command.is_final;
-        let unagreed = !pdu.data.is_empty() && !(self.settings.immediate_data() && command.write)
-            || open && self.settings.initial_r2t();
+        let takes_immediate = command.write && self.settings.immediate_data();
+        let unagreed = !takes_immediate && !pdu.data.is_empty() || open && self.settings.initial_r2t();
         if unagreed {
             let ending = check(command.task_tag, Violation::Unsolicited, expected, Serial(0));
             count(&self.stats.errors, 1);
@@ -93,13 +101,6 @@ impl Session {
             Address::ReportLuns | Address::Unknown => None,
         };
         let first_burst = self.settings.first_burst_bytes();
-        let collects = matches!(step, Step::DataOut { .. });
-        let state = if collects || open {
-            let collector = Collector::new(want, expected_out, pdu.data, open, first_burst);
-            State::Collecting(collector, (!collects).then_some(step))
-        } else {
-            State::Collecting(Collector::new(0, expected_out, Bytes::new(), false, first_burst), Some(step))
-        };
         self.generation = self.generation.wrapping_add(1);
         let slot = self.tasks.insert(Active {
             task_tag: command.task_tag,
@@ -109,12 +110,30 @@ impl Session {
             read: command.read,
             unit,
             task,
-            state,
+            state: State::Answering,
             reserved: 0,
             r2t_count: Serial(0),
             aborted: false,
         });
         self.by_tag.insert(command.task_tag, slot);
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        let mut data = pdu.data;
+        let collects = matches!(step, Step::DataOut { .. });
+        let fits = data.len() <= first_burst.min(expected_out) as usize;
+        if collects && !open && fits && data.len() >= want as usize {
+            // Everything came with the command.
+            count(&self.stats.written_bytes, data.len() as u64);
+            data.truncate(want as usize);
+            let step = active.task.data_out(data);
+            return self.step(slot, step, io);
+        }
+        if !collects && !open {
+            return self.step(slot, step, io);
+        }
+        count(&self.stats.written_bytes, data.len() as u64);
+        let collector = Collector::new(want, expected_out, data, open, first_burst);
+        let then = (!collects).then_some(step);
+        active.state = State::Collecting(Box::new(Collecting { collector, then }));
         self.collect(slot, io);
     }
 
@@ -122,10 +141,11 @@ impl Session {
         // Data of a command that was aborted or has failed may still be on its way: dropped.
         let Some(&slot) = self.by_tag.get(&data.task_tag) else { return };
         let Some(active) = self.tasks.get_mut(slot) else { return };
-        let State::Collecting(collector, _) = &mut active.state else {
+        let State::Collecting(collecting) = &mut active.state else {
             return self.reject(&pdu.bhs, reject::PROTOCOL, io);
         };
         count(&self.stats.written_bytes, pdu.data.len() as u64);
+        let collector = &mut collecting.collector;
         if data.transfer_tag == TAG_NONE {
             collector.unsolicited(data, pdu.data, pdu.data_is_sound);
         } else if !collector.solicited(data, pdu.data, pdu.data_is_sound) {
@@ -138,7 +158,8 @@ impl Session {
     /// Goes on with a command that collects Data-Out, as far as it can.
     fn collect(&mut self, slot: usize, io: &mut Io) {
         let Some(active) = self.tasks.get_mut(slot) else { return };
-        let State::Collecting(collector, _) = &active.state else { return };
+        let State::Collecting(collecting) = &active.state else { return };
+        let collector = &collecting.collector;
         if !collector.is_complete() {
             if collector.needs_asking() {
                 let want = u64::from(collector.want());
@@ -148,10 +169,10 @@ impl Session {
             }
             return;
         }
-        let State::Collecting(collector, then) = std::mem::replace(&mut active.state, State::Answering)
-        else {
+        let State::Collecting(collecting) = std::mem::replace(&mut active.state, State::Answering) else {
             return;
         };
+        let Collecting { collector, then } = *collecting;
         active.r2t_count = collector.r2t_count();
         if let Some(violation) = collector.violation() {
             let ending = check(active.task_tag, violation, active.expected, active.r2t_count);
@@ -172,8 +193,8 @@ impl Session {
         loop {
             let transfer_tag = self.transfer_tag();
             let Some(active) = self.tasks.get_mut(slot) else { return };
-            let State::Collecting(collector, _) = &mut active.state else { return };
-            let Some(ask) = collector.ask(transfer_tag, burst, outstanding_max) else { return };
+            let State::Collecting(collecting) = &mut active.state else { return };
+            let Some(ask) = collecting.collector.ask(transfer_tag, burst, outstanding_max) else { return };
             let r2t = R2t {
                 lun: active.lun,
                 task_tag: active.task_tag,
@@ -214,7 +235,7 @@ impl Session {
     fn open_gate(&mut self, io: &mut Io) {
         while let Some(&slot) = self.gate.front() {
             let bytes = match self.tasks.get(slot).map(|active| &active.state) {
-                Some(State::Collecting(collector, _)) => u64::from(collector.want()),
+                Some(State::Collecting(collecting)) => u64::from(collecting.collector.want()),
                 Some(State::Gated(command)) => cost(command),
                 _ => 0,
             };
@@ -249,7 +270,7 @@ impl Session {
                 let Some(active) = self.tasks.get_mut(slot) else { return };
                 let want = len.min(active.expected);
                 let collector = Collector::new(want, active.expected, Bytes::new(), false, 0);
-                active.state = State::Collecting(collector, None);
+                active.state = State::Collecting(Box::new(Collecting { collector, then: None }));
                 self.collect(slot, io);
             }
         }
@@ -371,7 +392,7 @@ impl Session {
     pub(super) fn abort_unstarted(&mut self, io: &mut Io) {
         self.window.drop_held(|_| true);
         self.gate.clear();
-        self.abort(io, |active| matches!(active.state, State::Collecting(..) | State::Gated(_)));
+        self.abort(io, |active| matches!(active.state, State::Collecting(_) | State::Gated(_)));
     }
 }
 

@@ -79,8 +79,13 @@ impl TextExchange {
             return Ok((TextResponse { task_tag, transfer_tag, ..TextResponse::default() }, Bytes::new()));
         };
         let mut out = BytesMut::new();
+        let mut listed = false;
         for (key, value) in text::parse(&gathered).map_err(|_| Invalid)? {
             if key == "SendTargets" {
+                // Twice would be a short request for a long answer, many times over.
+                if std::mem::replace(&mut listed, true) {
+                    return Err(Invalid);
+                }
                 send_targets(value, asker, &mut out);
             } else {
                 settings.renegotiate(key, value, &mut out).map_err(|_| Invalid)?;

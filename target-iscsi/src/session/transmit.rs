@@ -1,8 +1,10 @@
 //! What goes out: control PDUs first, then Data-In, laid out as late as possible.
 //!
-//!     control: responses, R2T, NOP-In, ... --+
-//!                                            +--> fill() --> out: slices, a bounded number --> socket
-//!     reads:   data + its status ------------+
+//! ```text
+//! control: responses, R2T, NOP-In, ... --+
+//!                                        +--> fill() --> out: slices, a bounded number --> socket
+//! reads:   data + its status ------------+
+//! ```
 //!
 //! A PDU gets its StatSN, ExpCmdSN and MaxCmdSN when it is laid out, so a NOP-In or a response that
 //! comes later than the data of a long read still overtakes it, and statuses stay numbered in the

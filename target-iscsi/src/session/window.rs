@@ -1,6 +1,8 @@
 //! The command window (RFC 7143 4.2.2.1): which CmdSNs are accepted, and in which order they run.
 //!
-//!     ... done | ExpCmdSN ............ MaxCmdSN | closed ...
+//! ```text
+//! ... done | ExpCmdSN ............ MaxCmdSN | closed ...
+//! ```
 //!
 //! Outside the window a request is dropped without an answer. Inside, but after a hole, it is held
 //! until the hole is filled: with one connection that happens only after a digest error.

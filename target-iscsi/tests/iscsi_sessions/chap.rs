@@ -12,6 +12,9 @@ const SECRET: &[u8] = b"initiator secret";
 const TARGET_SECRET: &[u8] = b"target secret 12";
 const CHALLENGE: &str = "0x000102030405060708090a0b0c0d0e0f";
 
+/// Keys made from the right response.
+type Proofs<'a> = dyn Fn(&[u8]) -> Vec<(String, String)> + 'a;
+
 fn chap(algorithms: &[ChapAlgorithm], mutual: Option<&[u8]>) -> Chap {
     let credential =
         |user: &str, secret: &[u8]| ChapCredential { user: user.into(), secret: Sealed(secret.to_vec()) };
@@ -124,7 +127,7 @@ fn cannot_be_left_out() {
 #[test]
 fn proofs() {
     let algorithm = ChapAlgorithm::Sha256;
-    let attempt = |make: &dyn Fn(&[u8]) -> Vec<(String, String)>| {
+    let attempt = |make: &Proofs<'_>| {
         let mut bed = Bed::with_chap(chap(&[algorithm], Some(TARGET_SECRET)));
         let (mut host, _, id, challenge) = challenged(&mut bed, "7").unwrap();
         let proof = chap_response(algorithm, id, SECRET, &unhex(&challenge));
@@ -140,7 +143,7 @@ fn proofs() {
     assert_eq!(attempt(&|proof| with("alice", hex(proof).to_uppercase().replacen("0X", "0x", 1))), Ok(()));
     assert_eq!(attempt(&|proof| with("alice", format!("0b{}", STANDARD.encode(proof)))), Ok(()));
     for (index, make) in [
-        &(|proof: &[u8]| with("bob", hex(proof))) as &dyn Fn(&[u8]) -> Vec<(String, String)>,
+        &(|proof: &[u8]| with("bob", hex(proof))) as &Proofs<'_>,
         &|proof| with("Alice", hex(proof)),
         &|proof| with("", hex(proof)),
         &|proof| with(&"a".repeat(4000), hex(proof)),

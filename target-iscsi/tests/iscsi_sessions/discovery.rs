@@ -37,6 +37,15 @@ fn requests() {
     assert_eq!(host.text(&mut bed, &keys(&[("SendTargets", "")])).0, "SendTargets=Reject\n");
     assert_eq!(host.text(&mut bed, &keys(&[("Foo", "Bar")])).0, "Foo=NotUnderstood\n");
 
+    let twice = lunette_proto::iscsi::initiator::TextRequest {
+        immediate: true,
+        is_final: true,
+        transfer_tag: !0,
+        ..Default::default()
+    };
+    host.send(&mut bed, twice.encode(), &keys(&[("SendTargets", "All"), ("SendTargets", "All")]));
+    assert!(matches!(host.next(&mut bed), Some((Reply::Reject(_), _))));
+
     let mut host = Initiator::ready(&mut bed, &[]);
     assert_eq!(host.text(&mut bed, &keys(&[("SendTargets", "")])).0, one(IQN));
     assert_eq!(host.text(&mut bed, &keys(&[("SendTargets", "All")])).0, all);
