@@ -11,6 +11,8 @@
 mod checker;
 pub(crate) mod disk;
 mod rng;
+mod trouble;
+mod verdict;
 mod world;
 
 use std::sync::Mutex;

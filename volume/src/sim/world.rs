@@ -11,21 +11,20 @@ use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
 use lunette_proto::map::{DiskState, FailureDomain, Pool, Redundancy, Stripe, Table};
 use lunette_proto::node::{Failure, Reply, Request};
 
-use super::checker::{self, Part, SECTORS, Step};
 use super::disk::ModelDisk;
 use super::rng::Rng;
-use crate::device::{Command, DeviceError, Outcome};
+use crate::device::{Command, Outcome};
 use crate::layout::Layout;
 use crate::owner::{Action, Config, Event, Limits, Owner, Plant, PoolView, Standing, View};
 
-const VOLUME: VolumeId = VolumeId(7);
-const SECTOR: u64 = 512;
-const BLOCK: u64 = BLOCK_BYTES as u64;
-const EXTENT: u64 = EXTENT_BYTES as u64;
-const PARTITIONS: u32 = 8;
-const MS: u64 = 1000;
+pub(super) const VOLUME: VolumeId = VolumeId(7);
+pub(super) const SECTOR: u64 = 512;
+pub(super) const BLOCK: u64 = BLOCK_BYTES as u64;
+pub(super) const EXTENT: u64 = EXTENT_BYTES as u64;
+pub(super) const PARTITIONS: u32 = 8;
+pub(super) const MS: u64 = 1000;
 /// Time that everything must be over in after the last fault.
-const HEAL_MS: u64 = 20_000;
+pub(super) const HEAL_MS: u64 = 20_000;
 
 /// What goes wrong in a run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,7 +34,7 @@ pub(super) struct Faults {
 }
 
 #[derive(Debug)]
-enum Happening {
+pub(super) enum Happening {
     Deliver { owner: usize, disk: DiskId, conn: u64, tag: u64, request: Request },
     Answer { owner: usize, disk: DiskId, conn: u64, tag: u64, reply: Reply },
     Timer { owner: usize, at: u64 },
@@ -48,56 +47,56 @@ enum Happening {
 }
 
 #[derive(Debug)]
-struct Conn {
+pub(super) struct Conn {
     /// 0 is none.
-    id: u64,
-    unanswered: Vec<u64>,
-    last_us: u64,
+    pub(super) id: u64,
+    pub(super) unanswered: Vec<u64>,
+    pub(super) last_us: u64,
 }
 
-struct Gateway {
-    owner: Owner,
-    dead: bool,
-    timer: u64,
-    conns: BTreeMap<DiskId, Conn>,
+pub(super) struct Gateway {
+    pub(super) owner: Owner,
+    pub(super) dead: bool,
+    pub(super) timer: u64,
+    pub(super) conns: BTreeMap<DiskId, Conn>,
 }
 
-struct Record {
-    command: Command,
-    gateway: usize,
-    called: usize,
-    answered: Option<usize>,
-    outcome: Option<Outcome>,
+pub(super) struct Record {
+    pub(super) command: Command,
+    pub(super) gateway: usize,
+    pub(super) called: usize,
+    pub(super) answered: Option<usize>,
+    pub(super) outcome: Option<Outcome>,
 }
 
 pub(super) struct World {
-    seed: u64,
-    rng: Rng,
-    faults: Faults,
-    now_us: u64,
-    order: u64,
-    agenda: BTreeMap<(u64, u64), Happening>,
-    disks: BTreeMap<DiskId, (ModelDisk, bool)>,
-    states: BTreeMap<DiskId, DiskState>,
-    pool: Pool,
-    epoch: Epoch,
-    size: u64,
-    deleting: bool,
-    config: Config,
-    gateways: Vec<Gateway>,
-    conns: u64,
-    records: Vec<Record>,
+    pub(super) seed: u64,
+    pub(super) rng: Rng,
+    pub(super) faults: Faults,
+    pub(super) now_us: u64,
+    pub(super) order: u64,
+    pub(super) agenda: BTreeMap<(u64, u64), Happening>,
+    pub(super) disks: BTreeMap<DiskId, (ModelDisk, bool)>,
+    pub(super) states: BTreeMap<DiskId, DiskState>,
+    pub(super) pool: Pool,
+    pub(super) epoch: Epoch,
+    pub(super) size: u64,
+    pub(super) deleting: bool,
+    pub(super) config: Config,
+    pub(super) gateways: Vec<Gateway>,
+    pub(super) conns: u64,
+    pub(super) records: Vec<Record>,
     /// Power losses, by their place in the history.
-    losses: Vec<usize>,
-    moment: usize,
-    left: usize,
+    pub(super) losses: Vec<usize>,
+    pub(super) moment: usize,
+    pub(super) left: usize,
     /// Commands outstanding at most.
-    depth: usize,
-    healed: bool,
-    tight: bool,
-    corrupting: bool,
-    removable: bool,
-    purged: bool,
+    pub(super) depth: usize,
+    pub(super) healed: bool,
+    pub(super) tight: bool,
+    pub(super) corrupting: bool,
+    pub(super) removable: bool,
+    pub(super) purged: bool,
     pub(super) acked: usize,
 }
 
@@ -201,16 +200,16 @@ impl World {
         Ok(self.acked)
     }
 
-    fn fail<T>(&self, what: impl std::fmt::Display) -> Result<T, String> {
+    pub(super) fn fail<T>(&self, what: impl std::fmt::Display) -> Result<T, String> {
         Err(format!("seed {}: {what} (at {} us, {:?})", self.seed, self.now_us, self.config.layout))
     }
 
-    fn at(&mut self, in_us: u64, what: Happening) {
+    pub(super) fn at(&mut self, in_us: u64, what: Happening) {
         self.order += 1;
         self.agenda.insert((self.now_us + in_us, self.order), what);
     }
 
-    fn until_idle(&mut self) -> Result<(), String> {
+    pub(super) fn until_idle(&mut self) -> Result<(), String> {
         let end = self.now_us + HEAL_MS * MS * if self.healed { 1 } else { 100 };
         while let Some(((at, _), what)) = self.agenda.pop_first() {
             self.now_us = at;
@@ -230,12 +229,12 @@ impl World {
     }
 
     /// Commands that are not answered.
-    fn open(&self) -> impl Iterator<Item = usize> {
+    pub(super) fn open(&self) -> impl Iterator<Item = usize> {
         let open = |record: &Record| record.answered.is_none();
         self.records.iter().enumerate().filter(move |(_, record)| open(record)).map(|(id, _)| id)
     }
 
-    fn view(&self) -> View {
+    pub(super) fn view(&self) -> View {
         let states = self.states.clone();
         // Reads prefer a local disk: the owners take turns in which one that is.
         let near = DiskId((self.gateways.len() % self.states.len()) as u32);
@@ -247,7 +246,7 @@ impl World {
         View { epoch: self.epoch, size_bytes: self.size, deleting: self.deleting, pool: Arc::new(pool) }
     }
 
-    fn take_over(&mut self, paused: bool) {
+    pub(super) fn take_over(&mut self, paused: bool) {
         if !paused {
             self.kill_owner();
         }
@@ -265,7 +264,7 @@ impl World {
         self.drive(gateway, Event::Tick);
     }
 
-    fn kill_owner(&mut self) {
+    pub(super) fn kill_owner(&mut self) {
         let moment = self.tick_history();
         for gateway in &mut self.gateways {
             gateway.dead = true;
@@ -275,12 +274,12 @@ impl World {
         }
     }
 
-    fn tick_history(&mut self) -> usize {
+    pub(super) fn tick_history(&mut self) -> usize {
         self.moment += 1;
         self.moment
     }
 
-    fn drive(&mut self, gateway: usize, event: Event) {
+    pub(super) fn drive(&mut self, gateway: usize, event: Event) {
         if self.gateways[gateway].dead {
             return;
         }
@@ -300,7 +299,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, owner: usize, disk: DiskId, tag: u64, request: Request) {
+    pub(super) fn send(&mut self, owner: usize, disk: DiskId, tag: u64, request: Request) {
         let delay = self.delay();
         let now = self.now_us;
         let Some(conn) = self.gateways[owner].conns.get_mut(&disk) else {
@@ -316,7 +315,7 @@ impl World {
         self.at(wait, Happening::Deliver { owner, disk, conn: id, tag, request });
     }
 
-    fn delay(&mut self) -> u64 {
+    pub(super) fn delay(&mut self) -> u64 {
         if self.healed {
             return self.rng.between(50, 300);
         }
@@ -324,7 +323,7 @@ impl World {
         self.rng.between(50, if slow { 30 * MS } else { 1500 })
     }
 
-    fn happen(&mut self, what: Happening) {
+    pub(super) fn happen(&mut self, what: Happening) {
         match what {
             Happening::Deliver { owner, disk, conn, tag, request } => {
                 self.deliver(owner, disk, conn, tag, &request)
@@ -365,7 +364,7 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, owner: usize, disk: DiskId, conn: u64, tag: u64, request: &Request) {
+    pub(super) fn deliver(&mut self, owner: usize, disk: DiskId, conn: u64, tag: u64, request: &Request) {
         let current = self.gateways[owner].conns.get(&disk).is_some_and(|it| it.id == conn);
         // A broken connection may still hold requests that the node reads later, or not at all.
         if !current && self.rng.chance(400) {
@@ -383,7 +382,7 @@ impl World {
         }
     }
 
-    fn connect(&mut self, owner: usize, disk: DiskId) {
+    pub(super) fn connect(&mut self, owner: usize, disk: DiskId) {
         if self.gateways[owner].dead {
             return;
         }
@@ -398,153 +397,27 @@ impl World {
         }
     }
 
-    fn disconnect(&mut self, owner: usize, disk: DiskId, late: bool) {
-        let Some(conn) = self.gateways[owner].conns.get_mut(&disk) else {
-            return;
-        };
-        if conn.id == 0 {
-            return;
-        }
-        let broken = std::mem::replace(&mut conn.id, 0);
-        let unanswered = std::mem::take(&mut conn.unanswered);
-        if late {
-            // Its requests arrive long after.
-            let keys: Vec<(u64, u64)> = self
-                .agenda
-                .iter()
-                .filter(|(_, what)| matches!(what, Happening::Deliver { conn, .. } if *conn == broken))
-                .map(|(key, _)| *key)
-                .collect();
-            let extra = self.rng.between(0, 80 * MS);
-            for key in keys {
-                if let Some(what) = self.agenda.remove(&key) {
-                    self.at(key.0 - self.now_us + extra, what);
-                }
-            }
-        }
-        self.drive(owner, Event::Lost { disk });
-        for tag in unanswered {
-            self.drive(owner, Event::Reply { tag, reply: Err(Failure::Disconnected) });
-        }
-        let back = self.rng.between(1, 40 * MS);
-        self.at(back, Happening::Connect { owner, disk });
-    }
-
-    fn crash_disk(&mut self, disk: DiskId, power: bool) {
-        let back = self.rng.between(MS, 60 * MS);
-        let Some((model, alive)) = self.disks.get_mut(&disk) else {
-            return;
-        };
-        if !*alive {
-            return;
-        }
-        *alive = false;
-        if power {
-            model.lose_power(&mut self.rng);
-            let moment = self.tick_history();
-            self.losses.push(moment);
-        }
-        // What was on its way to the process is gone with it.
-        self.agenda.retain(|_, what| !matches!(what, Happening::Deliver { disk: to, .. } if *to == disk));
-        self.at(back, Happening::Restart { disk });
-        for owner in 0..self.gateways.len() {
-            self.disconnect(owner, disk, false);
-        }
-    }
-
-    fn trouble(&mut self) {
-        let disks: Vec<DiskId> = self.disks.keys().copied().collect();
-        let Some(disk) = self.rng.pick(&disks) else {
-            return;
-        };
-        let last = self.gateways.len() - 1;
-        match self.rng.below(16) {
-            0..5 => self.disconnect(last, disk, true),
-            5..7 => self.crash_disk(disk, false),
-            7..9 => self.crash_disk(disk, true),
-            9 if self.rng.chance(300) => {
-                for disk in disks {
-                    self.crash_disk(disk, true);
-                }
-            }
-            10..12 => {
-                let wait = self.rng.between(0, 20 * MS);
-                self.kill_owner();
-                self.at(wait, Happening::Takeover { paused: false });
-            }
-            12 => self.take_over(true),
-            13 if self.removable => self.remove(disk),
-            14 if self.tight => {
-                for (model, _) in self.disks.values_mut() {
-                    model.capacity = self.rng.between(0, 40) as usize;
-                }
-            }
-            15 if self.corrupting => self.corrupt(disk),
-            _ => {}
-        }
-    }
-
-    fn in_sync(&self, index: u64) -> Vec<DiskId> {
+    pub(super) fn in_sync(&self, index: u64) -> Vec<DiskId> {
         let row = self.pool.table.row(Partition((index % u64::from(PARTITIONS)) as u32));
         row.iter().copied().filter(|disk| self.states[disk] == DiskState::InSync).collect()
     }
 
-    /// The map takes a disk out, where that leaves enough of every partition.
-    fn remove(&mut self, disk: DiskId) {
-        let min = usize::from(self.pool.redundancy.min_size());
-        let enough = (0..u64::from(PARTITIONS)).all(|index| {
-            let members = self.in_sync(index);
-            !members.contains(&disk) || members.len() > min
-        });
-        if !enough
-            || self.states[&disk] == DiskState::Out
-            || self.disks.values().any(|(it, _)| !it.corrupt.is_empty())
-        {
-            return;
-        }
-        self.states.insert(disk, DiskState::Out);
-        self.epoch.0 += 1;
-        for owner in 0..self.gateways.len() {
-            let wait = self.rng.between(0, 20 * MS);
-            let view = self.view();
-            self.at(wait, Happening::Map { owner, view });
-        }
-    }
-
-    /// One copy goes bad where the others are good.
-    fn corrupt(&mut self, disk: DiskId) {
-        let Some(address) = self.hot_block() else {
-            return;
-        };
-        let (extent, block) = self.place(address);
-        let members = self.in_sync(extent.index);
-        let same = |it: &DiskId| self.disks[it].0.block(extent, block);
-        let clean = |it: &DiskId| !self.disks[it].0.corrupt.contains(&(extent, block));
-        if members.len() > 1
-            && members.contains(&disk)
-            && members.iter().all(|it| same(it) == same(&disk) && clean(it))
-            && let Some((model, _)) = self.disks.get_mut(&disk)
-        {
-            model.corrupt.insert((extent, block));
-        }
-    }
-
-    fn place(&self, address: u64) -> (ExtentId, u32) {
+    pub(super) fn place(&self, address: u64) -> (ExtentId, u32) {
         let run = self.config.layout.runs(address, BLOCK).next().expect("not empty");
         (ExtentId { namespace: Namespace::volume(VOLUME), index: run.extent }, run.offset / BLOCK_BYTES)
     }
 
     /// Few blocks, so that operations meet: at the start, and around the border of two extents.
-    fn hot_blocks() -> impl Iterator<Item = u64> {
+    pub(super) fn hot_blocks() -> impl Iterator<Item = u64> {
         (0..8).chain(EXTENT / BLOCK - 3..EXTENT / BLOCK + 3).map(|block| block * BLOCK)
     }
 
-    fn hot_block(&mut self) -> Option<u64> {
+    pub(super) fn hot_block(&mut self) -> Option<u64> {
         let all: Vec<u64> = Self::hot_blocks().collect();
         self.rng.pick(&all)
     }
 
-    fn submit_some(&mut self) {
+    pub(super) fn submit_some(&mut self) {
         if self.left == 0 {
             return;
         }
@@ -562,7 +435,7 @@ impl World {
         self.at(wait, Happening::Submit);
     }
 
-    fn command(&mut self) -> Command {
+    pub(super) fn command(&mut self) -> Command {
         let block = self.hot_block().unwrap_or(0);
         let stamp = self.records.len() as u32 + 1;
         match self.rng.below(100) {
@@ -589,7 +462,7 @@ impl World {
         }
     }
 
-    fn submit(&mut self, gateway: usize, command: Command) {
+    pub(super) fn submit(&mut self, gateway: usize, command: Command) {
         let called = self.tick_history();
         let dead = self.gateways[gateway].dead;
         let answered = dead.then_some(called);
@@ -598,7 +471,7 @@ impl World {
         self.drive(gateway, Event::Command { tag, command });
     }
 
-    fn complete(&mut self, tag: u64, outcome: Outcome) {
+    pub(super) fn complete(&mut self, tag: u64, outcome: Outcome) {
         let moment = self.tick_history();
         let record = &mut self.records[tag as usize];
         assert!(record.outcome.is_none(), "seed {}: command {tag} answered twice", self.seed);
@@ -607,7 +480,7 @@ impl World {
         record.outcome = Some(outcome);
     }
 
-    fn heal(&mut self) {
+    pub(super) fn heal(&mut self) {
         self.healed = true;
         for (model, _) in self.disks.values_mut() {
             model.capacity = usize::MAX;
@@ -618,128 +491,15 @@ impl World {
         }
     }
 
-    fn read_all(&mut self) {
+    pub(super) fn read_all(&mut self) {
         let owner = self.gateways.len() - 1;
         for block in Self::hot_blocks().collect::<Vec<_>>() {
             self.submit(owner, Command::Read { offset: block, len: BLOCK_BYTES });
         }
     }
 
-    /// After all is quiet every member holds the same, and no disk expects to be compared.
-    fn same_replicas(&mut self) -> Result<(), String> {
-        for index in 0..self.size / EXTENT {
-            let extent = ExtentId { namespace: Namespace::volume(VOLUME), index };
-            let members = self.in_sync(index);
-            for block in 0..EXTENT_BYTES / BLOCK_BYTES {
-                let mut all = members
-                    .iter()
-                    .filter(|disk| !self.disks[disk].0.corrupt.contains(&(extent, block)))
-                    .map(|disk| (disk, self.disks[disk].0.block(extent, block)));
-                if let Some((first, one)) = all.next()
-                    && let Some((other, two)) = all.find(|(_, it)| *it != one)
-                {
-                    return self.fail(format!(
-                        "{extent} block {block}: {first} has {} {:?}, {other} has {} {:?}",
-                        one.version,
-                        one.content.map(|it| it[0]),
-                        two.version,
-                        two.content.map(|it| it[0]),
-                    ));
-                }
-            }
-        }
-        for (disk, (model, _)) in &self.disks {
-            if self.states[disk] == DiskState::InSync && model.dirty_count() > 0 {
-                let owner = self.gateways.last().map(|it| &it.owner);
-                return self.fail(format!("{disk} still has dirty extents: {model:?}\n{owner:#?}"));
-            }
-        }
-        Ok(())
-    }
-
-    fn explain(&mut self) -> Result<(), String> {
-        for (id, record) in self.records.iter().enumerate() {
-            if let (Command::Read { .. }, Some(Err(DeviceError::Medium { offset }))) =
-                (&record.command, &record.outcome)
-            {
-                return self.fail(format!("read {id} found nothing readable at {offset}"));
-            }
-            if let Some(Err(DeviceError::OutOfRange)) = &record.outcome
-                && !matches!(record.command, Command::Read { offset, .. } if offset == self.size)
-            {
-                return self.fail(format!("command {id} is not out of range"));
-            }
-        }
-        for block in Self::hot_blocks() {
-            let (steps, names) = self.steps(block)?;
-            if let Err(at) = checker::check(&steps) {
-                let from = at.saturating_sub(25);
-                let tail: Vec<String> =
-                    (from..=at).map(|it| format!("  {:?}   {}", steps[it], names[it])).collect();
-                return self.fail(format!("block at {block} cannot be explained:\n{}", tail.join("\n")));
-            }
-        }
-        Ok(())
-    }
-
-    /// The history of one block.
-    fn steps(&self, block: u64) -> Result<(Vec<Step>, Vec<String>), String> {
-        let mut steps: Vec<(usize, Step, String)> = Vec::new();
-        for (id, record) in self.records.iter().enumerate() {
-            let op = id as u32;
-            let failed = matches!(&record.outcome, Some(Err(error)) if error.is_definite());
-            let ok = matches!(record.outcome, Some(Ok(_)));
-            let (write, range, fua) = match &record.command {
-                Command::Read { offset, len } => (false, *offset..*offset + u64::from(*len), false),
-                Command::Write { offset, data, fua } => (true, *offset..*offset + data.len() as u64, *fua),
-                Command::Zero { offset, len } => (true, *offset..*offset + *len, false),
-                Command::Flush => {
-                    if ok {
-                        steps.push((record.called, Step::FlushCall { op }, String::new()));
-                        steps.push((record.answered.unwrap_or(0), Step::FlushOk { op }, String::new()));
-                    }
-                    continue;
-                }
-            };
-            if failed || range.end <= block || range.start >= block + BLOCK || !(write || ok) {
-                continue;
-            }
-            let mut part: Part = [None; SECTORS];
-            for (sector, slot) in part.iter_mut().enumerate() {
-                let at = block + sector as u64 * SECTOR;
-                if range.contains(&at) {
-                    *slot = Some(match (&record.command, &record.outcome) {
-                        (Command::Read { offset, .. }, Some(Ok(data))) => match stamp(data, at - offset) {
-                            Some(stamp) => stamp,
-                            None => return self.fail(format!("read {id}: sector at {at} is torn")),
-                        },
-                        (Command::Write { .. }, _) => op + 1,
-                        _ => 0,
-                    });
-                }
-            }
-            let step = if write { Step::Write { op, part } } else { Step::Read { op, part } };
-            steps.push((record.called, step, format!("gateway {}", record.gateway)));
-            let durable = write && (fua || !self.config.write_back);
-            if let Some(answered) = record.answered {
-                let step = if ok { Step::Ok { op, durable } } else { Step::Unknown { op } };
-                steps.push((
-                    answered,
-                    step,
-                    format!("{:?}", record.outcome.as_ref().map(|it| it.as_ref().err())),
-                ));
-            }
-        }
-        if self.config.write_back {
-            steps.extend(self.losses.iter().map(|at| (*at, Step::PowerLoss, String::new())));
-        }
-        steps.sort_by_key(|(at, ..)| *at);
-        let names = steps.iter().map(|(.., name)| name.clone()).collect();
-        Ok((steps.into_iter().map(|(_, step, _)| step).collect(), names))
-    }
-
     /// The volume goes, and takes its space with it.
-    fn delete(&mut self) -> Result<(), String> {
+    pub(super) fn delete(&mut self) -> Result<(), String> {
         self.deleting = true;
         self.epoch.0 += 1;
         let owner = self.gateways.len() - 1;
@@ -762,18 +522,4 @@ fn content(stamp: u32, len: u64) -> Bytes {
         data.extend_from_slice(&stamp.to_le_bytes());
     }
     data.freeze()
-}
-
-/// Which write a sector names, if it is whole.
-fn stamp(data: &[Bytes], at: u64) -> Option<u32> {
-    let mut at = at as usize;
-    for part in data {
-        if at < part.len() {
-            let sector = part.get(at..at + SECTOR as usize)?;
-            let (first, rest) = sector.split_first_chunk::<4>()?;
-            return rest.chunks(4).all(|it| it == first).then(|| u32::from_le_bytes(*first));
-        }
-        at -= part.len();
-    }
-    None
 }

@@ -1,0 +1,136 @@
+//! What goes wrong in a run.
+
+use lunette_proto::ids::DiskId;
+use lunette_proto::map::DiskState;
+use lunette_proto::node::Failure;
+
+use super::world::{Happening, MS, PARTITIONS, World};
+use crate::owner::Event;
+
+impl World {
+    pub(super) fn disconnect(&mut self, owner: usize, disk: DiskId, late: bool) {
+        let Some(conn) = self.gateways[owner].conns.get_mut(&disk) else {
+            return;
+        };
+        if conn.id == 0 {
+            return;
+        }
+        let broken = std::mem::replace(&mut conn.id, 0);
+        let unanswered = std::mem::take(&mut conn.unanswered);
+        if late {
+            // Its requests arrive long after.
+            let keys: Vec<(u64, u64)> = self
+                .agenda
+                .iter()
+                .filter(|(_, what)| matches!(what, Happening::Deliver { conn, .. } if *conn == broken))
+                .map(|(key, _)| *key)
+                .collect();
+            let extra = self.rng.between(0, 80 * MS);
+            for key in keys {
+                if let Some(what) = self.agenda.remove(&key) {
+                    self.at(key.0 - self.now_us + extra, what);
+                }
+            }
+        }
+        self.drive(owner, Event::Lost { disk });
+        for tag in unanswered {
+            self.drive(owner, Event::Reply { tag, reply: Err(Failure::Disconnected) });
+        }
+        let back = self.rng.between(1, 40 * MS);
+        self.at(back, Happening::Connect { owner, disk });
+    }
+
+    pub(super) fn crash_disk(&mut self, disk: DiskId, power: bool) {
+        let back = self.rng.between(MS, 60 * MS);
+        let Some((model, alive)) = self.disks.get_mut(&disk) else {
+            return;
+        };
+        if !*alive {
+            return;
+        }
+        *alive = false;
+        if power {
+            model.lose_power(&mut self.rng);
+            let moment = self.tick_history();
+            self.losses.push(moment);
+        }
+        // What was on its way to the process is gone with it.
+        self.agenda.retain(|_, what| !matches!(what, Happening::Deliver { disk: to, .. } if *to == disk));
+        self.at(back, Happening::Restart { disk });
+        for owner in 0..self.gateways.len() {
+            self.disconnect(owner, disk, false);
+        }
+    }
+
+    pub(super) fn trouble(&mut self) {
+        let disks: Vec<DiskId> = self.disks.keys().copied().collect();
+        let Some(disk) = self.rng.pick(&disks) else {
+            return;
+        };
+        let last = self.gateways.len() - 1;
+        match self.rng.below(16) {
+            0..5 => self.disconnect(last, disk, true),
+            5..7 => self.crash_disk(disk, false),
+            7..9 => self.crash_disk(disk, true),
+            9 if self.rng.chance(300) => {
+                for disk in disks {
+                    self.crash_disk(disk, true);
+                }
+            }
+            10..12 => {
+                let wait = self.rng.between(0, 20 * MS);
+                self.kill_owner();
+                self.at(wait, Happening::Takeover { paused: false });
+            }
+            12 => self.take_over(true),
+            13 if self.removable => self.remove(disk),
+            14 if self.tight => {
+                for (model, _) in self.disks.values_mut() {
+                    model.capacity = self.rng.between(0, 40) as usize;
+                }
+            }
+            15 if self.corrupting => self.corrupt(disk),
+            _ => {}
+        }
+    }
+
+    /// The map takes a disk out, where that leaves enough of every partition.
+    pub(super) fn remove(&mut self, disk: DiskId) {
+        let min = usize::from(self.pool.redundancy.min_size());
+        let enough = (0..u64::from(PARTITIONS)).all(|index| {
+            let members = self.in_sync(index);
+            !members.contains(&disk) || members.len() > min
+        });
+        if !enough
+            || self.states[&disk] == DiskState::Out
+            || self.disks.values().any(|(it, _)| !it.corrupt.is_empty())
+        {
+            return;
+        }
+        self.states.insert(disk, DiskState::Out);
+        self.epoch.0 += 1;
+        for owner in 0..self.gateways.len() {
+            let wait = self.rng.between(0, 20 * MS);
+            let view = self.view();
+            self.at(wait, Happening::Map { owner, view });
+        }
+    }
+
+    /// One copy goes bad where the others are good.
+    pub(super) fn corrupt(&mut self, disk: DiskId) {
+        let Some(address) = self.hot_block() else {
+            return;
+        };
+        let (extent, block) = self.place(address);
+        let members = self.in_sync(extent.index);
+        let same = |it: &DiskId| self.disks[it].0.block(extent, block);
+        let clean = |it: &DiskId| !self.disks[it].0.corrupt.contains(&(extent, block));
+        if members.len() > 1
+            && members.contains(&disk)
+            && members.iter().all(|it| same(it) == same(&disk) && clean(it))
+            && let Some((model, _)) = self.disks.get_mut(&disk)
+        {
+            model.corrupt.insert((extent, block));
+        }
+    }
+}
