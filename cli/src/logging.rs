@@ -8,6 +8,13 @@ use crate::args::LogFormat;
 /// What to log: `info`, or `debug,lunette_volume=trace`.
 const VARIABLE: &str = "LUNETTE_LOG";
 
+/// What a server says of itself: what an operator wants to know, not what Raft does.
+pub(crate) const SERVER: &str = "info,openraft=warn";
+/// On a terminal, beside what `lunette up` prints, and before the one line of a refusal.
+pub(crate) const UP: &str = "warn,openraft=error";
+/// A command speaks by its result.
+pub(crate) const COMMAND: &str = "error";
+
 /// Starts logging; `default` holds unless `LUNETTE_LOG` says otherwise.
 pub(crate) fn start(format: LogFormat, default: &str) -> Result<()> {
     let directives = match std::env::var(VARIABLE) {

@@ -12,6 +12,8 @@ use lunette_control::api::admin::pools_client::PoolsClient;
 use lunette_control::api::admin::sessions_client::SessionsClient;
 use lunette_control::api::admin::targets_client::TargetsClient;
 use lunette_control::api::admin::volumes_client::VolumesClient;
+use lunette_control::api::admin::{GetVolumeRequest, ListSessionsRequest, StatusRequest};
+use lunette_control::client::AdminClients;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
@@ -25,6 +27,10 @@ pub(crate) const DEFAULT_PORT: u16 = 7400;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer takes milliseconds; with no quorum the server itself says so earlier.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A gateway takes a new volume within milliseconds.
+const OWNED_TIMEOUT: Duration = Duration::from_secs(3);
+const OWNED_POLL: Duration = Duration::from_millis(5);
 
 /// `http://HOST:PORT` of a control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +93,7 @@ fn is_host(host: &str) -> bool {
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
     address: Address,
-    channel: Channel,
+    clients: AdminClients,
 }
 
 impl Connection {
@@ -102,7 +108,7 @@ impl Connection {
                 failure::root_cause(&error)
             )
         })?;
-        Ok(Self { address: address.clone(), channel })
+        Ok(Self { address: address.clone(), clients: AdminClients::new(channel) })
     }
 
     /// Turns the server's refusal into the line that is printed.
@@ -110,32 +116,56 @@ impl Connection {
         failure::answered(status, self.address.url())
     }
 
+    /// Waits until the gateways act on what was just changed, as far as they can be asked: a list of
+    /// sessions comes from fresh reports, and a report is made under the newest map.
+    pub(crate) async fn settle(&self) {
+        // It is changed in any case; a gateway that cannot be asked now will follow.
+        let _ = self.sessions().list(ListSessionsRequest {}).await;
+    }
+
+    /// Waits until a gateway owns a new volume, if there is a gateway, so that whoever logs in next finds
+    /// it ready. Gives up quietly: it will be owned as soon as there is a gateway.
+    pub(crate) async fn owned(&self, volume: &str) {
+        let owned = async {
+            let status = self.cluster().status(StatusRequest {}).await.ok()?.into_inner();
+            status.gateways.iter().any(|gateway| gateway.up).then_some(())?;
+            loop {
+                let request = GetVolumeRequest { name: volume.to_owned() };
+                if !self.volumes().get(request).await.ok()?.into_inner().owner.is_empty() {
+                    return Some(());
+                }
+                tokio::time::sleep(OWNED_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout(OWNED_TIMEOUT, owned).await;
+    }
+
     pub(crate) fn cluster(&self) -> ClusterClient<Channel> {
-        ClusterClient::new(self.channel.clone())
+        self.clients.cluster.clone()
     }
 
     pub(crate) fn nodes(&self) -> NodesClient<Channel> {
-        NodesClient::new(self.channel.clone())
+        self.clients.nodes.clone()
     }
 
     pub(crate) fn disks(&self) -> DisksClient<Channel> {
-        DisksClient::new(self.channel.clone())
+        self.clients.disks.clone()
     }
 
     pub(crate) fn pools(&self) -> PoolsClient<Channel> {
-        PoolsClient::new(self.channel.clone())
+        self.clients.pools.clone()
     }
 
     pub(crate) fn volumes(&self) -> VolumesClient<Channel> {
-        VolumesClient::new(self.channel.clone())
+        self.clients.volumes.clone()
     }
 
     pub(crate) fn targets(&self) -> TargetsClient<Channel> {
-        TargetsClient::new(self.channel.clone())
+        self.clients.targets.clone()
     }
 
     pub(crate) fn sessions(&self) -> SessionsClient<Channel> {
-        SessionsClient::new(self.channel.clone())
+        self.clients.sessions.clone()
     }
 }
 

@@ -16,7 +16,7 @@ use anyhow::Result;
 use crate::args::{Cluster, Command, Global, Node};
 use crate::output::Format;
 
-pub(crate) use connection::{Address, Connection, DEFAULT_PORT, VARIABLE};
+pub(crate) use connection::{Address, Connection, DEFAULT_PORT};
 
 /// Carries out a command; `None` is a command that is none of these.
 pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {

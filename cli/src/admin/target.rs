@@ -21,10 +21,10 @@ pub(super) async fn run(command: Target, admin: &Address, format: Format) -> Res
     let connection = &Connection::open(admin).await?;
     match command {
         Prepared::Chap(Chap::Set(request)) => {
-            quietly(connection.targets().set_chap(request).await, connection, format)
+            quietly(connection.targets().set_chap(request).await, connection, format).await
         }
         Prepared::Chap(Chap::Clear(request)) => {
-            quietly(connection.targets().clear_chap(request).await, connection, format)
+            quietly(connection.targets().clear_chap(request).await, connection, format).await
         }
         Prepared::Plain(command) => plain(command, connection, format).await,
     }
@@ -64,6 +64,7 @@ async fn plain(command: Target, connection: &Connection, format: Format) -> Resu
         Target::Create(TargetCreate { iqn }) => {
             let request = CreateTargetRequest { iqn: iqn.unwrap_or_default() };
             let target = answer(targets.create(request).await, connection)?;
+            connection.settle().await;
             format.print(|| format!("{}\n", target.iqn), || json::target(&target));
             Ok(())
         }
@@ -79,19 +80,20 @@ async fn plain(command: Target, connection: &Connection, format: Format) -> Resu
         }
         Target::Delete(TargetName { iqn }) => {
             answer(targets.delete(DeleteTargetRequest { iqn }).await, connection)?;
+            connection.settle().await;
             Ok(())
         }
         Target::Map(map) => self::map(map, connection, format).await,
         Target::Unmap(TargetUnmap { iqn, volume }) => {
-            quietly(targets.unmap(UnmapLunRequest { iqn, volume }).await, connection, format)
+            quietly(targets.unmap(UnmapLunRequest { iqn, volume }).await, connection, format).await
         }
         Target::Allow(TargetAcl { iqn, initiator, from }) => {
             let acl = Some(Acl { initiator, from: from.unwrap_or_default() });
-            quietly(targets.allow(AllowRequest { iqn, acl }).await, connection, format)
+            quietly(targets.allow(AllowRequest { iqn, acl }).await, connection, format).await
         }
         Target::Deny(TargetAcl { iqn, initiator, from }) => {
             let acl = Some(Acl { initiator, from: from.unwrap_or_default() });
-            quietly(targets.deny(DenyRequest { iqn, acl }).await, connection, format)
+            quietly(targets.deny(DenyRequest { iqn, acl }).await, connection, format).await
         }
         Target::Chap(_) => unreachable!("prepared by run"),
     }
@@ -102,6 +104,7 @@ async fn map(map: TargetMap, connection: &Connection, format: Format) -> Result<
     let volume = map.volume.clone();
     let request = MapLunRequest { iqn: map.iqn, volume: map.volume, lun: map.lun, read_only: map.read_only };
     let target = answer(connection.targets().map(request).await, connection)?;
+    connection.settle().await;
     let luns = || {
         let of_volume = target.luns.iter().filter(|lun| lun.volume == volume);
         of_volume.map(|lun| format!("{}\n", lun.lun)).collect()
@@ -114,12 +117,14 @@ fn answer<T>(answer: Result<Response<T>, Status>, connection: &Connection) -> Re
     Ok(answer.map_err(|status| connection.refused(&status))?.into_inner())
 }
 
-fn quietly(
+/// For what changes a target and needs no word when it is done.
+async fn quietly(
     response: Result<Response<Answer>, Status>,
     connection: &Connection,
     format: Format,
 ) -> Result<()> {
     let target = answer(response, connection)?;
+    connection.settle().await;
     format.print_json_only(|| json::target(&target));
     Ok(())
 }

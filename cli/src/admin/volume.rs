@@ -35,6 +35,8 @@ async fn create(create: VolumeCreate, connection: &Connection, format: Format) -
     };
     let answer = connection.volumes().create(request).await;
     let volume = answer.map_err(|status| connection.refused(&status))?.into_inner();
+    connection.owned(&volume.name).await;
+    connection.settle().await;
     // An export has a name that the caller needs; without one, success says enough.
     let targets = || volume.exports.iter().map(|export| format!("{}\n", export.target)).collect();
     format.print(targets, || json::volume(&volume));
@@ -59,6 +61,7 @@ async fn resize(resize: VolumeResize, connection: &Connection, format: Format) -
     let request = ResizeVolumeRequest { name: resize.name, size_bytes: resize.size.bytes() };
     let answer = connection.volumes().resize(request).await;
     let volume = answer.map_err(|status| connection.refused(&status))?.into_inner();
+    connection.settle().await;
     format.print_json_only(|| json::volume(&volume));
     Ok(())
 }
@@ -67,6 +70,7 @@ async fn delete(delete: VolumeDelete, connection: &Connection) -> Result<()> {
     let request = DeleteVolumeRequest { name: delete.name, force: delete.force };
     let answer = connection.volumes().delete(request).await;
     answer.map_err(|status| connection.refused(&status))?;
+    connection.settle().await;
     Ok(())
 }
 

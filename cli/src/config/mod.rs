@@ -16,7 +16,7 @@ use crate::failure::one_line;
 
 pub(crate) use gateway::GatewayConfig;
 pub(crate) use key::ClusterKey;
-pub(crate) use node::{ControlConfig, DiskConfig, NodeConfig};
+pub(crate) use node::{DiskConfig, NodeConfig};
 
 /// The longest file that is read: a configuration is a page, not a device that never ends.
 const BYTES_MAX: u64 = 1 << 20;
@@ -60,7 +60,8 @@ fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
 
 /// Paths in a file are relative to the file, so that it does not matter from where it is used.
 fn beside(file: &Path, path: &Path) -> PathBuf {
-    file.parent().unwrap_or(Path::new("")).join(path)
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    file.parent().unwrap_or(Path::new("/")).join(path)
 }
 
 /// The addresses of the control plane's members.

@@ -49,6 +49,8 @@ pub(crate) struct ControlConfig {
     pub(crate) dir: PathBuf,
     /// Where the administration API is served.
     pub(crate) listen: SocketAddr,
+    /// Where others reach it, if that is another address than `listen`: HOST:PORT.
+    pub(crate) advertise: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -107,8 +109,8 @@ impl NodeConfig {
     /// of a cluster has nobody to get it from.
     pub(crate) fn key(&self) -> Result<ClusterKey> {
         let begins = self.control.as_ref().is_some_and(|control| !control.dir.exists());
-        if begins && !self.cluster_key_file.exists() {
-            return ClusterKey::create(&self.cluster_key_file);
+        if begins {
+            return ClusterKey::load_or_create(&self.cluster_key_file);
         }
         ClusterKey::load(&self.cluster_key_file)
     }

@@ -1,11 +1,13 @@
 //! The data directory of `lunette up`.
 //!
-//!     DATA/lunette.toml   what this directory is: format, cluster, nodes, capacity (written first)
-//!     DATA/cluster.key    the cluster's identity and key, mode 0600
-//!     DATA/lock           held by the process that uses the directory
-//!     DATA/control/       the control plane's log and state
-//!     DATA/nodeK/         the disk of node K
-//!     DATA/run/           with --processes: NAME.toml, NAME.pid, NAME.log
+//! ```text
+//! DATA/cluster.key    what makes the cluster, mode 0600
+//! DATA/lunette.toml   what this directory is: format, cluster, nodes, capacity
+//! DATA/lock           held by the process that uses the directory
+//! DATA/control/       the control plane's log and state
+//! DATA/nodeK/         the disk of node K
+//! DATA/run/           with --processes: NAME.toml, NAME.pid, NAME.log
+//! ```
 //!
 //! Everything after `lunette.toml` is made again from it, so a first start that was interrupted
 //! anywhere is finished by the second. The directory itself is mode 0700.
@@ -23,6 +25,7 @@ use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::config::ClusterKey;
+use crate::run::storage::inspect;
 use crate::size::Size;
 
 /// The layout that this version makes, and the newest that it understands.
@@ -47,6 +50,8 @@ struct Manifest {
     nodes: u8,
     /// Of each node's disk.
     capacity_bytes: u64,
+    /// Whether the first start was finished: from then on a disk that is missing is a loss.
+    complete: bool,
 }
 
 /// Only this is looked at before the format is known.
@@ -86,7 +91,38 @@ impl DataDir {
                 path.display()
             );
         }
-        Ok(Self { path, manifest, key, _lock: lock })
+        let data = Self { path, manifest, key, _lock: lock };
+        data.check_disks()?;
+        Ok(data)
+    }
+
+    /// Before anything is opened, which may write: are all disks there, and this cluster's?
+    fn check_disks(&self) -> Result<()> {
+        for node in 1..=self.nodes() {
+            let disk = self.disk(node);
+            if inspect(&disk, self.key.cluster)?.is_none() && self.manifest.complete {
+                bail!(
+                    "{} has lost its disk: put it back, or name another directory with --data",
+                    disk.display()
+                );
+            }
+        }
+        if self.manifest.complete && !self.control().is_dir() {
+            bail!(
+                "{} is missing: put it back, or name another directory with --data",
+                self.control().display()
+            );
+        }
+        Ok(())
+    }
+
+    /// The first start is finished.
+    pub(crate) fn complete(&mut self) -> Result<()> {
+        if !self.manifest.complete {
+            self.manifest.complete = true;
+            write_private(&self.path, MANIFEST, &self.manifest.text())?;
+        }
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -95,10 +131,6 @@ impl DataDir {
 
     pub(crate) fn key(&self) -> &ClusterKey {
         &self.key
-    }
-
-    pub(crate) fn key_file(&self) -> PathBuf {
-        self.path.join(KEY)
     }
 
     pub(crate) fn nodes(&self) -> u8 {
@@ -192,8 +224,8 @@ impl Manifest {
 
     fn text(&self) -> String {
         format!(
-            "# A data directory of Lunette.\nformat = {}\ncluster = \"{}\"\nnodes = {}\ncapacity_bytes = {}\n",
-            self.format, self.cluster, self.nodes, self.capacity_bytes
+            "# A data directory of Lunette.\nformat = {}\ncluster = \"{}\"\nnodes = {}\ncapacity_bytes = {}\ncomplete = {}\n",
+            self.format, self.cluster, self.nodes, self.capacity_bytes, self.complete
         )
     }
 }
@@ -205,9 +237,9 @@ fn make(path: &Path, nodes: Option<u8>, capacity: Option<Size>) -> Result<(Manif
         Some(capacity) => capacity.bytes(),
         None => share(path, nodes)?,
     };
-    let key_file = path.join(KEY);
-    let key = if key_file.exists() { ClusterKey::load(&key_file)? } else { ClusterKey::create(&key_file)? };
-    let manifest = Manifest { format: FORMAT, cluster: key.cluster.to_string(), nodes, capacity_bytes };
+    let key = ClusterKey::load_or_create(&path.join(KEY))?;
+    let manifest =
+        Manifest { format: FORMAT, cluster: key.cluster.to_string(), nodes, capacity_bytes, complete: false };
     write_private(path, MANIFEST, &manifest.text())?;
     Ok((manifest, key))
 }
@@ -291,11 +323,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a/b");
         let first = DataDir::open(&path, Some(2), one_gib()).expect("made");
-        let key = first.key().clone();
+        let key = first.key().cluster;
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o700);
         drop(first);
         let second = DataDir::open(&path, None, None).expect("opened");
-        assert_eq!((second.key(), second.nodes(), second.capacity_bytes()), (&key, 2, 1 << 30));
+        assert_eq!((second.key().cluster, second.nodes(), second.capacity_bytes()), (key, 2, 1 << 30));
         assert!(refusal(&path, None, None).contains("in use"));
     }
 
@@ -328,7 +360,10 @@ mod tests {
             assert_eq!(fs::read_to_string(&manifest).expect("read"), damaged);
         }
         fs::write(&manifest, &text).expect("written");
-        assert!(DataDir::open(&path, None, None).is_ok());
+        let mut data = DataDir::open(&path, None, None).expect("as it was");
+        data.complete().expect("written");
+        drop(data);
+        assert!(refusal(&path, None, None).contains("node1 has lost its disk"));
     }
 
     #[test]
@@ -349,9 +384,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("data");
         drop(DataDir::open(&path, None, one_gib()).expect("made"));
-        let key = ClusterKey::load(&path.join(KEY)).expect("there");
+        let key = ClusterKey::load(&path.join(KEY)).expect("there").cluster;
         fs::remove_file(path.join(MANIFEST)).expect("removed");
         let again = DataDir::open(&path, None, one_gib()).expect("finished");
-        assert_eq!((again.key(), again.nodes()), (&key, NODES_DEFAULT));
+        assert_eq!((again.key().cluster, again.nodes()), (key, NODES_DEFAULT));
     }
 }

@@ -1,0 +1,189 @@
+//! One map at a time, to everything that acts on maps, in the order that keeps them consistent:
+//! ownership, then volumes, then secrets, then iSCSI targets. A LUN never shows a volume that the
+//! layer below does not know.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use lunette_control::api::cluster::report::Member;
+use lunette_control::api::cluster::{GatewayReport, Report, SessionReport};
+use lunette_control::client::Attached;
+use lunette_control::seal::Sealer;
+use lunette_proto::ids::{Epoch, GatewayId, VolumeId};
+use lunette_proto::map::ClusterMap;
+use lunette_target_iscsi::exports::Devices;
+use lunette_target_iscsi::server::{Gateway, SessionInfo, StartError};
+use lunette_target_iscsi::session::Secrets;
+use lunette_volume::device::BlockDevice;
+use lunette_volume::volumes::Volumes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::ownership::Ownership;
+use super::secrets::ClusterSecrets;
+
+/// A disk that is silent for longer is complained about; a connection that is made again is not.
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(crate) struct Exporter {
+    id: GatewayId,
+    volumes: Arc<Volumes>,
+    secrets: Arc<ClusterSecrets>,
+    gateway: ArcSwapOption<Gateway>,
+    state: Mutex<State>,
+}
+
+struct State {
+    ownership: Ownership,
+    map: Arc<ClusterMap>,
+}
+
+impl Exporter {
+    pub(crate) fn new(id: GatewayId, volumes: Arc<Volumes>, sealer: Arc<Sealer>) -> Self {
+        let map = Arc::<ClusterMap>::default();
+        Self {
+            id,
+            volumes,
+            secrets: Arc::new(ClusterSecrets::new(sealer, Arc::clone(&map))),
+            gateway: ArcSwapOption::empty(),
+            state: Mutex::new(State { ownership: Ownership::new(id), map }),
+        }
+    }
+
+    pub(crate) fn id(&self) -> GatewayId {
+        self.id
+    }
+
+    /// Opens the portals under the present map.
+    pub(crate) fn open_portals(
+        &self,
+        open: impl FnOnce(Arc<dyn Devices>, Arc<dyn Secrets>, &ClusterMap) -> Result<Gateway, StartError>,
+    ) -> Result<(), StartError> {
+        // Locked, so that no map passes between the start and the moment when maps are applied.
+        let state = self.state.lock();
+        let devices = Arc::new(VolumeDevices(Arc::clone(&self.volumes)));
+        let secrets = Arc::clone(&self.secrets) as Arc<dyn Secrets>;
+        let gateway = open(devices, secrets, &state.map)?;
+        self.gateway.store(Some(Arc::new(gateway)));
+        Ok(())
+    }
+
+    /// Closes the portals and all sessions, once what their devices have is answered.
+    pub(crate) async fn close_portals(&self) {
+        let gateway = self.gateway.load_full();
+        if let Some(gateway) = gateway {
+            gateway.stop().await;
+        }
+    }
+
+    pub(crate) fn portals(&self) -> Vec<SocketAddr> {
+        self.gateway.load().as_ref().map(|gateway| gateway.portals().to_vec()).unwrap_or_default()
+    }
+
+    /// Follows a map, unless it has followed it or a newer one.
+    pub(crate) fn apply(&self, map: &Arc<ClusterMap>) {
+        let mut state = self.state.lock();
+        if map.epoch <= state.map.epoch {
+            return;
+        }
+        state.ownership.see(map);
+        self.volumes.apply_map(&state.ownership.visible(map));
+        self.secrets.apply_map(Arc::clone(map));
+        if let Some(gateway) = &*self.gateway.load() {
+            gateway.apply_map(map);
+        }
+        state.map = Arc::clone(map);
+    }
+
+    /// The volumes to take over.
+    pub(crate) fn wanted(&self) -> Vec<VolumeId> {
+        let state = self.state.lock();
+        state.ownership.wanted(&state.map)
+    }
+
+    /// A request to take over was committed with this epoch.
+    pub(crate) fn taken(&self, epoch: Epoch) {
+        self.state.lock().ownership.taken(epoch);
+    }
+
+    /// The map's epoch, if all that there is to own under it is owned.
+    pub(crate) fn complete(&self) -> Option<Epoch> {
+        let state = self.state.lock();
+        state.ownership.is_complete(&state.map).then_some(state.map.epoch)
+    }
+}
+
+/// Volumes as the devices of LUNs.
+struct VolumeDevices(Arc<Volumes>);
+
+impl Devices for VolumeDevices {
+    fn device(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
+        self.0.get(volume)
+    }
+}
+
+/// What the gateway tells the control plane.
+pub(crate) struct Reporter {
+    id: GatewayId,
+    exporter: Arc<Exporter>,
+    maps: watch::Receiver<Arc<ClusterMap>>,
+}
+
+impl Reporter {
+    pub(crate) fn new(
+        id: GatewayId,
+        exporter: Arc<Exporter>,
+        maps: watch::Receiver<Arc<ClusterMap>>,
+    ) -> Self {
+        Self { id, exporter, maps }
+    }
+}
+
+impl Attached for Reporter {
+    /// Made under the newest map: whoever asks for a report after a change knows that it is in force.
+    fn report(&self) -> Report {
+        let map = Arc::clone(&self.maps.borrow());
+        self.exporter.apply(&map);
+        let sessions =
+            self.exporter.gateway.load().as_ref().map(|gateway| gateway.sessions()).unwrap_or_default();
+        let unreachable = self.exporter.volumes.unreachable().into_iter();
+        let unreachable = unreachable.filter(|disk| disk.lasting >= UNREACHABLE_AFTER);
+        Report {
+            member: Some(Member::Gateway(GatewayReport {
+                gateway: self.id.0,
+                sessions: sessions.into_iter().map(session).collect(),
+                unreachable_disks: unreachable.map(|disk| disk.disk.0).collect(),
+            })),
+        }
+    }
+
+    fn kick(&self, tsih: u32) {
+        let gateway = self.exporter.gateway.load();
+        let kicked =
+            u16::try_from(tsih).ok().zip(gateway.as_ref()).is_some_and(|(tsih, gateway)| gateway.kick(tsih));
+        tracing::info!(tsih, kicked, "told to close a session");
+    }
+}
+
+fn session(info: SessionInfo) -> SessionReport {
+    SessionReport {
+        tsih: info.tsih.into(),
+        discovery: info.target.is_none(),
+        target: info.target.unwrap_or_default(),
+        initiator: info.initiator,
+        initiator_address: info.initiator_address.to_string(),
+        portal: info.portal.to_string(),
+        isid: info.isid.iter().map(|byte| format!("{byte:02x}")).collect(),
+        since_unix_ms: info.since_unix_ms,
+        commands: info.commands,
+        read_bytes: info.read_bytes,
+        written_bytes: info.written_bytes,
+        errors: info.errors,
+        header_digest: info.header_digest,
+        data_digest: info.data_digest,
+        chap_user: info.chap_user.unwrap_or_default(),
+    }
+}

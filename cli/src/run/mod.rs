@@ -1,0 +1,15 @@
+//! The parts of a running system: `lunette node run`, `lunette gateway run`, and what `lunette up`
+//! puts into one process.
+//!
+//! - [`node`], [`storage`]: a storage node and its disks;
+//! - [`gateway`], [`exporter`], [`ownership`], [`secrets`]: a gateway that follows the map;
+//! - [`member`]: what both say to the control plane; [`stop`]: when to stop.
+
+pub(crate) mod exporter;
+pub(crate) mod gateway;
+pub(crate) mod member;
+pub(crate) mod node;
+pub(crate) mod ownership;
+pub(crate) mod secrets;
+pub(crate) mod stop;
+pub(crate) mod storage;

@@ -1,0 +1,154 @@
+//! `lunette node run`: a storage node, and the member of the control plane that it may carry.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use lunette_control::api::cluster::report::Member;
+use lunette_control::api::cluster::{NodeReport, RegisterNodeResponse, Report};
+use lunette_control::client::{Attached, Attachment};
+use lunette_control::{Control, ControlConfig};
+use tokio_util::sync::CancellationToken;
+
+use super::member::{PATIENCE, control_plane, register};
+use super::stop;
+use super::storage::{Prepared, Storage, StorageConfig, StorageDisk};
+use crate::admin::Address;
+use crate::config::{ClusterKey, NodeConfig};
+use crate::output;
+use crate::up::data::private_dir;
+
+/// Members of the control plane are numbered from 1; this version has one.
+const MEMBER: u64 = 1;
+
+/// Runs until told to stop.
+pub(crate) async fn run(path: &Path) -> Result<()> {
+    let config = NodeConfig::load(path)?;
+    let stop = stop::on_signal()?;
+    let key = config.key()?;
+    let mut node = NodeProcess::default();
+    let outcome = node.serve(config, &key, &stop).await;
+    node.close().await;
+    match outcome {
+        // Told to stop while it waited for others: nothing has failed.
+        Err(_) if stop.is_cancelled() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// What runs, for as much of it as was started.
+#[derive(Default)]
+struct NodeProcess {
+    control: Option<Control>,
+    node: Option<StorageMember>,
+}
+
+impl NodeProcess {
+    async fn serve(&mut self, config: NodeConfig, key: &ClusterKey, stop: &CancellationToken) -> Result<()> {
+        // The disks are looked at and the port is taken before anything else is touched.
+        let prepared = Prepared::new(storage_config(&config, key)).await?;
+        if let Some(control) = &config.control {
+            let control_config = ControlConfig {
+                cluster: Some(key.cluster),
+                member: MEMBER,
+                listen: control.listen,
+                advertise: control.advertise.clone(),
+                key_file: key.path.clone(),
+                join: false,
+            };
+            private_dir(&control.dir)?;
+            let control = Control::open(&control.dir, control_config).await?;
+            self.control.insert(control).serve().await?;
+        }
+        self.node = Some(StorageMember::start(prepared, &config.admin, stop).await?);
+        let _ = output::try_print("ready\n");
+        stop.cancelled().await;
+        Ok(())
+    }
+
+    async fn close(&mut self) {
+        if let Some(node) = self.node.take() {
+            node.close().await;
+        }
+        if let Some(control) = self.control.take() {
+            control.stop().await;
+        }
+    }
+}
+
+/// A node that serves and that the control plane hears of.
+pub(crate) struct StorageMember {
+    storage: Storage,
+    attachment: Attachment,
+}
+
+impl StorageMember {
+    /// Announces the node, opens its disks, serves them.
+    async fn start(prepared: Prepared, admin: &[Address], stop: &CancellationToken) -> Result<Self> {
+        let registered = Self::register(&prepared, admin, stop).await?;
+        Self::serve(prepared, registered, admin).await
+    }
+
+    /// Announces the node.
+    pub(crate) async fn register(
+        prepared: &Prepared,
+        admin: &[Address],
+        stop: &CancellationToken,
+    ) -> Result<RegisterNodeResponse> {
+        let request = prepared.request();
+        register(control_plane(admin)?.register_node(PATIENCE, &request), admin, stop).await
+    }
+
+    /// Opens the disks of a node that was announced, and serves them.
+    pub(crate) async fn serve(
+        prepared: Prepared,
+        registered: RegisterNodeResponse,
+        admin: &[Address],
+    ) -> Result<Self> {
+        let control = control_plane(admin)?;
+        let storage = prepared.serve(&registered).await?;
+        let attached = Arc::new(AttachedNode { report: Box::new(storage.reporter()) });
+        Ok(Self { storage, attachment: Attachment::start(control, attached) })
+    }
+
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    pub(crate) async fn close(self) {
+        self.attachment.stop().await;
+        self.storage.close().await;
+    }
+}
+
+struct AttachedNode {
+    report: Box<dyn Fn() -> NodeReport + Send + Sync>,
+}
+
+impl Attached for AttachedNode {
+    fn report(&self) -> Report {
+        Report { member: Some(Member::Node((self.report)())) }
+    }
+
+    fn kick(&self, tsih: u32) {
+        tracing::warn!(tsih, "told to close a session, of which a node has none");
+    }
+}
+
+fn storage_config(config: &NodeConfig, key: &ClusterKey) -> StorageConfig {
+    let disk = |disk: &crate::config::DiskConfig| StorageDisk {
+        path: disk.path.clone(),
+        capacity_bytes: disk.capacity.bytes(),
+        weight: disk.weight,
+    };
+    StorageConfig {
+        cluster: key.cluster,
+        name: config.name.clone(),
+        listen: config.listen,
+        advertise: config.advertise,
+        host: config.host.clone(),
+        rack: config.rack.clone(),
+        zone: config.zone.clone(),
+        disks: config.disks.iter().map(disk).collect(),
+    }
+}

@@ -1,0 +1,26 @@
+//! `lunette up`: the whole system on this machine, in one process or in several.
+
+pub(crate) mod data;
+pub(crate) mod ports;
+mod processes;
+mod setup;
+mod single;
+
+use anyhow::Result;
+
+use crate::args::{Global, Up};
+
+/// The name of the one gateway.
+const GATEWAY: &str = "gateway1";
+
+/// Runs it until told to stop.
+pub(crate) async fn run(up: Up, global: &Global) -> Result<()> {
+    if let Some(name) = &up.only {
+        return processes::only(name, &up, global.log_format);
+    }
+    setup::distinct(&up.volumes)?;
+    if up.processes {
+        return processes::run(&up, global).await;
+    }
+    single::run(&up, global).await
+}

@@ -1,0 +1,113 @@
+//! Ports: taken before anything is made, so that a port in use is found while nothing has changed.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+use anyhow::{Result, anyhow, bail};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::admin::DEFAULT_PORT;
+
+/// The port of iSCSI (RFC 7143 4.2.7.3, IANA).
+const ISCSI_PORT: u16 = 3260;
+
+/// Where `up` is to be reached.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    pub(crate) portals: Vec<SocketAddr>,
+    pub(crate) admin: SocketAddr,
+    /// Keep the ports taken until the servers take them over.
+    held: Vec<TcpListener>,
+}
+
+impl Ports {
+    /// Takes all of them; port 0 becomes one that is free.
+    pub(crate) fn take(portals: &[SocketAddr], admin: Option<&str>) -> Result<Self> {
+        let default = [SocketAddr::from((Ipv4Addr::LOCALHOST, ISCSI_PORT))];
+        let portals = if portals.is_empty() { &default } else { portals };
+        let admin = match admin {
+            None => SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            Some(text) => {
+                let address = text.strip_prefix("http://").unwrap_or(text);
+                address
+                    .parse()
+                    .map_err(|_| anyhow!("--admin {text}: write ADDR:PORT, such as 127.0.0.1:7400"))?
+            }
+        };
+        let mut held = Vec::new();
+        let mut taken = Vec::new();
+        for portal in portals {
+            let address = hold(*portal, "--portal", &mut held)?;
+            taken.push(address);
+        }
+        let admin = hold(admin, "--admin", &mut held)?;
+        Ok(Self { portals: taken, admin, held })
+    }
+
+    /// Lets the ports go, for the servers that bind them next.
+    pub(crate) fn release(&mut self) {
+        self.held.clear();
+    }
+}
+
+/// Addresses of portals that can be listened on, with a free port for each port 0.
+pub(crate) fn hold_portals(portals: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
+    let mut held = Vec::new();
+    portals.iter().map(|portal| hold(*portal, "portals", &mut held)).collect()
+}
+
+fn hold(address: SocketAddr, option: &str, held: &mut Vec<TcpListener>) -> Result<SocketAddr> {
+    match listen(address).and_then(|listener| Ok((listener.local_addr()?, listener))) {
+        Ok((address, listener)) => {
+            held.push(listener);
+            Ok(address)
+        }
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            bail!("{address} is in use: stop what listens there, or choose another with {option}")
+        }
+        Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+            bail!("{address} is no address of this machine: choose another with {option}")
+        }
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            bail!("{address} may not be used by this user: choose another with {option}")
+        }
+        Err(error) => bail!("{address} cannot be used: {error}; choose another with {option}"),
+    }
+}
+
+/// As the servers do it: two of them may not listen on one port, but what an earlier process left
+/// behind does not count, and IPv6 leaves IPv4 alone.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_refused_by_its_option() {
+        // Guards against a start that makes a data directory and then fails to listen.
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut taken = Ports::take(&[any, any], Some("127.0.0.1:0")).expect("free ports");
+        assert!(taken.portals.iter().all(|portal| portal.port() != 0) && taken.admin.port() != 0);
+        assert_ne!(taken.portals[0], taken.portals[1]);
+        let portal = Ports::take(&taken.portals[..1], Some("127.0.0.1:0")).expect_err("in use").to_string();
+        assert!(portal.contains("in use") && portal.contains("--portal"), "{portal}");
+        let admin = Ports::take(&[any], Some(&taken.admin.to_string())).expect_err("in use").to_string();
+        assert!(admin.contains("in use") && admin.contains("--admin"), "{admin}");
+        let twice = Ports::take(&[taken.portals[0]], Some(&taken.portals[0].to_string()));
+        assert!(twice.is_err());
+        let admin = taken.admin.to_string();
+        taken.release();
+        assert!(Ports::take(&[any], Some(&admin)).is_ok());
+        assert!(Ports::take(&[any], Some("localhost")).is_err());
+    }
+}

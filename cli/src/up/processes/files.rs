@@ -1,0 +1,229 @@
+//! DATA/run: what each process is to be, and which process it is.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::args::LogFormat;
+use crate::up::GATEWAY;
+use crate::up::data::{DataDir, write_private};
+use crate::up::ports::Ports;
+
+/// How often a process that is not our child is looked after while it stops.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Node(u8),
+    Gateway,
+}
+
+impl Role {
+    pub(super) fn of(name: &str) -> Option<Self> {
+        if name == GATEWAY {
+            return Some(Self::Gateway);
+        }
+        let number = name.strip_prefix("node")?;
+        let node: u8 = number.parse().ok()?;
+        (node > 0 && node.to_string() == number).then_some(Self::Node(node))
+    }
+
+    /// The command line that runs it.
+    pub(super) fn arguments(self, config: &Path, log_format: LogFormat) -> Vec<OsString> {
+        let what = match self {
+            Self::Node(_) => "node",
+            Self::Gateway => "gateway",
+        };
+        let log_format = match log_format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        vec![
+            what.into(),
+            "run".into(),
+            "--config".into(),
+            config.into(),
+            "--log-format".into(),
+            log_format.into(),
+        ]
+    }
+}
+
+/// DATA/run.
+#[derive(Clone, Debug)]
+pub(super) struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    pub(super) fn of(data: &Path) -> Self {
+        Self { path: data.join("run") }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn config(&self, name: &str) -> PathBuf {
+        self.path.join(format!("{name}.toml"))
+    }
+
+    fn pid(&self, name: &str) -> PathBuf {
+        self.path.join(format!("{name}.pid"))
+    }
+
+    pub(super) fn log_path(&self, name: &str) -> PathBuf {
+        self.path.join(format!("{name}.log"))
+    }
+
+    pub(super) fn log(&self, name: &str) -> Result<File> {
+        let path = self.log_path(name);
+        let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        opened.with_context(|| format!("{} cannot be written", path.display()))
+    }
+
+    pub(super) fn write_config(&self, name: &str, data: &DataDir, ports: &Ports) -> Result<()> {
+        let role = Role::of(name).with_context(|| format!("'{name}' is no process"))?;
+        write_private(&self.path, &format!("{name}.toml"), &config(role, name, data, ports))
+    }
+
+    pub(super) fn write_pid(&self, name: &str, pid: u32) -> Result<()> {
+        write_private(&self.path, &format!("{name}.pid"), &format!("{pid}\n"))
+    }
+
+    pub(super) fn remove_pid(&self, name: &str) {
+        // Stale pid files do no harm: they are never believed without a look at the process.
+        let _ = fs::remove_file(self.pid(name));
+    }
+
+    /// Those of `names` that run, with their process ids.
+    pub(super) fn running(&self, names: &[String]) -> Vec<(String, u32)> {
+        let pid = |name: &String| {
+            let pid: u32 = fs::read_to_string(self.pid(name)).ok()?.trim().parse().ok()?;
+            self.is_running(name, pid).then(|| (name.clone(), pid))
+        };
+        names.iter().filter_map(pid).collect()
+    }
+
+    /// Whether `pid` is the process of `name`, and not one that got its number later.
+    pub(super) fn is_running(&self, name: &str, pid: u32) -> bool {
+        use std::os::unix::ffi::OsStrExt;
+
+        // Empty for a process that has ended and is not collected yet.
+        let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+        let config = self.config(name);
+        line.split(|byte| *byte == 0).any(|word| word == config.as_os_str().as_bytes())
+    }
+}
+
+/// Tells a process to stop.
+pub(super) fn terminate(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may have ended meanwhile.
+        let _ = kill_process(pid, Signal::TERM);
+    }
+}
+
+/// Waits for a process that is not our child, until it is gone or `timeout` has passed.
+pub(super) async fn wait_gone(pid: u32, timeout: Duration, is_there: impl Fn() -> bool) {
+    let end = Instant::now() + timeout;
+    while is_there() {
+        if Instant::now() >= end {
+            tracing::warn!(pid, "does not stop");
+            return;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn config(role: Role, name: &str, data: &DataDir, ports: &Ports) -> String {
+    let mut text =
+        format!("# Written by `lunette up --processes` at every start.\nname = {}\n", quoted(name));
+    let key = quoted(&data.key().path.to_string_lossy());
+    let common = format!("admin = [{}]\ncluster_key_file = {key}\n", quoted(&ports.admin.to_string()));
+    match role {
+        Role::Node(node) => {
+            // The control plane tells everybody which port it became.
+            text.push_str("listen = \"127.0.0.1:0\"\n");
+            text.push_str(&common);
+            let path = quoted(&data.disk(node).to_string_lossy());
+            let capacity = data.capacity_bytes();
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\n[[disks]]\npath = {path}\ncapacity = {capacity}\n");
+            if node == 1 {
+                let dir = quoted(&data.control().to_string_lossy());
+                let listen = quoted(&ports.admin.to_string());
+                let _ = write!(text, "\n[control]\ndir = {dir}\nlisten = {listen}\n");
+            }
+        }
+        Role::Gateway => {
+            let portals: Vec<String> =
+                ports.portals.iter().map(|portal| quoted(&portal.to_string())).collect();
+            let _ = writeln!(text, "portals = [{}]", portals.join(", "));
+            text.push_str(&common);
+        }
+    }
+    text
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use super::*;
+    use crate::config::{GatewayConfig, NodeConfig};
+
+    #[test]
+    fn names_are_exact() {
+        // Guards against `node01`, whose disk would be another process's.
+        assert_eq!(Role::of("node1"), Some(Role::Node(1)));
+        assert_eq!(Role::of("gateway1"), Some(Role::Gateway));
+        for name in ["node0", "node01", "node", "node-1", "node256", "gateway2", "../node1", ""] {
+            assert_eq!(Role::of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_configurations_are_what_the_processes_read() {
+        // Guards against a generated file that our own parser refuses, or a second control member.
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("with \"quotes\"");
+        let data = DataDir::open(&path, Some(2), Some("1G".parse().expect("a size"))).expect("made");
+        let run = RunDir::of(data.path());
+        crate::up::data::private_dir(run.path()).expect("made");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let ports = Ports::take(&[any, any], Some("127.0.0.1:0")).expect("free ports");
+        for name in ["node1", "node2", GATEWAY] {
+            run.write_config(name, &data, &ports).expect("written");
+        }
+        let one = NodeConfig::load(&run.config("node1")).expect("valid");
+        assert_eq!(one.control.as_ref().expect("a control member").listen, ports.admin);
+        assert_eq!(one.key().expect("the cluster's").cluster, data.key().cluster);
+        let two = NodeConfig::load(&run.config("node2")).expect("valid");
+        assert!(two.control.is_none());
+        assert_eq!(two.disks[0].path, data.disk(2));
+        let gateway = GatewayConfig::load(&run.config(GATEWAY)).expect("valid");
+        assert_eq!(gateway.portals, ports.portals);
+    }
+
+    #[test]
+    fn a_pid_file_is_not_believed_blindly() {
+        // Guards against a signal to a stranger that got the number of a dead process.
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunDir::of(folder.path());
+        fs::create_dir(run.path()).expect("made");
+        run.write_pid("node1", std::process::id()).expect("written");
+        assert_eq!(run.running(&["node1".to_owned(), "node2".to_owned()]), []);
+    }
+}

@@ -1,0 +1,180 @@
+//! What `up` asks of its control plane once everything runs: the pool `default`, the volumes of
+//! `--volume`, and what it then prints. Through the administration API, like any other tool.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use lunette_control::api::admin::{
+    CreatePoolRequest, CreateVolumeRequest, GetPoolRequest, GetVolumeRequest, ListTargetsRequest,
+    ListVolumesRequest, StatusRequest,
+};
+use serde_json::json;
+use tonic::Code;
+
+use crate::admin::{Address, Connection};
+use crate::args::NamedSize;
+use crate::output::Format;
+use crate::size::human;
+
+/// The pool that volumes lie in unless another is named.
+const POOL: &str = "default";
+/// Copies of everything, where there are nodes enough.
+const REPLICAS: u8 = 3;
+
+/// How often it is asked whether all volumes are owned.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Makes what is missing; the epoch at which all of it is there.
+pub(crate) async fn complete(connection: &Connection, nodes: u8, volumes: &[NamedSize]) -> Result<u64> {
+    pool(connection, nodes).await?;
+    // All are looked at before one is made: a refusal leaves none half done.
+    let mut missing = Vec::new();
+    for volume in volumes {
+        if !exists(connection, volume).await? {
+            missing.push(volume);
+        }
+    }
+    for volume in missing {
+        let request = CreateVolumeRequest {
+            name: volume.name.clone(),
+            size_bytes: volume.size.bytes(),
+            export: true,
+            ..CreateVolumeRequest::default()
+        };
+        let created = connection.volumes().create(request).await;
+        created.map_err(|status| connection.refused(&status))?;
+    }
+    let status = connection.cluster().status(StatusRequest {}).await;
+    Ok(status.map_err(|status| connection.refused(&status))?.into_inner().epoch)
+}
+
+/// Waits until a gateway in another process owns all volumes and exports what there is.
+pub(crate) async fn settled(connection: &Connection) -> Result<()> {
+    loop {
+        let answer = connection.volumes().list(ListVolumesRequest {}).await;
+        let volumes = answer.map_err(|status| connection.refused(&status))?.into_inner().volumes;
+        if volumes.iter().all(|volume| !volume.owner.is_empty()) {
+            break;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    connection.settle().await;
+    Ok(())
+}
+
+async fn pool(connection: &Connection, nodes: u8) -> Result<()> {
+    match connection.pools().get(GetPoolRequest { name: POOL.to_owned() }).await {
+        Ok(_) => return Ok(()),
+        Err(status) if status.code() == Code::NotFound => {}
+        Err(status) => return Err(connection.refused(&status)),
+    }
+    let request = CreatePoolRequest {
+        name: POOL.to_owned(),
+        replicas: u32::from(nodes.min(REPLICAS)),
+        failure_domain: "host".to_owned(),
+        ..CreatePoolRequest::default()
+    };
+    connection.pools().create(request).await.map_err(|status| connection.refused(&status))?;
+    Ok(())
+}
+
+/// Whether a volume is there already; one that is smaller than asked for is an error.
+async fn exists(connection: &Connection, volume: &NamedSize) -> Result<bool> {
+    let NamedSize { name, size } = volume;
+    match connection.volumes().get(GetVolumeRequest { name: name.clone() }).await {
+        Ok(found) => {
+            let has = found.into_inner().size_bytes;
+            if has < size.bytes() {
+                bail!(
+                    "volume {name} has {}, not {size}: start without --volume {name}, then run `lunette volume resize {name} --size {size}`",
+                    human(has)
+                );
+            }
+            Ok(true)
+        }
+        Err(status) if status.code() == Code::NotFound => Ok(false),
+        Err(status) => Err(connection.refused(&status)),
+    }
+}
+
+/// Two `--volume` of one name would be one volume of either size.
+pub(crate) fn distinct(volumes: &[NamedSize]) -> Result<()> {
+    for (index, volume) in volumes.iter().enumerate() {
+        let NamedSize { name, size } = volume;
+        let other = volumes.iter().take(index).find(|other| other.name == *name);
+        if let Some(NamedSize { size: before, .. }) = other {
+            bail!("--volume names {name} twice, with {before} and {size}: name it once");
+        }
+    }
+    Ok(())
+}
+
+/// What there is to log into, and how; then that it is ready.
+pub(crate) async fn announcement(
+    connection: &Connection,
+    admin: &Address,
+    portals: &[SocketAddr],
+    format: Format,
+) -> Result<String> {
+    let answer = connection.targets().list(ListTargetsRequest {}).await;
+    let targets = answer.map_err(|status| connection.refused(&status))?.into_inner().targets;
+    let iqns: Vec<String> = targets.into_iter().map(|target| target.iqn).collect();
+    Ok(match format {
+        Format::Json => {
+            let portals: Vec<String> = portals.iter().map(ToString::to_string).collect();
+            let line = json!({
+                "ready": true, "admin": admin.url(), "portals": portals, "targets": iqns,
+            });
+            format!("{line}\n")
+        }
+        Format::Text => text(admin, portals, &iqns),
+    })
+}
+
+fn text(admin: &Address, portals: &[SocketAddr], iqns: &[String]) -> String {
+    let mut text = format!("admin {admin}\n");
+    for portal in portals {
+        text.push_str(&format!("portal {portal}\n"));
+    }
+    for iqn in iqns {
+        text.push_str(&format!("target {iqn}\n"));
+    }
+    for portal in portals {
+        text.push_str(&format!("iscsiadm -m discovery -t sendtargets -p {portal}\n"));
+        for iqn in iqns {
+            text.push_str(&format!("iscsiadm -m node -T {iqn} -p {portal} --login\n"));
+        }
+    }
+    text.push_str("ready\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(text: &str) -> NamedSize {
+        text.parse().expect("valid")
+    }
+
+    #[test]
+    fn one_name_is_one_volume() {
+        // Guards against the size of a volume depending on which option came first.
+        assert!(distinct(&[named("a=1G"), named("b=1G")]).is_ok());
+        let error = distinct(&[named("a=1G"), named("b=1G"), named("a=2G")]).expect_err("twice").to_string();
+        assert!(error.contains("1GiB and 2GiB"), "{error}");
+    }
+
+    #[test]
+    fn ready_is_the_last_line() {
+        // Guards what scripts wait for, and the lines that people copy.
+        let admin = Address::parse("127.0.0.1:7400").expect("valid");
+        let portal = "[::1]:3260".parse().expect("valid");
+        let got = text(&admin, &[portal], &["iqn.2026-11.io.lunette:a".to_owned()]);
+        let want = "admin http://127.0.0.1:7400\nportal [::1]:3260\ntarget iqn.2026-11.io.lunette:a\n\
+                    iscsiadm -m discovery -t sendtargets -p [::1]:3260\n\
+                    iscsiadm -m node -T iqn.2026-11.io.lunette:a -p [::1]:3260 --login\nready\n";
+        assert_eq!(got, want);
+    }
+}

@@ -1,0 +1,185 @@
+//! `lunette up` in one process: the gateway calls the nodes directly, without a socket and without
+//! copying data. The nodes still listen, for gateways elsewhere.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Weak};
+
+use anyhow::Result;
+use futures_util::future::{join_all, try_join_all};
+use lunette_control::api::cluster::RegisterNodeResponse;
+use lunette_control::{Control, ControlConfig};
+use lunette_proto::ids::{ClusterId, Epoch, NodeId};
+use lunette_proto::map;
+use lunette_proto::node::Service;
+use lunette_storage_node::Node;
+use lunette_volume::fabric::{Fabric, Links, TcpFabric};
+use tokio_util::sync::CancellationToken;
+
+use super::data::{DataDir, private_dir};
+use super::ports::Ports;
+use super::{GATEWAY, setup};
+use crate::admin::{Address, Connection};
+use crate::args::{Global, Up};
+use crate::output::{self, Format};
+use crate::run::gateway::{GatewayMember, GatewayParts};
+use crate::run::node::StorageMember;
+use crate::run::stop;
+use crate::run::storage::{Prepared, StorageConfig, StorageDisk};
+
+/// The one member of its control plane.
+const MEMBER: u64 = 1;
+
+/// Runs until told to stop.
+pub(super) async fn run(up: &Up, global: &Global) -> Result<()> {
+    let stop = stop::on_signal()?;
+    let mut ports = Ports::take(&up.portals, global.admin.as_deref())?;
+    let mut data = DataDir::open(&up.data, up.nodes, up.capacity)?;
+    ports.release();
+    let mut system = System::default();
+    let outcome = system.serve(up, Format::new(global.json), &mut data, &ports, &stop).await;
+    system.close().await;
+    match outcome {
+        // Told to stop while it started: nothing has failed.
+        Err(_) if stop.is_cancelled() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// What runs, for as much of it as was started.
+#[derive(Default)]
+struct System {
+    control: Option<Control>,
+    nodes: Vec<StorageMember>,
+    gateway: Option<GatewayMember>,
+}
+
+impl System {
+    async fn serve(
+        &mut self,
+        up: &Up,
+        format: Format,
+        data: &mut DataDir,
+        ports: &Ports,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        let key = data.key().clone();
+        let config = ControlConfig {
+            cluster: Some(key.cluster),
+            member: MEMBER,
+            listen: ports.admin,
+            advertise: None,
+            key_file: key.path.clone(),
+            join: false,
+        };
+        private_dir(&data.control())?;
+        let control = Control::open(&data.control(), config).await?;
+        self.control.insert(control).serve().await?;
+        let admin = [Address::parse(&ports.admin.to_string())?];
+
+        self.start_nodes(data, &admin, stop).await?;
+        let fabric = LocalFabric::new(key.cluster, &self.nodes);
+        let gateway = GatewayParts {
+            name: GATEWAY.to_owned(),
+            portals: ports.portals.clone(),
+            admin: &admin,
+            key: &key,
+            fabric: Arc::new(fabric),
+        };
+        let gateway = self.gateway.insert(GatewayMember::start(gateway, stop).await?);
+
+        let connection = Connection::open(&admin[0]).await?;
+        let epoch = setup::complete(&connection, data.nodes(), &up.volumes).await?;
+        gateway.settled(Epoch(epoch)).await?;
+        data.complete()?;
+        let text = setup::announcement(&connection, &admin[0], &gateway.portals(), format).await?;
+        // Nobody has to listen: the servers go on.
+        let _ = output::try_print(&text);
+        stop.cancelled().await;
+        Ok(())
+    }
+
+    /// Registered one after the other, so that their ids follow their names; formatted and opened side by side.
+    async fn start_nodes(
+        &mut self,
+        data: &DataDir,
+        admin: &[Address],
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        let mut registered: Vec<(Prepared, RegisterNodeResponse)> = Vec::new();
+        for node in 1..=data.nodes() {
+            let prepared = Prepared::new(storage_config(data, node)).await?;
+            let response = StorageMember::register(&prepared, admin, stop).await?;
+            registered.push((prepared, response));
+        }
+        let starts = registered
+            .into_iter()
+            .map(|(prepared, response)| StorageMember::serve(prepared, response, admin));
+        self.nodes = try_join_all(starts).await?;
+        Ok(())
+    }
+
+    /// First the gateway, which has writes in flight; last the control plane, to which the others say goodbye.
+    async fn close(&mut self) {
+        if let Some(gateway) = self.gateway.take() {
+            gateway.close().await;
+        }
+        join_all(self.nodes.drain(..).map(StorageMember::close)).await;
+        if let Some(control) = self.control.take() {
+            control.stop().await;
+        }
+    }
+}
+
+fn storage_config(data: &DataDir, node: u8) -> StorageConfig {
+    let name = format!("node{node}");
+    StorageConfig {
+        cluster: data.key().cluster,
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        advertise: None,
+        host: name.clone(),
+        rack: String::new(),
+        zone: String::new(),
+        disks: vec![StorageDisk {
+            path: data.disk(node),
+            capacity_bytes: data.capacity_bytes(),
+            weight: None,
+        }],
+        name,
+    }
+}
+
+/// Nodes of this process by a call, all others over the network.
+struct LocalFabric {
+    local: BTreeMap<NodeId, Arc<Node>>,
+    network: TcpFabric,
+}
+
+impl LocalFabric {
+    fn new(cluster: ClusterId, nodes: &[StorageMember]) -> Self {
+        let local =
+            nodes.iter().map(|node| (node.storage().id(), Arc::clone(node.storage().node()))).collect();
+        Self { local, network: TcpFabric::new(cluster, GATEWAY) }
+    }
+}
+
+impl Fabric for LocalFabric {
+    fn service(&self, node: &map::Node) -> Arc<dyn Service> {
+        match self.local.get(&node.id) {
+            Some(node) => Arc::clone(node) as Arc<dyn Service>,
+            None => self.network.service(node),
+        }
+    }
+
+    fn is_local(&self, node: NodeId) -> bool {
+        self.local.contains_key(&node)
+    }
+
+    fn retain(&self, nodes: &BTreeMap<NodeId, map::Node>) {
+        self.network.retain(nodes);
+    }
+
+    fn watch(&self, links: Weak<dyn Links>) {
+        self.network.watch(links);
+    }
+}
