@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Buf;
-use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES, NODE_INFLIGHT_MAX};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES, FRAME_DATA_BYTES_MAX, NODE_INFLIGHT_MAX};
 use lunette_proto::node::frame::{Decoder, EncodeError, Frame, FrameError, HelloAck, Outgoing};
 use lunette_proto::node::{Change, Replies, Reply, Request, RequestBody, Service};
 use parking_lot::Mutex;
@@ -40,6 +40,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A peer that is silent for so long is asked whether it lives.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const RECEIVE_BYTES: usize = 256 << 10;
+/// A receive buffer with less room than this is not read into any more. Data that waits holds the whole buffer that it
+/// came in, so each has to be used up.
+const RECEIVE_BYTES_MIN: usize = 16 << 10;
 /// What a connection may have unanswered, in blocks of data asked for or brought: 64 MiB.
 const INFLIGHT_UNITS: u32 = 16 * EXTENT_BYTES / BLOCK_BYTES;
 /// A request costs at least this, so that the limit on their number holds too.
@@ -193,7 +196,10 @@ async fn read_requests(
             let tag = outbox.expect(id, units);
             node.call(request, tag, outbox.clone());
         }
-        decoder.buffer().reserve(RECEIVE_BYTES);
+        let buffer = decoder.buffer();
+        if buffer.capacity() - buffer.len() < RECEIVE_BYTES_MIN {
+            buffer.reserve(RECEIVE_BYTES);
+        }
         if read.read_buf(decoder.buffer()).await? == 0 {
             return if decoder.is_mid_frame() { Err(Ended::Cut) } else { Ok(()) };
         }
@@ -232,6 +238,8 @@ fn units(request: &Request) -> u32 {
         | RequestBody::Put { change: Change::Data(data), .. } => data.len() as u64,
         // Longer ones are refused by the disk.
         RequestBody::Read { len, .. } => u64::from(*len).min(u64::from(EXTENT_BYTES)),
+        // The answer may name as many dirty extents as a frame can bear.
+        RequestBody::Seal { .. } => u64::from(FRAME_DATA_BYTES_MAX),
         _ => 0,
     };
     let units = bytes.div_ceil(u64::from(BLOCK_BYTES)).min(u64::from(EXTENT_BYTES / BLOCK_BYTES));
@@ -300,5 +308,20 @@ impl Replies for Outbox {
         state.ready.push(Answer { id: expected.id, units: expected.units, reply });
         drop(state);
         self.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lunette_proto::ids::{DiskId, Epoch, Generation, Namespace};
+
+    use super::*;
+
+    /// Guards memory: a request whose answer may be as long as a frame counts as that.
+    #[test]
+    fn long_answers_count() {
+        let body = RequestBody::Seal { namespace: Namespace(1), generation: Generation(1) };
+        let seal = Request { disk: DiskId(1), epoch: Epoch(1), body };
+        assert_eq!(units(&seal) * BLOCK_BYTES, FRAME_DATA_BYTES_MAX);
     }
 }

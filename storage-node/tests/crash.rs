@@ -151,6 +151,31 @@ fn damage_in_the_middle_is_named() {
     check(&copy, 3);
 }
 
+/// Guards against a lost write: a segment whose header on the medium is still that of the file's earlier use is in use
+/// nevertheless, and what was acknowledged in it is not given up silently.
+#[test]
+fn a_lost_segment_header_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("disk");
+    format(&path);
+    let first = path.join("journal.0");
+    let header = fs::read(&first).unwrap()[..4096].to_vec();
+    // Segment 2 in the other file, then segment 3 in the first one again.
+    open(&path).node.close();
+    let mut disk = open(&path);
+    disk.seal(1);
+    disk.write(0, 1, 0, blocks(1, 1)).unwrap();
+    disk.node.close();
+    drop(disk);
+    assert_eq!(journal(&path), first);
+    let file = fs::OpenOptions::new().write(true).open(&first).unwrap();
+    file.write_all_at(&header, 0).unwrap();
+    match try_open(&path) {
+        Err(DiskError::Damaged { path, .. }) => assert_eq!(path, first),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Guards many segments: after the journal has gone round several times, a copy of the directory at any moment has
 /// every write that was acknowledged before.
 #[test]

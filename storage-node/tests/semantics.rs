@@ -443,3 +443,112 @@ fn a_full_file_system_takes_discards() {
         std::fs::remove_dir_all(&path).unwrap();
     }
 }
+
+/// Guards against a disk that can never be opened again: the namespaces that it takes are as many as the
+/// beginning of a journal segment has room for, and the largest changes still fit beside them.
+#[test]
+fn more_namespaces_than_fit() {
+    let (directory, mut disk) = disk();
+    let (mut sealed, mut refused) = (0, 0);
+    for first in (0..70_000).step_by(2000) {
+        for id in first..first + 2000 {
+            disk.send(RequestBody::Seal { namespace: Namespace(id), generation: Generation(1) });
+        }
+        for _ in 0..2000 {
+            match disk.receive().1 {
+                Ok(_) => sealed += 1,
+                Err(Failure::NoSpace) => refused += 1,
+                Err(failure) => panic!("{failure}"),
+            }
+        }
+    }
+    assert!(sealed >= 4096 && refused > 0, "{sealed} {refused}");
+    // Neither by way of deleting what never was.
+    let known = RequestBody::Delete { namespace: Namespace(0), generation: Generation(1) };
+    assert_eq!(disk.call(known), Ok(ReplyBody::Done));
+    let extent = ExtentId { namespace: Namespace(1), index: 0 };
+    let whole = |seq| RequestBody::Change {
+        extent,
+        version: version(1, seq),
+        offset: 0,
+        change: Change::Data(blocks(seq, 1024)),
+        durability: Durability::Stable,
+    };
+    for seq in 1..=4 {
+        assert_eq!(disk.call(whole(seq)), Ok(ReplyBody::Done));
+    }
+    disk.node.close();
+    drop(disk);
+    let mut disk = open(directory.path());
+    assert_eq!(disk.call(whole(5)), Ok(ReplyBody::Done));
+}
+
+/// Guards the space accounts and what was answered: a repair that brings the version of a discard of the whole extent
+/// takes effect once, whatever it brings.
+#[test]
+fn a_repair_of_the_version_of_a_whole_discard() {
+    let (directory, mut disk) = disk();
+    disk.seal(2);
+    disk.write(0, 4, 0, blocks(4, 9)).unwrap();
+    disk.discard(0, 5, 0, 1024).unwrap();
+    assert_eq!(disk.used(), 0);
+    for _ in 0..3 {
+        disk.put(0, version(2, 5), 3, Change::Data(blocks(5, 1))).unwrap();
+    }
+    let check = |disk: &mut Client| {
+        assert_eq!(disk.read(0, 2, 3).unwrap(), [zeros(1), blocks(5, 1), zeros(1)].concat());
+        assert_eq!(disk.used(), 4096);
+    };
+    check(&mut disk);
+    disk.node.close();
+    drop(disk);
+    let mut disk = open(directory.path());
+    disk.generation = Generation(2);
+    check(&mut disk);
+}
+
+/// Guards invariant 18: an extent file of another format is not damage. It is not served, and above all not written
+/// over by a repair.
+#[test]
+fn an_extent_file_of_another_format_is_left_alone() {
+    let (directory, mut disk) = disk();
+    disk.seal(1);
+    disk.write(0, 1, 0, blocks(1, 1)).unwrap();
+    disk.node.close();
+    drop(disk);
+    // So that the journal does not write it anew.
+    open(directory.path()).node.close();
+    let file = files(&directory.path().join("extents")).pop().unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[8] = 2;
+    let crc = lunette_proto::checksum::crc32c(&bytes[..52]);
+    bytes[52..56].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(&file, &bytes).unwrap();
+    let mut disk = open(directory.path());
+    disk.generation = Generation(1);
+    assert_eq!(disk.read(0, 8, 1), Err(Failure::Corrupt { offset: 8 * 4096 }));
+    assert_eq!(disk.put(0, version(1, 1), 0, Change::Data(blocks(1, 1))), Err(Failure::DiskFailed));
+    disk.node.close();
+    assert!(std::fs::read(&file).unwrap() == bytes, "it is as it was");
+}
+
+/// Guards the checkpoint, which syncs one file system: a part of the disk that lies on another one is refused.
+#[test]
+fn a_disk_is_on_one_file_system() {
+    use std::os::unix::fs::MetadataExt;
+    let (directory, disk) = disk();
+    disk.node.close();
+    drop(disk);
+    let Ok(other) = tempfile::tempdir_in("/dev/shm") else { return };
+    let device = |path: &std::path::Path| std::fs::metadata(path).unwrap().dev();
+    if device(other.path()) == device(directory.path()) {
+        return;
+    }
+    let extents = directory.path().join("extents");
+    std::fs::remove_dir(&extents).unwrap();
+    std::os::unix::fs::symlink(other.path(), &extents).unwrap();
+    match Node::open(CLUSTER, [DiskConfig::new(directory.path(), None)]) {
+        Err(DiskError::Damaged { path, .. }) => assert_eq!(path, extents),
+        other => panic!("{other:?}"),
+    }
+}

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Version};
-use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, EXTENT_BYTES};
 use lunette_proto::node::{Change, Durability, Failure, Reply, ReplyBody};
 use rustix::io::Errno;
 
 use super::extent::Extent;
+use super::identity::SEGMENT_BYTES_MIN;
 use super::journal::{ChangeRecord, Content, Journal, Record};
 use super::pending::{Effect, EffectRun, PendingExtent, Wanted, is_whole};
 use super::plain::Shared;
@@ -31,6 +32,13 @@ const VOLATILE_BYTES_MAX: u64 = 16 << 20;
 const VOLATILE_IDLE: Duration = Duration::from_millis(1000);
 /// Journal bytes of a dirty extent in the state of a namespace.
 const DIRTY_STATE_BYTES: u64 = 24;
+/// Sixteenths of a segment that the state at its beginning may take: dirty extents, and the namespaces
+/// themselves. The largest change fits beside it in the smallest segment.
+const DIRTY_SHARE: u64 = 4;
+const NAMESPACES_SHARE: u64 = 3;
+const _: () = assert!(
+    SEGMENT_BYTES_MIN / 16 * (16 - DIRTY_SHARE - NAMESPACES_SHARE) >= EXTENT_BYTES as u64 + (256 << 10)
+);
 
 /// What stops the disk.
 struct Fatal(String);
@@ -58,6 +66,8 @@ pub(super) struct Committer {
     /// Room of the file system when this commit began; asked for when first needed.
     free_bytes: Option<u64>,
     dirty_max: usize,
+    /// Bytes of journal state that the namespaces may take, but for dirty extents.
+    state_max: usize,
 }
 
 struct Unapplied {
@@ -80,7 +90,9 @@ struct Asked {
 
 impl Committer {
     pub(super) fn new(shared: Arc<Shared>, journal: Journal) -> Self {
-        let dirty_max = shared.identity.segment_bytes / 4 / DIRTY_STATE_BYTES;
+        let share = |sixteenths: u64| shared.identity.segment_bytes / 16 * sixteenths;
+        let dirty_max = usize::try_from(share(DIRTY_SHARE) / DIRTY_STATE_BYTES).unwrap_or(usize::MAX);
+        let state_max = usize::try_from(share(NAMESPACES_SHARE)).unwrap_or(usize::MAX);
         Self {
             shared,
             journal,
@@ -90,7 +102,8 @@ impl Committer {
             sync_wanted: false,
             deleted: Vec::new(),
             free_bytes: None,
-            dirty_max: usize::try_from(dirty_max).unwrap_or(usize::MAX),
+            dirty_max,
+            state_max,
         }
     }
 
@@ -138,6 +151,9 @@ impl Committer {
             if !self.journal.has_room(operation.data_len(), RECORDS_MAX) {
                 self.commit()?;
                 self.rotate()?;
+                if !self.journal.has_room(operation.data_len(), RECORDS_MAX) {
+                    return Err(Fatal("a change does not fit an empty journal segment".to_owned()));
+                }
             }
             match self.prepare(epoch, operation) {
                 Ok(reply) => self.answers.push((done, reply)),
@@ -221,6 +237,9 @@ impl Committer {
             return Err(Failure::Deleted);
         }
         namespaces.check_not_older(namespace, generation, epoch)?;
+        if !namespaces.has_room_for(namespace, self.state_max) {
+            return Err(Failure::NoSpace);
+        }
         if namespaces.seal(namespace, generation, epoch) {
             self.journal.append(&Record::Seal(namespace, generation, epoch));
         }
@@ -235,6 +254,9 @@ impl Committer {
             return Ok(ReplyBody::Done);
         }
         namespaces.check_not_older(namespace, generation, epoch)?;
+        if !namespaces.has_room_for(namespace, self.state_max) {
+            return Err(Failure::NoSpace);
+        }
         namespaces.delete(namespace);
         self.journal.append(&Record::Delete(namespace));
         self.deleted.push(namespace);

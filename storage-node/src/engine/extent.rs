@@ -27,7 +27,7 @@
 //! | 21 | 7 | zeros |
 //! | 28 | 4 | CRC-32C of (namespace 8, index 8, block 4, bytes 0 to 28) |
 //!
-//! A block whose entry has a version up to the floor's, and every block while the table is not in use, is
+//! A block whose entry is older than the floor, and every block while the table is not in use, is
 //! zeros of the floor's version (never written, if the floor is zero): discarding a whole extent
 //! is one write. Where the block is, and which version, is part of both checksums, so blocks that were
 //! written to the wrong place, or not at all, are found. An entry whose own checksum is wrong is as good as
@@ -189,7 +189,7 @@ impl ExtentState {
     pub(crate) fn block(&self, index: u32) -> Block {
         let Some(table) = &self.table else { return Block::under_floor(self.floor) };
         let block = table[index as usize];
-        if block.state == BlockState::Lost || block.version > self.floor {
+        if block.state == BlockState::Lost || block.version >= self.floor {
             block
         } else {
             Block::under_floor(self.floor)
@@ -205,7 +205,7 @@ impl Extent {
         }
         let mut bytes = vec![0; HEADER_BYTES + TABLE_BYTES];
         let state = match file.read_exact_at(&mut bytes, 0) {
-            Ok(()) => decode(id, &bytes),
+            Ok(()) => decode(id, &bytes)?,
             // A file cut short, or a medium that cannot read it: lost, and found again by a repair.
             Err(error) => {
                 tracing::warn!(extent = %id, %error, "header of an extent cannot be read");
@@ -371,8 +371,9 @@ fn lost() -> ExtentState {
     }
 }
 
-/// `bytes` are header and table.
-fn decode(id: ExtentId, bytes: &[u8]) -> ExtentState {
+/// `bytes` are header and table. Fails if they are of an unknown format, which is not damage: nothing may be
+/// written over it (invariant 18).
+fn decode(id: ExtentId, bytes: &[u8]) -> io::Result<ExtentState> {
     let (header, table) = bytes.split_at(HEADER_BYTES);
     let mut fields = header;
     let magic_holds = fields.copy_to_bytes(MAGIC.len()) == Bytes::from_static(MAGIC);
@@ -381,21 +382,23 @@ fn decode(id: ExtentId, bytes: &[u8]) -> ExtentState {
     let place = (fields.get_u64_le(), fields.get_u64_le());
     let floor = Version { generation: Generation(fields.get_u64_le()), seq: fields.get_u64_le() };
     let _zero = fields.get_u32_le();
-    let holds = magic_holds
-        && fields.get_u32_le() == crc32c(&header[..HEADER_CRC])
-        && version == FORMAT_VERSION
-        && has_table <= 1
-        && place == (id.namespace.0, id.index);
+    let is_header = magic_holds && fields.get_u32_le() == crc32c(&header[..HEADER_CRC]);
+    if is_header && version != FORMAT_VERSION {
+        let what =
+            format!("{id} has format version {version}, and this program knows version {FORMAT_VERSION}");
+        return Err(io::Error::other(what));
+    }
+    let holds = is_header && has_table <= 1 && place == (id.namespace.0, id.index);
     if !holds {
         tracing::warn!(extent = %id, "header of an extent is damaged");
-        return lost();
+        return Ok(lost());
     }
     let (entries, _) = table.as_chunks::<ENTRY_BYTES>();
     let table = (has_table == 1).then(|| {
         (0..).zip(entries).map(|(index, entry)| Block::decode(id, index, entry)).collect::<Box<[Block]>>()
     });
     let newest = table.iter().flatten().map(|block| block.version).fold(floor, Version::max);
-    ExtentState { floor, header_lost: false, table, newest, volatile: VecDeque::new() }
+    Ok(ExtentState { floor, header_lost: false, table, newest, volatile: VecDeque::new() })
 }
 
 #[cfg(test)]

@@ -155,7 +155,7 @@ impl Extents {
     }
 
     /// Syncs everything in the file system of the disk; `of` is a file opened before the first
-    /// write, which learns of every write that failed since.
+    /// write, which learns of every write that failed since (Linux 5.8 and newer: before, `syncfs` did not tell).
     pub(crate) fn sync(of: &File) -> io::Result<()> {
         rustix::fs::syncfs(of)?;
         // Not every file system empties the device's cache for that; a sync of a file does.

@@ -11,6 +11,10 @@ use lunette_proto::node::{DirtyExtent, Failure, Sealed};
 /// Extents of one namespace that may await the next watermark: what one `Sealed` answer can name,
 /// with a margin. The owner is told that the disk is busy until its watermark has moved.
 pub(crate) const DIRTY_EXTENTS_MAX: usize = 131_072;
+/// What a namespace and a tombstone take of the state that a journal segment begins with, at most, but
+/// for dirty extents.
+const NAMESPACE_STATE_BYTES: usize = 192;
+const TOMBSTONE_STATE_BYTES: usize = 8;
 
 /// A namespace that lives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,6 +104,13 @@ impl Namespaces {
             state.dirty.iter().map(|(index, newest)| DirtyExtent { index: *index, newest: *newest }).collect()
         });
         Sealed { dirty }
+    }
+
+    /// Whether a record of the namespace fits `state_max` bytes of state; always if there is one.
+    pub(crate) fn has_room_for(&self, id: Namespace, state_max: usize) -> bool {
+        let live = (self.live.len() + 1).saturating_mul(NAMESPACE_STATE_BYTES);
+        let deleted = self.deleted.len().saturating_mul(TOMBSTONE_STATE_BYTES);
+        self.live.contains_key(&id) || self.deleted.contains(&id) || live.saturating_add(deleted) <= state_max
     }
 
     /// Whether one more dirty extent has room, given `total_max` for the whole disk.

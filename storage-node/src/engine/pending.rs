@@ -25,6 +25,8 @@ struct Shape {
     floor: Version,
     has_table: bool,
     header_lost: bool,
+    /// A whole discard hides what the file has.
+    hides_file: bool,
 }
 
 #[derive(Debug)]
@@ -102,11 +104,13 @@ impl PendingExtent {
             floor: extent.map_or(Version::NONE, ExtentState::floor),
             has_table: extent.is_some_and(ExtentState::has_table),
             header_lost: extent.is_some_and(ExtentState::is_header_lost),
+            hides_file: false,
         });
         self.newest = self.newest.max(wanted.version);
         if is_whole(&run.blocks) && !wanted.data {
             self.changes.clear();
-            self.shape = Some(Shape { floor: wanted.version, has_table: false, header_lost: false });
+            self.shape =
+                Some(Shape { floor: wanted.version, has_table: false, header_lost: false, hides_file: true });
             return (Version::NONE, Reset::None);
         }
         let state = if wanted.data { BlockState::Data } else { BlockState::Zeros };
@@ -125,11 +129,7 @@ impl PendingExtent {
             return Block { version: change.version, state: change.state, crc: 0 };
         }
         match self.shape {
-            // A whole discard hides what the file has.
-            Some(Shape { has_table: false, floor, .. }) => Block::under_floor(floor),
-            Some(Shape { floor, .. }) if extent.is_none_or(|extent| floor > extent.floor()) => {
-                Block::under_floor(floor)
-            }
+            Some(Shape { hides_file: true, floor, .. }) => Block::under_floor(floor),
             _ => extent.map_or(Block::ABSENT, |extent| extent.block(index)),
         }
     }
@@ -143,4 +143,63 @@ pub(crate) fn is_whole(blocks: &Range<u32>) -> bool {
 /// Whether a change begins the extent's file anew as zeros.
 pub(crate) fn is_whole_zeros(change: &ChangeRecord) -> bool {
     change.content == Content::WholeZeros
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use bytes::Bytes;
+    use lunette_proto::ids::{ExtentId, Generation, Namespace};
+
+    use super::super::extent::Extent;
+    use super::*;
+
+    const ID: ExtentId = ExtentId { namespace: Namespace(7), index: 2 };
+    const WHOLE: Range<u32> = 0..EXTENT_BLOCKS;
+
+    fn version(seq: u64) -> Version {
+        Version { generation: Generation(1), seq }
+    }
+
+    /// Guards invariant 5: a whole discard that repairs damage under the same version hides the damage from the
+    /// changes that come after it in one commit; an older one of them does not win.
+    #[test]
+    fn a_repaired_extent_has_no_lost_blocks() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("extent");
+        let file = || {
+            File::options().read(true).write(true).create(true).truncate(false).open(&path).expect("a file")
+        };
+        let change = ChangeRecord {
+            extent: ID,
+            version: version(9),
+            floor: version(5),
+            first: 3,
+            blocks: 1,
+            content: Content::Data(Bytes::from(vec![1; 4096])),
+            reset: Reset::Absent,
+            grown: 1,
+        };
+        Extent::create(ID, file()).apply(&change, false).expect("written");
+        let mut bytes = std::fs::read(&path).expect("read");
+        bytes[4096 + 3 * 32] ^= 1;
+        std::fs::write(&path, bytes).expect("damaged");
+        let extent = Extent::load(ID, file()).expect("read").expect("there");
+        let state = extent.state.read();
+        assert_eq!((state.block(3).state, state.floor()), (BlockState::Lost, version(5)));
+
+        let mut pending = PendingExtent::default();
+        let mut accept = |blocks: Range<u32>, seq, data, repair| {
+            let wanted = Wanted { blocks, version: version(seq), data, repair };
+            let effect = pending.effect(Some(&state), &wanted);
+            effect.runs.iter().for_each(|run| {
+                pending.accept(Some(&state), &wanted, run);
+            });
+            effect.runs.len()
+        };
+        assert_eq!(accept(WHOLE, 5, false, true), 1);
+        assert_eq!(accept(8..9, 7, true, false), 1);
+        assert_eq!(accept(3..4, 4, true, false), 0, "older than the discard");
+    }
 }

@@ -11,6 +11,7 @@ use lunette_proto::ids::{ClusterId, Epoch, ExtentId, Generation};
 use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::node::{Failure, Reply, ReplyBody};
 use parking_lot::{Condvar, Mutex, RwLock};
+use rustix::io::Errno;
 
 use super::commit::Committer;
 use super::extents::Extents;
@@ -100,6 +101,15 @@ struct WaitingRead {
 enum ReadWhat {
     Data { offset: u32, len: u32 },
     Versions,
+}
+
+impl ReadWhat {
+    fn offset(self) -> u32 {
+        match self {
+            Self::Data { offset, .. } => offset,
+            Self::Versions => 0,
+        }
+    }
 }
 
 impl PlainEngine {
@@ -342,7 +352,11 @@ impl Shared {
     fn answer_read(&self, read: &WaitingRead) -> Reply {
         let extent = self.extents.get(read.extent).map_err(|error| {
             tracing::warn!(extent = %read.extent, %error, "cannot open an extent file");
-            Failure::Busy
+            match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => Failure::Busy,
+                // Another member has to serve it.
+                _ => Failure::Corrupt { offset: read.what.offset() },
+            }
         })?;
         let reply = match (read.what, extent) {
             (ReadWhat::Data { offset, len }, Some(extent)) => {

@@ -1,12 +1,14 @@
 //! Opening a disk: the extent files are brought to what the journal says.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use lunette_proto::ids::{ClusterId, Namespace};
+use lunette_proto::ids::{ClusterId, ExtentId, Namespace};
 
 use super::extents::Extents;
-use super::identity::{self, EXTENTS, Identity};
+use super::identity::{self, EXTENTS, Identity, TRASH};
 use super::journal::{self, ChangeRecord, Journal, Record, Reset};
 use super::namespaces::Namespaces;
 use super::pending::is_whole_zeros;
@@ -36,7 +38,9 @@ pub(super) fn open(cluster: ClusterId, config: &DiskConfig, open_max: usize) -> 
     {
         return Err(DiskError::WrongDisk { path: path.to_owned(), found: identity.disk, expected });
     }
+    check_one_file_system(path, &lock)?;
     let recovered = journal::recover(path, &identity)?;
+    journal::settle(path)?;
     let extents = Extents::new(path, open_max);
     let namespaces = replay(path, &extents, &recovered.records)?;
     remove_deleted(path, &extents, &namespaces)?;
@@ -45,17 +49,52 @@ pub(super) fn open(cluster: ClusterId, config: &DiskConfig, open_max: usize) -> 
     Ok(Opened { lock, identity, namespaces, journal, extents })
 }
 
-fn replay(path: &Path, extents: &Extents, records: &[Record]) -> Result<Namespaces, DiskError> {
-    // What is deleted in the end may have lost its files already: an earlier recovery may have
-    // been cut short.
-    let deleted = |id: Namespace| {
-        records.iter().any(|record| match record {
-            Record::Delete(other) => *other == id,
-            Record::Tombstones(others) => others.contains(&id),
-            _ => false,
-        })
+/// Everything is synced by one call for the whole file system (see [`Extents::sync`]), so it must be one.
+fn check_one_file_system(path: &Path, lock: &File) -> Result<(), DiskError> {
+    let device = |metadata: std::io::Result<std::fs::Metadata>, path: &Path| {
+        metadata.map(|metadata| metadata.dev()).map_err(DiskError::io(path, "look at it"))
     };
-    let mut known: Option<(Namespace, bool)> = None;
+    let expected = device(lock.metadata(), path)?;
+    for name in [EXTENTS, TRASH, "journal.0", "journal.1"] {
+        let child = path.join(name);
+        if device(std::fs::metadata(&child), &child)? != expected {
+            let what = "it lies on another file system than the disk's identity file";
+            return Err(DiskError::Damaged { path: child, offset: 0, what });
+        }
+    }
+    Ok(())
+}
+
+/// What becomes of namespaces and extents in the end, for changes whose files may have gone that way already: an
+/// earlier recovery, or what ran before the crash, was ahead of the record.
+#[derive(Default)]
+struct Fate {
+    deleted: HashSet<Namespace>,
+    /// The last record that discards the whole extent.
+    emptied: HashMap<ExtentId, usize>,
+}
+
+impl Fate {
+    fn of(records: &[Record]) -> Self {
+        let mut fate = Self::default();
+        for (at, record) in records.iter().enumerate() {
+            match record {
+                Record::Delete(id) => {
+                    fate.deleted.insert(*id);
+                }
+                Record::Tombstones(ids) => fate.deleted.extend(ids),
+                Record::Change(change) if is_whole_zeros(change) => {
+                    fate.emptied.insert(change.extent, at);
+                }
+                _ => {}
+            }
+        }
+        fate
+    }
+}
+
+fn replay(path: &Path, extents: &Extents, records: &[Record]) -> Result<Namespaces, DiskError> {
+    let fate = Fate::of(records);
     let mut namespaces = Namespaces::default();
     let mut stated = Namespaces::default();
     for (at, record) in records.iter().enumerate() {
@@ -66,14 +105,9 @@ fn replay(path: &Path, extents: &Extents, records: &[Record]) -> Result<Namespac
             }),
             Record::StateEnd => namespaces = std::mem::take(&mut stated),
             Record::Change(change) => {
-                let id = change.extent.namespace;
-                let gone = match known {
-                    Some((known, gone)) if known == id => gone,
-                    _ => deleted(id),
-                };
-                known = Some((id, gone));
-                if !gone {
-                    redo(path, extents, &mut namespaces, change, &records[at + 1..])?;
+                if !fate.deleted.contains(&change.extent.namespace) {
+                    let is_emptied = fate.emptied.get(&change.extent).is_some_and(|last| *last > at);
+                    redo(path, extents, &mut namespaces, change, is_emptied)?;
                 }
             }
             Record::Seal(id, generation, epoch) => {
@@ -98,7 +132,7 @@ fn redo(
     extents: &Extents,
     namespaces: &mut Namespaces,
     change: &ChangeRecord,
-    later: &[Record],
+    is_emptied_later: bool,
 ) -> Result<(), DiskError> {
     let starts_anew = change.reset != Reset::None || is_whole_zeros(change);
     let extent =
@@ -109,18 +143,13 @@ fn redo(
     };
     if starts_anew || extent.state.read().has_table() {
         extent.apply(change, false).map_err(DiskError::io(path, "write an extent file"))?;
-    } else if !later.iter().any(|record| empties(record, change)) {
+    } else if !is_emptied_later {
         return Err(damaged(path, "an extent file that the journal changes has lost its table"));
     }
     // Else the file is ahead already: the extent was discarded as a whole afterwards.
     let newest = extent.state.read().newest().max(change.version);
     namespaces.changed(change.extent.namespace, change.extent.index, change.version, newest, change.grown);
     Ok(())
-}
-
-/// Whether `record` discards the whole extent of `change`.
-fn empties(record: &Record, change: &ChangeRecord) -> bool {
-    matches!(record, Record::Change(other) if other.extent == change.extent && is_whole_zeros(other))
 }
 
 /// Finishes deletes that a crash cut short.

@@ -177,6 +177,30 @@ pub(crate) struct Journal {
     pub(crate) fail_syncs: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
+/// Brings to stable media what was read of the journal: it may have come from the page cache, where a
+/// process that was killed left it. Only then may an extent file be made to follow it.
+pub(crate) fn settle(directory: &Path) -> Result<(), DiskError> {
+    for file in 0..2 {
+        let path = path_of(directory, file);
+        #[cfg(test)]
+        if FAIL_SETTLING.get() {
+            return Err(DiskError::io(path, "sync it")(io::Error::other("injected")));
+        }
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(DiskError::io(path, "sync it"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Makes [`settle`] fail on this thread.
+    pub(crate) static FAIL_SETTLING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 impl Journal {
     /// Makes both files, and segment 1 with an empty state.
     pub(crate) fn format(directory: &Path, identity: &Identity) -> Result<(), DiskError> {
@@ -222,7 +246,8 @@ impl Journal {
             OpenOptions::new().write(true).open(&path).map_err(DiskError::io(path, "open it"))
         };
         let mut journal = Self::new([open(0)?, open(1)?], identity, base.number, next_lsn);
-        journal.segment = base;
+        // Written again even if it is there already: that may be in the page cache only.
+        journal.segment = SegmentHeader { checkpointed: false, ..base };
         journal
             .mark_checkpointed()
             .and_then(|()| journal.sync())

@@ -31,13 +31,12 @@ pub(crate) fn recover(directory: &Path, identity: &Identity) -> Result<Recovered
     let Some(header) = new.header else {
         return Err(new.damaged(0, "neither journal segment has a valid header"));
     };
-    // The other file holds the segment before; or its header is invalid, because the next segment
-    // was about to begin there. Then nothing but a part of that one's state may have been written.
-    let unused_lsn = match old.header {
-        Some(old_header) if old_header.number + 1 == header.number => 0,
-        Some(_) => return Err(old.damaged(32, "the journal segments do not follow each other")),
-        None => old.check_unused(&SegmentHeader { number: header.number + 1, ..header })?,
-    };
+    // The other file holds the segment before; or its header is invalid. The next segment may have been about to
+    // begin there, but nothing beyond a part of its state may have been written: else its header was lost.
+    if old.header.is_some_and(|old_header| old_header.number + 1 != header.number) {
+        return Err(old.damaged(32, "the journal segments do not follow each other"));
+    }
+    let unused_lsn = old.check_unused(&SegmentHeader { number: header.number + 1, ..header })?;
     let scan = new.scan(&header)?;
     let seen_lsn = scan.seen_lsn.max(unused_lsn);
     if scan.has_state() {

@@ -54,3 +54,27 @@ fn a_failed_sync_fences_the_disk() {
     assert_eq!(answer(|done| engine.read(Epoch(1), query, done)), Err(Failure::DiskFailed));
     assert!(engine.failure().is_some_and(|reason| reason.contains("syncing the journal failed")));
 }
+
+/// Guards against an extent file ahead of the journal: what a killed process left in the page cache is brought to
+/// stable media before any extent file is made to follow it.
+#[test]
+fn extent_files_follow_the_journal_once_it_is_stable() {
+    let directory = tempfile::tempdir().expect("a directory");
+    format_disk(directory.path(), &Identity::new(CLUSTER, DiskId(1), DiskUuid(1))).expect("formatted");
+    let open = || PlainEngine::open(CLUSTER, &DiskConfig::new(directory.path(), None), 16);
+    let engine = open().expect("opened");
+    let seal = Operation::Seal { namespace: NS, generation: G };
+    assert!(answer(|done| engine.submit(Epoch(1), seal, done)).is_ok());
+    assert!(change(&engine, 1, Durability::Stable).is_ok());
+    drop(engine);
+    let extents = directory.path().join("extents");
+    std::fs::remove_dir_all(&extents).expect("removed");
+    std::fs::create_dir(&extents).expect("made");
+    let is_empty = || std::fs::read_dir(&extents).expect("listed").next().is_none();
+    crate::engine::journal::FAIL_SETTLING.set(true);
+    assert!(matches!(open(), Err(DiskError::Io { action: "sync it", .. })));
+    assert!(is_empty(), "no extent file was touched");
+    crate::engine::journal::FAIL_SETTLING.set(false);
+    assert!(open().is_ok());
+    assert!(!is_empty());
+}
