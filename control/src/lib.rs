@@ -1,8 +1,10 @@
 //! The control plane: the replicated cluster state, health, and the gRPC administration server.
 //!
-//!     gRPC --> server --Command--> raft --log--> state --Changes--> published --> watchers
-//!                 |                                                     |
-//!              health <--reports-- nodes, gateways <------map-----------+
+//! ```text
+//! gRPC --> server --Command--> raft --log--> state --Changes--> published --> watchers
+//!             |                                                     |
+//!          health <--reports-- nodes, gateways <------map-----------+
+//! ```
 //!
 //! - [`state`]: what a command may do and does, a pure function of the log;
 //! - [`raft`]: the replicated log, on a store that survives everything but the disk's loss;

@@ -1,6 +1,8 @@
 //! The committed state as readers see it: the newest one, and the last steps to it.
 //!
-//!     state machine --advance--> state, history of deltas, epoch   <--next_update-- watcher
+//! ```text
+//! state machine --advance--> state, history of deltas, epoch   <--next_update-- watcher
+//! ```
 //!
 //! A watcher asks for what follows the epoch it has. It gets the next delta while the history goes back
 //! that far, and a whole map otherwise; so a watcher that lags costs no memory, and no epoch can be

@@ -1,6 +1,8 @@
 //! The last report of every node and gateway, and the stream that it came on.
 //!
-//!     absent --first report--> up --stream ends, or 3 s of silence--> down --report--> up
+//! ```text
+//! absent --first report--> up --stream ends, or 3 s of silence--> down --report--> up
+//! ```
 //!
 //! A member speaks on one stream at a time: the newest counts, and an older one is told so. A stream
 //! that ends is proof of a death at once, for a killed process closes its sockets.

@@ -1,8 +1,10 @@
 //! The replicated state: a pure function of the log.
 //!
-//!     Command --decide--> Decision { changes, ids, response }  or  Rejection
-//!                             |
-//!                           commit --> map, epoch + 1 (only when something changed)
+//! ```text
+//! Command --decide--> Decision { changes, ids, response }  or  Rejection
+//!                         |
+//!                       commit --> map, epoch + 1 (only when something changed)
+//! ```
 //!
 //! [`State::decide`] looks and touches nothing, so that a leader can answer what is wrong before
 //! anything enters the log; [`State::apply`] decides again, because other commands may have come in

@@ -1,8 +1,10 @@
 //! The member's own store: vote, log, state and snapshot in one redb file.
 //!
-//!     raft core --append, vote, purge--> +-------+           +----------------------+
-//!     log readers --read---------------> | queue | --------> | thread "lunette-raft" | --> control.redb
-//!     state machine --apply, snapshot--> +-------+           +----------------------+
+//! ```text
+//! raft core --append, vote, purge--> +-------+           +----------------------+
+//! log readers --read---------------> | queue | --------> | thread "lunette-raft" | --> control.redb
+//! state machine --apply, snapshot--> +-------+           +----------------------+
+//! ```
 //!
 //! One thread runs every job in the order in which it was asked for: writes are serialized as Raft
 //! demands, an append is readable once it is in the queue, and no commit ever blocks a tokio worker.
