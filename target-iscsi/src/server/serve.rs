@@ -4,11 +4,11 @@
 use std::io::{self, IoSlice};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use lunette_volume::device::Completions;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 
@@ -20,13 +20,15 @@ use crate::session::{Action, Connection, ConnectionId, Endpoint};
 const RECEIVE_BYTES_MIN: usize = 16 << 10;
 /// and when there is less, this much is allocated.
 const RECEIVE_BYTES: usize = 128 << 10;
+/// Time for a peer to read the last words.
+const LINGER: Duration = Duration::from_secs(1);
 /// Slices of one vectored write.
 const SLICES: usize = 128;
 
 /// Serves a connection to its end, that is until its devices have answered all.
 pub(super) async fn serve(
     shared: Arc<Shared>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     endpoint: Endpoint,
     id: ConnectionId,
     unproven: Unproven,
@@ -47,9 +49,28 @@ pub(super) async fn serve(
         posts: Vec::new(),
         unproven: Some(unproven),
     };
-    task.converse(stream).await;
+    task.converse(&mut stream).await;
+    if task.connection.is_flushed() {
+        tokio::spawn(linger(stream, task.unproven.take()));
+    } else {
+        drop(stream);
+    }
     task.drain().await;
     shared.disconnect(id);
+}
+
+/// Closing a socket with unread bytes resets it, and the peer may never see what was sent last. So
+/// the sending side is closed first, and what still comes is dropped for a while.
+/// A connection that has not logged in counts as such until then.
+async fn linger(mut stream: TcpStream, _unproven: Option<Unproven>) {
+    let rest = async {
+        stream.shutdown().await?;
+        let mut sink = [0; 4096];
+        while stream.read(&mut sink).await? != 0 {}
+        io::Result::Ok(())
+    };
+    // Whether the peer closes, the socket fails or the time is over: it is dropped.
+    let _ = tokio::time::timeout(LINGER, rest).await;
 }
 
 struct Task {
@@ -65,7 +86,7 @@ struct Task {
 
 impl Task {
     /// Until the socket is closed, by either side.
-    async fn converse(&mut self, mut stream: TcpStream) {
+    async fn converse(&mut self, stream: &mut TcpStream) {
         let (mut reader, writer) = stream.split();
         let mut buffer = BytesMut::new();
         let mut alarm = pin!(tokio::time::sleep_until(self.deadline()));

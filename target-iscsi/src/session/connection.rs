@@ -243,6 +243,12 @@ impl Connection {
         }
     }
 
+    /// Whether the last words were sent, so that the peer should be left time to read them.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.io.closing == Some(Closing::Flush) && self.io.transmit.is_empty()
+    }
+
     /// The socket is gone, whoever closed it.
     pub fn abandon(&mut self) {
         self.io.closing = Some(Closing::Now);

@@ -73,7 +73,7 @@ pub struct Grant {
 pub struct Registry {
     held: BTreeMap<SessionKey, Seat>,
     handles: BTreeMap<u16, Handle>,
-    claims: BTreeMap<ConnectionId, (Option<SessionKey>, u16)>,
+    claims: BTreeMap<ConnectionId, Claimed>,
     last: u16,
     sessions_max: usize,
 }
@@ -82,6 +82,15 @@ pub struct Registry {
 struct Seat {
     holder: ConnectionId,
     waiting: VecDeque<ConnectionId>,
+}
+
+/// What a connection holds, or waits for.
+#[derive(Debug)]
+struct Claimed {
+    key: Option<SessionKey>,
+    /// Drawn when the seat is free; 0 while it waits.
+    tsih: u16,
+    cid: u16,
 }
 
 #[derive(Debug)]
@@ -111,16 +120,16 @@ impl Registry {
         let Some(key) = claim.key else { return self.open(connection, None, claim.cid) };
         if let Some(seat) = self.held.get_mut(&key) {
             seat.waiting.push_back(connection);
-            // The handle is drawn when the seat is free; until then 0 stands for it.
-            self.claims.insert(connection, (Some(key.clone()), 0));
-            return Verdict::Wait { holder: self.held[&key].holder };
+            let holder = seat.holder;
+            self.claims.insert(connection, Claimed { key: Some(key), tsih: 0, cid: claim.cid });
+            return Verdict::Wait { holder };
         }
         self.open(connection, Some(key), claim.cid)
     }
 
     /// `connection` is gone, and nothing of it is outstanding.
     pub fn release(&mut self, connection: ConnectionId) -> Option<Grant> {
-        let (key, tsih) = self.claims.remove(&connection)?;
+        let Claimed { key, tsih, .. } = self.claims.remove(&connection)?;
         self.handles.remove(&tsih);
         let key = key?;
         let seat = self.held.get_mut(&key)?;
@@ -134,8 +143,9 @@ impl Registry {
         };
         let superseded = !seat.waiting.is_empty();
         seat.holder = next;
-        let tsih = self.draw(Some(key.clone()), 0)?;
-        self.claims.insert(next, (Some(key), tsih));
+        let cid = self.claims.get(&next).map_or(0, |claimed| claimed.cid);
+        let tsih = self.draw(Some(key.clone()), cid)?;
+        self.claims.insert(next, Claimed { key: Some(key), tsih, cid });
         Some(Grant { to: next, tsih, superseded })
     }
 
@@ -173,7 +183,7 @@ impl Registry {
         if let Some(key) = &key {
             self.held.insert(key.clone(), Seat { holder: connection, waiting: VecDeque::new() });
         }
-        self.claims.insert(connection, (key, tsih));
+        self.claims.insert(connection, Claimed { key, tsih, cid });
         Verdict::Granted { tsih }
     }
 
