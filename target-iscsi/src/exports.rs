@@ -1,6 +1,8 @@
 //! What this gateway exports, and to whom: a pure function of the cluster map.
 //!
-//!     ClusterMap + Devices -> Exports { IQN -> Export { view, access list, CHAP } }
+//! ```text
+//! ClusterMap + Devices -> Exports { IQN -> Export { view, access list, CHAP } }
+//! ```
 //!
 //! A new map makes new [`Exports`]; sessions then compare the view they had with the one they
 //! have now ([`changes`]) and report the differences as unit attentions.
