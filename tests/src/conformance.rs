@@ -49,30 +49,42 @@ fn summary_is_there(outcome: &Outcome) -> bool {
 }
 
 /// Reads the log of a run.
+///
+/// What comes after a test's `passed` is the suite's own tidying up, also on the same line.
 #[must_use]
 pub fn parse(log: &str) -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
     let mut suite = "";
+    let mut running = false;
     for line in log.lines() {
-        let trimmed = line.trim();
-        if let Some(name) = trimmed.strip_prefix("Suite: ") {
+        let mut said = line.trim();
+        if let Some(name) = said.strip_prefix("Suite: ") {
             suite = name.trim();
-        } else if let Some(rest) = trimmed.strip_prefix("Test: ") {
-            let name = rest.split("...").next().unwrap_or(rest).trim();
+            running = false;
+        } else if said.starts_with("Run Summary:") {
+            break;
+        } else if let Some(rest) = said.strip_prefix("Test: ") {
+            let (name, rest) = rest.split_once("...").unwrap_or((rest, ""));
             cases.push(Case {
-                name: format!("{suite}.{name}"),
+                name: format!("{suite}.{}", name.trim()),
                 verdict: Verdict::Passed,
                 log: String::new(),
             });
-        } else if trimmed.starts_with("Run Summary:") {
-            break;
+            running = true;
+            said = rest.trim();
         }
         let Some(case) = cases.last_mut() else { continue };
         case.log.push_str(line);
         case.log.push('\n');
-        if trimmed.ends_with("FAILED") {
+        if !running {
+            continue;
+        }
+        if said.starts_with("passed") {
+            running = false;
+        } else if said.ends_with("FAILED") {
             case.verdict = Verdict::Failed;
-        } else if trimmed.contains("[SKIPPED]") && case.verdict == Verdict::Passed {
+            running = false;
+        } else if said.contains("[SKIPPED]") {
             case.verdict = Verdict::Skipped;
         }
     }
@@ -93,12 +105,13 @@ Suite: Read10
     [OK] READ10 returned SUCCESS.
 passed
   Test: DpoFua ...
-    [SKIPPED] READ10 is not implemented.passed
+    [SKIPPED] READ10 is not implemented.
+passed
   Test: BeyondEol ...
     [FAILED] READ10 returned SUCCESS
 FAILED
     1. test_read10_beyond_eol.c:40  - CU_ASSERT_EQUAL(ret,0)
-  Test: Async ...passed
+  Test: Async ...passed    [SKIPPED] PERSISTENT RESERVE IN is not implemented.
 
 Run Summary:    Type  Total    Ran Passed Failed Inactive
 ";
