@@ -39,10 +39,10 @@ fn a_process_dies_and_comes_back() {
 #[test]
 fn orphans_are_found() {
     let folder = folder();
-    let up = Up::start(folder.path(), &["--processes", "--nodes", "1", "--volume", "a=64M"]);
-    let pids = [up.pid("gateway1"), up.pid("node1")];
-    let data = up.data.clone();
-    up.kill();
+    let mut first = Up::start(folder.path(), &["--processes", "--nodes", "1", "--volume", "a=64M"]);
+    let pids = [first.pid("gateway1"), first.pid("node1")];
+    let data = first.data.clone();
+    first.kill();
     let mut command = lunette();
     command
         .args(["up", "--processes", "--admin", "127.0.0.1:0", "--portal", "127.0.0.1:0", "--data"])

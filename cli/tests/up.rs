@@ -146,7 +146,7 @@ fn a_restart_restores_everything() {
     let generation = up.json(&["volume", "show", "a"])["generation"].as_u64().expect("a number");
     assert!(up.stop().success());
 
-    let up = Up::start(folder.path(), &["--volume", "a=32M"]);
+    let mut up = Up::start(folder.path(), &["--volume", "a=32M"]);
     assert_eq!(up.targets, [IQN]);
     assert_eq!(up.json(&["cluster", "status"])["cluster_id"], cluster);
     assert_eq!(up.json(&["target", "show", IQN]), target);

@@ -229,6 +229,7 @@ async fn take(control: ControlPlane, gateway: GatewayId, volumes: Vec<VolumeId>)
     tracing::debug!(volumes = volumes.len(), "taking volumes over");
     let request = TakeOwnershipRequest { gateway: gateway.0, volumes };
     let response = control.take_ownership(REQUEST_PATIENCE, &request).await?;
+    tracing::debug!(epoch = response.epoch, "taken");
     Ok(Epoch(response.epoch))
 }
 

@@ -1,15 +1,19 @@
-//! When to stop: SIGTERM or SIGINT. The first asks for a clean stop, the second does not wait for it.
+//! When to stop: SIGTERM or SIGINT. The first asks for a clean stop, a later one does not wait for it.
 
 use std::process;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// A clean stop that takes longer than this is stuck; ending the process is safe at any moment,
 /// because whatever was acknowledged is durable already.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Signals that come within this time of the first mean the same.
+const SAME: Duration = Duration::from_secs(1);
 
 /// A token that is cancelled when the process is told to stop.
 pub(crate) fn on_signal() -> Result<CancellationToken> {
@@ -24,6 +28,9 @@ pub(crate) fn on_signal() -> Result<CancellationToken> {
         }
         tracing::info!("stopping");
         token.cancel();
+        // A terminal and a parent may both tell us, and that is one wish.
+        tokio::time::sleep(SAME).await;
+        while terminate.recv().now_or_never().is_some() || interrupt.recv().now_or_never().is_some() {}
         tokio::select! {
             _ = terminate.recv() => tracing::warn!("told to stop twice: not waiting"),
             _ = interrupt.recv() => tracing::warn!("told to stop twice: not waiting"),

@@ -169,7 +169,7 @@ impl Up {
     }
 
     /// Kills it as a power cut does.
-    pub(crate) fn kill(mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("a child of ours");
         self.child.wait().expect("a child of ours");
     }
