@@ -12,11 +12,11 @@ use lunette_control::api::cluster::{GatewayReport, Report, SessionReport};
 use lunette_control::client::Attached;
 use lunette_control::seal::Sealer;
 use lunette_proto::ids::{Epoch, GatewayId, VolumeId};
-use lunette_proto::map::ClusterMap;
+use lunette_proto::map::{ClusterMap, Volume, VolumeState};
 use lunette_target_iscsi::exports::Devices;
 use lunette_target_iscsi::server::{Gateway, SessionInfo, StartError};
 use lunette_target_iscsi::session::Secrets;
-use lunette_volume::device::BlockDevice;
+use lunette_volume::device::{BlockDevice, Readiness};
 use lunette_volume::volumes::Volumes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -107,6 +107,17 @@ impl Exporter {
     /// A request to take over was committed with this epoch.
     pub(crate) fn taken(&self, epoch: Epoch) {
         self.state.lock().ownership.taken(epoch);
+    }
+
+    /// Whether every volume of this gateway serves.
+    pub(crate) fn is_ready(&self) -> bool {
+        let map = Arc::clone(&self.state.lock().map);
+        let mine = |volume: &&Volume| {
+            volume.state == VolumeState::Active && volume.owner.is_some_and(|owner| owner.gateway == self.id)
+        };
+        map.volumes.values().filter(mine).all(|volume| {
+            self.volumes.get(volume.id).is_some_and(|device| device.readiness() == Readiness::Ready)
+        })
     }
 
     /// The map's epoch, if all that there is to own under it is owned.

@@ -39,6 +39,10 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 /// Before a request that was refused is made again, by the map of then.
 const REQUEST_PAUSE: Duration = Duration::from_millis(200);
 
+/// Volumes are ready once their nodes have answered: milliseconds, if the nodes are there.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+const READY_POLL: Duration = Duration::from_millis(2);
+
 /// What makes a gateway.
 pub(crate) struct GatewayParts<'a> {
     pub(crate) name: String,
@@ -78,7 +82,6 @@ pub(crate) async fn run(path: &Path) -> Result<()> {
 /// A gateway that serves.
 pub(crate) struct GatewayMember {
     exporter: Arc<Exporter>,
-    settled: watch::Receiver<Epoch>,
     follower: JoinHandle<()>,
     stop: CancellationToken,
     watcher: MapWatcher,
@@ -124,28 +127,20 @@ impl GatewayMember {
             }
             () = stop.cancelled() => return Err(anyhow!("stopped before the volumes were taken over")),
         }
+        tokio::select! {
+            () = ready(&exporter) => {}
+            () = stop.cancelled() => return Err(anyhow!("stopped before the volumes were ready")),
+        }
         let config = TargetConfig { id, name: parts.name, tag, portals: parts.portals };
         exporter.open_portals(|devices, secrets, map| Gateway::start(config, devices, secrets, map))?;
         let reporter = Arc::new(Reporter::new(id, Arc::clone(&exporter), watcher.subscribe()));
         let attachment = Attachment::start(control, reporter);
-        Ok(Self { exporter, settled: settling, follower, stop: stop_following, watcher, attachment })
+        Ok(Self { exporter, follower, stop: stop_following, watcher, attachment })
     }
 
     /// Where iSCSI is served.
     pub(crate) fn portals(&self) -> Vec<SocketAddr> {
         self.exporter.portals()
-    }
-
-    /// Waits until what was committed up to `epoch` is exported, and owned.
-    pub(crate) async fn settled(&self, epoch: Epoch) -> Result<()> {
-        let mut settled = self.settled.clone();
-        drop(
-            settled
-                .wait_for(|settled| *settled >= epoch)
-                .await
-                .map_err(|_| anyhow!("the gateway has ended"))?,
-        );
-        Ok(())
     }
 
     /// Finishes what is in flight, closes the sessions, and leaves.
@@ -157,6 +152,19 @@ impl GatewayMember {
         }
         self.attachment.stop().await;
         self.watcher.stop().await;
+    }
+}
+
+/// Waits until all volumes serve, so that the first login after a start finds its disk ready; but
+/// not for ever: a volume that waits for a node must not keep the others from being served.
+async fn ready(exporter: &Exporter) {
+    let all = async {
+        while !exporter.is_ready() {
+            tokio::time::sleep(READY_POLL).await;
+        }
+    };
+    if tokio::time::timeout(READY_TIMEOUT, all).await.is_err() {
+        tracing::warn!("not all volumes are ready yet; opening the portals");
     }
 }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A clean stop that takes longer than this is stuck; ending the process is safe at any moment,
 /// because whatever was acknowledged is durable already.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Signals that come within this time of the first mean the same.
 const SAME: Duration = Duration::from_secs(1);

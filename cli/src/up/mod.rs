@@ -6,7 +6,7 @@ mod processes;
 mod setup;
 mod single;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::args::{Global, Up};
 
@@ -16,6 +16,9 @@ const GATEWAY: &str = "gateway1";
 /// Runs it until told to stop.
 pub(crate) async fn run(up: Up, global: &Global) -> Result<()> {
     if let Some(name) = &up.only {
+        if up.nodes.is_some() || up.capacity.is_some() || !up.portals.is_empty() || !up.volumes.is_empty() {
+            bail!("--only {name} runs as the last `lunette up --processes` did: leave the other options out");
+        }
         return processes::only(name, &up, global.log_format);
     }
     setup::distinct(&up.volumes)?;

@@ -112,17 +112,15 @@ impl Children {
         admin: &Address,
         stop: &CancellationToken,
     ) -> Result<()> {
-        for name in names(data.nodes()) {
-            let child = Child::start(&name, &self.run, global.log_format)?;
-            self.children.push(child);
-        }
+        let names = names(data.nodes());
         let start = async {
-            for child in &mut self.children {
-                child.ready(&self.run).await?;
-            }
+            let (gateway, nodes) = names.split_last().context("there is a gateway")?;
+            // Nodes wait for the one that carries the control plane: all start at once.
+            self.start(nodes, global.log_format).await?;
             let connection = Connection::open(admin).await?;
             setup::complete(&connection, data.nodes(), &up.volumes).await?;
-            setup::settled(&connection).await?;
+            // The portals open last: whoever finds them open finds all of it ready.
+            self.start(std::slice::from_ref(gateway), global.log_format).await?;
             data.complete()?;
             setup::announcement(&connection, admin, &ports.portals, Format::new(global.json)).await
         };
@@ -146,6 +144,18 @@ impl Children {
                 }
             }
         }
+    }
+
+    /// Starts processes side by side, and waits until all serve.
+    async fn start(&mut self, names: &[String], log_format: LogFormat) -> Result<()> {
+        let first = self.children.len();
+        for name in names {
+            self.children.push(Child::start(name, &self.run, log_format)?);
+        }
+        for child in self.children.iter_mut().skip(first) {
+            child.ready(&self.run).await?;
+        }
+        Ok(())
     }
 
     /// The next process that ends; never, if none is left.

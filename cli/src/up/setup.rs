@@ -2,12 +2,10 @@
 //! `--volume`, and what it then prints. Through the administration API, like any other tool.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lunette_control::api::admin::{
     CreatePoolRequest, CreateVolumeRequest, GetPoolRequest, GetVolumeRequest, ListTargetsRequest,
-    ListVolumesRequest, StatusRequest,
 };
 use serde_json::json;
 use tonic::Code;
@@ -22,11 +20,8 @@ const POOL: &str = "default";
 /// Copies of everything, where there are nodes enough.
 const REPLICAS: u8 = 3;
 
-/// How often it is asked whether all volumes are owned.
-const POLL: Duration = Duration::from_millis(10);
-
-/// Makes what is missing; the epoch at which all of it is there.
-pub(crate) async fn complete(connection: &Connection, nodes: u8, volumes: &[NamedSize]) -> Result<u64> {
+/// Makes what is missing.
+pub(crate) async fn complete(connection: &Connection, nodes: u8, volumes: &[NamedSize]) -> Result<()> {
     pool(connection, nodes).await?;
     // All are looked at before one is made: a refusal leaves none half done.
     let mut missing = Vec::new();
@@ -45,21 +40,6 @@ pub(crate) async fn complete(connection: &Connection, nodes: u8, volumes: &[Name
         let created = connection.volumes().create(request).await;
         created.map_err(|status| connection.refused(&status))?;
     }
-    let status = connection.cluster().status(StatusRequest {}).await;
-    Ok(status.map_err(|status| connection.refused(&status))?.into_inner().epoch)
-}
-
-/// Waits until a gateway in another process owns all volumes and exports what there is.
-pub(crate) async fn settled(connection: &Connection) -> Result<()> {
-    loop {
-        let answer = connection.volumes().list(ListVolumesRequest {}).await;
-        let volumes = answer.map_err(|status| connection.refused(&status))?.into_inner().volumes;
-        if volumes.iter().all(|volume| !volume.owner.is_empty()) {
-            break;
-        }
-        tokio::time::sleep(POLL).await;
-    }
-    connection.settle().await;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use anyhow::Result;
 use futures_util::future::{join_all, try_join_all};
 use lunette_control::api::cluster::RegisterNodeResponse;
 use lunette_control::{Control, ControlConfig};
-use lunette_proto::ids::{ClusterId, Epoch, NodeId};
+use lunette_proto::ids::{ClusterId, NodeId};
 use lunette_proto::map;
 use lunette_proto::node::Service;
 use lunette_storage_node::Node;
@@ -78,19 +78,18 @@ impl System {
         let admin = [Address::parse(&ports.admin.to_string())?];
 
         self.start_nodes(data, &admin, stop).await?;
-        let fabric = LocalFabric::new(key.cluster, &self.nodes);
+        let connection = Connection::open(&admin[0]).await?;
+        setup::complete(&connection, data.nodes(), &up.volumes).await?;
+
+        // The portals open last: whoever finds them open finds all of it ready.
         let gateway = GatewayParts {
             name: GATEWAY.to_owned(),
             portals: ports.portals.clone(),
             admin: &admin,
             key: &key,
-            fabric: Arc::new(fabric),
+            fabric: Arc::new(LocalFabric::new(key.cluster, &self.nodes)),
         };
         let gateway = self.gateway.insert(GatewayMember::start(gateway, stop).await?);
-
-        let connection = Connection::open(&admin[0]).await?;
-        let epoch = setup::complete(&connection, data.nodes(), &up.volumes).await?;
-        gateway.settled(Epoch(epoch)).await?;
         data.complete()?;
         let text = setup::announcement(&connection, &admin[0], &gateway.portals(), format).await?;
         // Nobody has to listen: the servers go on.
