@@ -4,10 +4,10 @@
 //! each answer. It checks what the target sends where the RFC leaves no choice, and panics on it.
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::pdu::{NO_TAG, Pdu, opcode, text, text_bytes};
 
@@ -257,10 +257,10 @@ impl Initiator {
         self.cmd_sn = self.cmd_sn.wrapping_add(1);
     }
 
-    /// The next PDU that is not a ping; pings are answered.
+    /// The next PDU that is neither a ping, which is answered, nor the news of an event.
     ///
     /// # Errors
-    /// Those of the connection.
+    /// Those of the connection; `ConnectionAborted` when the target says that it ends it.
     pub fn answer(&mut self) -> io::Result<Pdu> {
         loop {
             let pdu = Pdu::read(&mut self.stream)?;
@@ -285,6 +285,19 @@ impl Initiator {
             if counted {
                 assert_eq!(pdu.word(24), self.exp_stat_sn, "StatSN of {pdu:?}");
                 self.exp_stat_sn = self.exp_stat_sn.wrapping_add(1);
+            }
+            if pdu.opcode() == opcode::ASYNC {
+                match pdu.header[36] {
+                    // SCSI event: sense data, of no interest here.
+                    0 => continue,
+                    // Asks for a logout, or drops the connection or the session (RFC 7143, 11.9.1).
+                    event => {
+                        return Err(io::Error::new(
+                            ErrorKind::ConnectionAborted,
+                            format!("async event {event}"),
+                        ));
+                    }
+                }
             }
             return Ok(pdu);
         }
@@ -368,23 +381,29 @@ impl Initiator {
         Ok(())
     }
 
-    /// Waits until TEST UNIT READY says GOOD: takes the unit attentions of a new session.
+    /// Waits until TEST UNIT READY says GOOD: takes the unit attentions of a new session, and waits out
+    /// a logical unit that is about to become ready, as hosts do.
     ///
     /// # Errors
     /// Those of the connection.
     ///
     /// # Panics
-    /// If it does not within ten tries.
+    /// If it does not within ten seconds.
     pub fn ready(&mut self) -> io::Result<()> {
-        let mut answers = Vec::new();
-        for _ in 0..10 {
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut seen = Vec::new();
+        while Instant::now() < end {
             let answer = self.scsi(&[0; 6], Transfer::None)?;
             if answer.status == 0 {
                 return Ok(());
             }
-            answers.push((answer.status, answer.sense_code()));
+            let said = (answer.status, answer.sense_code());
+            if !seen.contains(&said) {
+                seen.push(said);
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
-        panic!("the LUN does not get ready: {answers:x?}");
+        panic!("the LUN does not get ready: {seen:x?}");
     }
 
     /// INQUIRY for vital product data.

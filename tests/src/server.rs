@@ -102,7 +102,7 @@ pub struct Lunette {
     portal: SocketAddr,
     admin: SocketAddr,
     child: Option<Child>,
-    starts: u32,
+    starts: usize,
 }
 
 impl Lunette {
@@ -209,7 +209,7 @@ impl Lunette {
         command
     }
 
-    /// Ready is what an initiator calls ready: discovery names every exported volume.
+    /// Ready is what it calls ready itself, and what an initiator does: discovery names every exported volume.
     fn wait_ready(&mut self) {
         let end = Instant::now() + READY;
         loop {
@@ -218,17 +218,19 @@ impl Lunette {
                 self.child = None;
                 panic!("lunette up ended with {} instead of getting ready", command::code(status));
             }
-            if let Ok(found) = Initiator::discover(self.portal)
-                && self
-                    .options
-                    .volumes
-                    .iter()
-                    .all(|(name, _)| found.iter().any(|target| target.name == iqn(name)))
-            {
-                return;
+            if self.output().lines().filter(|line| *line == "ready").count() == self.starts {
+                break;
             }
-            assert!(Instant::now() < end, "not ready after {READY:?}: discovery at {} fails", self.portal);
-            std::thread::sleep(Duration::from_millis(20));
+            assert!(Instant::now() < end, "not ready after {READY:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let found = Initiator::discover(self.portal)
+            .unwrap_or_else(|error| panic!("ready, but discovery fails: {error}"));
+        for (name, _) in &self.options.volumes {
+            assert!(
+                found.iter().any(|target| target.name == iqn(name)),
+                "ready, but {name} is not there: {found:?}"
+            );
         }
     }
 

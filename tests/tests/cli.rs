@@ -250,7 +250,7 @@ fn bad_input_is_refused_in_one_line_and_changes_nothing() {
         (&["volume", "create", "v", "--size", "0"], "size"),
         (&["volume", "create", "v", "--size", "0G"], "size"),
         (&["volume", "create", "v", "--size", "10X"], "10X"),
-        (&["volume", "create", "v", "--size", "-1G"], "size"),
+        (&["volume", "create", "v", "--size", "-1G"], "-1"),
         (&["volume", "create", "v", "--size", "ten"], "ten"),
         (&["volume", "create", "v", "--size", ""], "size"),
         (&["volume", "create", "v", "--size", "99999999999999999999G"], "size"),
@@ -296,7 +296,7 @@ fn bad_input_is_refused_in_one_line_and_changes_nothing() {
             &["target", "allow", "iqn.2026-11.io.lunette:alpha", "--initiator", "*", "--from", "10.0.0.0/33"],
             "10.0.0.0/33",
         ),
-        (&["target", "deny", "iqn.2026-11.io.lunette:alpha", "--initiator", "iqn.nobody"], "iqn.nobody"),
+        (&["target", "deny", "iqn.2026-11.io.lunette:alpha", "--initiator", "iqn.nobody"], "access entry"),
         (&["target", "delete", "iqn.2026-11.io.lunette:none"], "iqn.2026-11.io.lunette:none"),
         (
             &[
@@ -363,11 +363,10 @@ fn up_refuses_bad_arguments_and_writes_nothing() {
     ];
     let mut wrong = Vec::new();
     for (arguments, needle) in table {
-        let mut all = vec!["--data", "data"];
-        if !arguments.contains(&"--portal") {
+        let mut all = vec!["--data", "data", "--admin", &admin];
+        if !arguments.contains(&"--portal") && !arguments.contains(&"--only") {
             all.extend(["--portal", &portal]);
         }
-        all.extend(["--admin", &admin]);
         all.extend(*arguments);
         let outcome = up(&all, folder.path());
         if std::panic::catch_unwind(|| assert_refused(&outcome, needle)).is_err() {

@@ -1,5 +1,6 @@
 //! What outlives the processes: configuration and identities, after a clean stop and after a power cut.
 
+use lunette_tests::initiator::Transfer;
 use lunette_tests::vpd::Identity;
 use lunette_tests::{Initiator, Lunette, command, iqn};
 use serde_json::Value;
@@ -107,6 +108,27 @@ fn configuration_and_identities_survive_a_kill() {
         lunette.kill();
         lunette.restart();
         assert_eq!(Seen::by(&lunette, &["alpha", "beta"]), before);
+    }
+}
+
+#[test]
+fn ready_means_that_commands_are_answered() {
+    // Guards against a `ready` before the volumes are: whoever waited for it must not meet NOT READY.
+    let mut lunette = Lunette::build().volume("alpha", "64M").volume("beta", "64M").start();
+    for _ in 0..5 {
+        for name in ["alpha", "beta"] {
+            let mut initiator = lunette.initiator(name);
+            // The unit attention of a new session (SAM-5, 5.14), once.
+            let first = initiator.scsi(&[0; 6], Transfer::None).expect("a connection");
+            assert!(
+                first.status == 0 || first.sense_code().is_some_and(|(key, ..)| key == 6),
+                "{name}: {first:x?}"
+            );
+            let second = initiator.scsi(&[0; 6], Transfer::None).expect("a connection");
+            assert_eq!(second.status, 0, "{name}: {second:x?}");
+        }
+        lunette.kill();
+        lunette.restart();
     }
 }
 
