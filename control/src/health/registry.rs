@@ -97,28 +97,31 @@ impl Registry {
         }
     }
 
-    /// Whether a node is there.
+    /// Whether a member is there.
     #[must_use]
-    pub fn node_up(&self, id: NodeId, now: Instant) -> bool {
-        self.nodes.get(&id).is_some_and(|presence| presence.is_up(now))
+    pub fn is_up(&self, member: Member, now: Instant) -> bool {
+        self.stream(member, now).is_some()
     }
 
-    /// Whether a gateway is there.
+    /// The stream of a member that is there.
     #[must_use]
-    pub fn gateway_up(&self, id: GatewayId, now: Instant) -> bool {
-        self.gateways.get(&id).is_some_and(|presence| presence.is_up(now))
+    pub fn stream(&self, member: Member, now: Instant) -> Option<StreamId> {
+        fn of<R>(presence: Option<&Presence<R>>, now: Instant) -> Option<StreamId> {
+            presence.filter(|presence| presence.is_up(now)).map(|presence| presence.stream)
+        }
+        match member {
+            Member::Node(id) => of(self.nodes.get(&id), now),
+            Member::Gateway(id) => of(self.gateways.get(&id), now),
+        }
     }
 
-    /// The stream of a gateway that is there.
+    /// Reports of a member so far: one that was asked for has come when this has risen.
     #[must_use]
-    pub fn gateway_stream(&self, id: GatewayId, now: Instant) -> Option<StreamId> {
-        self.gateways.get(&id).filter(|presence| presence.is_up(now)).map(|presence| presence.stream)
-    }
-
-    /// Reports of a gateway so far: one that was asked for has come when this has risen.
-    #[must_use]
-    pub fn gateway_reports(&self, id: GatewayId) -> u64 {
-        self.gateways.get(&id).map_or(0, |presence| presence.count)
+    pub fn reports(&self, member: Member) -> u64 {
+        match member {
+            Member::Node(id) => self.nodes.get(&id).map_or(0, |presence| presence.count),
+            Member::Gateway(id) => self.gateways.get(&id).map_or(0, |presence| presence.count),
+        }
     }
 
     /// What a node said last of a disk.
@@ -175,17 +178,17 @@ mod tests {
     fn up_and_down() {
         let mut registry = Registry::default();
         let start = Instant::now();
-        assert!(!registry.node_up(NODE, start));
+        assert!(!registry.is_up(Member::Node(NODE), start));
         let stream = registry.open();
         registry.node_report(stream, NODE, node_report(), start).expect("the only stream");
-        assert!(registry.node_up(NODE, start + SILENCE_MAX));
-        assert!(!registry.node_up(NODE, start + SILENCE_MAX + Duration::from_millis(1)));
+        assert!(registry.is_up(Member::Node(NODE), start + SILENCE_MAX));
+        assert!(!registry.is_up(Member::Node(NODE), start + SILENCE_MAX + Duration::from_millis(1)));
         assert!(registry.disk(NODE, DiskId(4)).is_some());
         registry.close(stream);
-        assert!(!registry.node_up(NODE, start));
+        assert!(!registry.is_up(Member::Node(NODE), start));
         let again = registry.open();
         registry.node_report(again, NODE, node_report(), start).expect("newer");
-        assert!(registry.node_up(NODE, start));
+        assert!(registry.is_up(Member::Node(NODE), start));
     }
 
     /// Guards a restarted member: its old stream, still lingering, says and ends nothing any more.
@@ -202,9 +205,9 @@ mod tests {
         registry.gateway_report(new, GATEWAY, report(vec![]), now).expect("newer");
         assert_eq!(registry.gateway_report(old, GATEWAY, report(vec![]), now), Err(Replaced));
         registry.close(old);
-        assert_eq!(registry.gateway_stream(GATEWAY, now), Some(new));
+        assert_eq!(registry.stream(Member::Gateway(GATEWAY), now), Some(new));
         assert_eq!(registry.sessions(now).count(), 0);
-        assert_eq!(registry.gateway_reports(GATEWAY), 2);
+        assert_eq!(registry.reports(Member::Gateway(GATEWAY)), 2);
         assert!(registry.is_suspected(DiskId(4), now));
         registry.close(new);
         assert!(!registry.is_suspected(DiskId(4), now), "the word of one who is gone counts nothing");

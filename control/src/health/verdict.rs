@@ -12,7 +12,7 @@ use std::time::Instant;
 use lunette_proto::ids::DiskId;
 use lunette_proto::map::{ClusterMap, Disk, DiskState, Pool, VolumeState};
 
-use super::Registry;
+use super::{Member, Registry};
 
 /// How the cluster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,7 +80,7 @@ pub fn condition(registry: &Registry, disk: &Disk, now: Instant) -> Condition {
     if registry.disk(disk.node, disk.id).is_some_and(|report| report.failed) {
         return Condition::Failed;
     }
-    if !registry.node_up(disk.node, now) || registry.is_suspected(disk.id, now) {
+    if !registry.is_up(Member::Node(disk.node), now) || registry.is_suspected(disk.id, now) {
         return Condition::Unreachable;
     }
     match disk.state {
@@ -107,7 +107,7 @@ pub fn judge(map: &ClusterMap, registry: &Registry, now: Instant) -> Verdict {
         let text = match condition {
             Condition::InSync => continue,
             // Its node's line says it.
-            Condition::Unreachable if !registry.node_up(disk.node, now) => continue,
+            Condition::Unreachable if !registry.is_up(Member::Node(disk.node), now) => continue,
             Condition::Unreachable => format!("{id} of node {node} does not answer"),
             Condition::Failed => format!("{id} of node {node} has failed"),
             Condition::CatchingUp => format!("{id} of node {node} is catching up"),
@@ -169,14 +169,14 @@ fn judge_pool(
 
 fn judge_gateways(map: &ClusterMap, registry: &Registry, now: Instant, findings: &mut Vec<(Health, String)>) {
     let exported = map.targets.values().filter(|target| !target.luns.is_empty()).count();
-    let up = map.gateways.keys().filter(|id| registry.gateway_up(**id, now)).count();
+    let up = map.gateways.keys().filter(|id| registry.is_up(Member::Gateway(**id), now)).count();
     if up == 0 && exported > 0 {
         let text = format!("no gateway is up: none of {exported} targets is served");
         findings.push((Health::Unavailable, text));
     } else if map.gateways.is_empty() {
         findings.push((Health::Degraded, "no gateway has registered yet".to_owned()));
     }
-    for gateway in map.gateways.values().filter(|gateway| !registry.gateway_up(gateway.id, now)) {
+    for gateway in map.gateways.values().filter(|gateway| !registry.is_up(Member::Gateway(gateway.id), now)) {
         findings.push((Health::Degraded, format!("gateway {} is down", gateway.name)));
     }
 }
@@ -185,7 +185,7 @@ fn judge_nodes(map: &ClusterMap, registry: &Registry, now: Instant, findings: &m
     if map.nodes.is_empty() {
         findings.push((Health::Degraded, "no storage node has registered yet".to_owned()));
     }
-    for node in map.nodes.values().filter(|node| !registry.node_up(node.id, now)) {
+    for node in map.nodes.values().filter(|node| !registry.is_up(Member::Node(node.id), now)) {
         findings.push((Health::Degraded, format!("node {} ({}) is down", node.name, node.address)));
     }
 }

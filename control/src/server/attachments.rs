@@ -1,11 +1,12 @@
 //! The streams of nodes and gateways: reports come up them, orders go down.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lunette_proto::ids::GatewayId;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout_at;
 use tonic::Status;
 
 use crate::api::cluster::order::Order as Kind;
@@ -15,6 +16,9 @@ use crate::health::{Member, Registry, Replaced, StreamId};
 
 /// Orders that may wait on one stream; a member that takes none gets no more.
 pub(super) const ORDERS_MAX: usize = 64;
+
+/// How long a list waits for reports that were asked for.
+const FRESH_TIMEOUT: Duration = Duration::from_millis(500);
 
 pub(super) type Orders = mpsc::Sender<Result<Order, Status>>;
 
@@ -80,19 +84,41 @@ impl Attachments {
         self.changed.subscribe()
     }
 
-    /// Asks a gateway for a report; `false` if it is not there or takes no orders.
-    pub(super) fn ask_report(&self, gateway: GatewayId) -> bool {
-        self.order(gateway, Kind::ReportNow(ReportNow {}))
+    /// Asks members for a report and waits for those that can answer, for as long as
+    /// [`FRESH_TIMEOUT`]; then what they said before has to do.
+    pub(super) async fn refresh(&self, members: impl Iterator<Item = Member>) {
+        let mut changes = self.changed.subscribe();
+        let before: Vec<(Member, u64)> = members
+            .map(|member| (member, self.read(|registry, _| registry.reports(member))))
+            .filter(|(member, _)| self.ask_report(*member))
+            .collect();
+        let deadline = tokio::time::Instant::now() + FRESH_TIMEOUT;
+        loop {
+            let fresh = self.read(|registry, now| {
+                let answered = |(member, count): &(Member, u64)| {
+                    registry.reports(*member) > *count || !registry.is_up(*member, now)
+                };
+                before.iter().all(answered)
+            });
+            if fresh || !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+                return;
+            }
+        }
+    }
+
+    /// Asks a member for a report; `false` if it is not there or takes no orders.
+    pub(super) fn ask_report(&self, member: Member) -> bool {
+        self.order(member, Kind::ReportNow(ReportNow {}))
     }
 
     /// Tells a gateway to close a session; `false` as for `ask_report`.
     pub(super) fn kick(&self, gateway: GatewayId, tsih: u32) -> bool {
-        self.order(gateway, Kind::KickSession(KickSession { tsih }))
+        self.order(Member::Gateway(gateway), Kind::KickSession(KickSession { tsih }))
     }
 
-    fn order(&self, gateway: GatewayId, kind: Kind) -> bool {
+    fn order(&self, member: Member, kind: Kind) -> bool {
         let mut inner = self.inner.lock();
-        let Some(stream) = inner.registry.gateway_stream(gateway, Instant::now()) else { return false };
+        let Some(stream) = inner.registry.stream(member, Instant::now()) else { return false };
         inner.last_order += 1;
         let order = Order { id: inner.last_order, order: Some(kind) };
         inner.orders.get(&stream).is_some_and(|orders| orders.try_send(Ok(order)).is_ok())

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lunette_proto::map::ClusterMap;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,12 +17,27 @@ use crate::api::admin::nodes_server::Nodes;
 use crate::api::admin::{
     ListDisksRequest, ListDisksResponse, ListNodesRequest, ListNodesResponse, StatusRequest, StatusResponse,
 };
+use crate::health::Member;
 
 /// The shortest time between two of a watcher's statuses, and the longest before one looks again:
 /// silence is no event.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Context {
+    /// Asks everybody how it is: what an administrator has just done is to be seen.
+    async fn refresh_all(&self) -> Result<(), Status> {
+        let state = self.state().await?;
+        let map = state.map();
+        let nodes = map.nodes.keys().copied().map(Member::Node);
+        self.attachments.refresh(nodes.chain(map.gateways.keys().copied().map(Member::Gateway))).await;
+        Ok(())
+    }
+
+    /// Asks the gateways for their sessions.
+    pub(super) async fn refresh_gateways(&self, map: &ClusterMap) {
+        self.attachments.refresh(map.gateways.keys().copied().map(Member::Gateway)).await;
+    }
+
     async fn status_now(&self) -> Result<StatusResponse, Status> {
         let metrics = self.consensus.metrics();
         self.view(|view| view.status(&metrics)).await
@@ -63,6 +79,7 @@ impl Context {
 #[tonic::async_trait]
 impl Cluster for Context {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.refresh_all().await?;
         self.status_now().await.map(Response::new)
     }
 
@@ -83,6 +100,7 @@ impl Cluster for Context {
 #[tonic::async_trait]
 impl Nodes for Context {
     async fn list(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
+        self.refresh_all().await?;
         let nodes = self.view(|view| view.nodes()).await?;
         Ok(Response::new(ListNodesResponse { nodes }))
     }
@@ -91,6 +109,7 @@ impl Nodes for Context {
 #[tonic::async_trait]
 impl Disks for Context {
     async fn list(&self, _: Request<ListDisksRequest>) -> Result<Response<ListDisksResponse>, Status> {
+        self.refresh_all().await?;
         let disks = self.view(|view| view.disks()).await?;
         Ok(Response::new(ListDisksResponse { disks }))
     }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use lunette_proto::ids::GatewayId;
-use lunette_proto::map::ClusterMap;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Request, Response, Status};
 
@@ -12,37 +11,14 @@ use super::errors::status;
 use crate::api::admin::sessions_server::Sessions;
 use crate::api::admin::{KickSessionRequest, KickSessionResponse, ListSessionsRequest, ListSessionsResponse};
 use crate::api::cluster::SessionReport;
+use crate::health::Member;
 
-/// How long a list waits for reports that were asked for; then it takes what it has.
-const FRESH_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a gateway may take to end a session.
 const KICK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is asked whether it has.
 const KICK_POLL: Duration = Duration::from_millis(100);
 
 impl Context {
-    /// Asks all gateways for a report and waits for those that can answer.
-    async fn refresh(&self, map: &ClusterMap) {
-        let mut changes = self.attachments.changes();
-        let before: Vec<(GatewayId, u64)> = map
-            .gateways
-            .keys()
-            .map(|id| (*id, self.attachments.read(|registry, _| registry.gateway_reports(*id))))
-            .filter(|(id, _)| self.attachments.ask_report(*id))
-            .collect();
-        let deadline = Instant::now() + FRESH_TIMEOUT;
-        loop {
-            let fresh = self.attachments.read(|registry, now| {
-                before.iter().all(|(id, count)| {
-                    registry.gateway_reports(*id) > *count || !registry.gateway_up(*id, now)
-                })
-            });
-            if fresh || !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
-                return;
-            }
-        }
-    }
-
     /// The session of that number, if the gateway reports it; the time tells it from a later one.
     fn session(&self, gateway: GatewayId, tsih: u32) -> Option<SessionReport> {
         self.attachments.read(|registry, now| {
@@ -58,7 +34,7 @@ impl Context {
 impl Sessions for Context {
     async fn list(&self, _: Request<ListSessionsRequest>) -> Result<Response<ListSessionsResponse>, Status> {
         let state = self.state().await?;
-        self.refresh(state.map()).await;
+        self.refresh_gateways(state.map()).await;
         let sessions = self.look(&state, |view| view.sessions());
         Ok(Response::new(ListSessionsResponse { sessions }))
     }
@@ -78,13 +54,13 @@ impl Sessions for Context {
         let state = self.state().await?;
         let gateway = state.map().gateways.values().find(|gateway| gateway.name == name);
         let gateway = gateway.ok_or_else(missing)?.id;
-        if !self.attachments.read(|registry, now| registry.gateway_up(gateway, now)) {
+        if !self.attachments.read(|registry, now| registry.is_up(Member::Gateway(gateway), now)) {
             let sentence =
                 format!("gateway {name} is not connected to the control plane; try again when it is up");
             return Err(status(Code::Unavailable, "GATEWAY_DOWN", sentence));
         }
         if self.session(gateway, tsih).is_none() {
-            self.refresh(state.map()).await;
+            self.refresh_gateways(state.map()).await;
         }
         let session = self.session(gateway, tsih).ok_or_else(missing)?;
 
@@ -108,7 +84,7 @@ impl Sessions for Context {
                     format!("gateway {name} has not ended session {shown:?} yet; it is ordered to");
                 return Err(status(Code::DeadlineExceeded, "KICK_TIMEOUT", sentence));
             }
-            self.attachments.ask_report(gateway);
+            self.attachments.ask_report(Member::Gateway(gateway));
             // Whether a report or the pause ends the wait, the loop looks again.
             let _ = timeout_at(Instant::now() + KICK_POLL, changes.changed()).await;
         }

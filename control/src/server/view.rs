@@ -12,7 +12,7 @@ use crate::api::admin::{
     Target, Volume,
 };
 use crate::api::cluster::SessionReport;
-use crate::health::{Health, Registry, condition, judge};
+use crate::health::{Health, Member, Registry, condition, judge};
 use crate::raft::Metrics;
 use crate::state::usable_bytes;
 
@@ -83,7 +83,7 @@ impl View<'_> {
             host: node.host.clone(),
             rack: node.rack.clone(),
             zone: node.zone.clone(),
-            up: self.registry.node_up(node.id, self.now),
+            up: self.registry.is_up(Member::Node(node.id), self.now),
             disks: self
                 .map
                 .disks
@@ -115,7 +115,7 @@ impl View<'_> {
             name: gateway.name.clone(),
             portal_group_tag: gateway.portal_group_tag.into(),
             portals: gateway.portals.iter().map(ToString::to_string).collect(),
-            up: self.registry.gateway_up(gateway.id, self.now),
+            up: self.registry.is_up(Member::Gateway(gateway.id), self.now),
             sessions: count(self.registry.sessions(self.now).filter(|(id, _)| *id == gateway.id).count()),
             volumes: count(self.active_volumes().filter(|volume| owns(volume, gateway.id)).count()),
         };
