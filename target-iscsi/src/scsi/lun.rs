@@ -1,8 +1,10 @@
 //! Logical unit numbers (SAM-5 4.7): 8 bytes, of which single-level numbers use the first two.
 //!
-//!     00bbbbbb nnnnnnnn   peripheral device addressing, bus 0: 0 to 255
-//!     01nnnnnn nnnnnnnn   flat space addressing: 0 to 16383
-//!     C1 01               extended addressing: the REPORT LUNS well-known logical unit
+//! ```text
+//! 00bbbbbb nnnnnnnn   peripheral device addressing, bus 0: 0 to 255
+//! 01nnnnnn nnnnnnnn   flat space addressing: 0 to 16383
+//! C1 01               extended addressing: the REPORT LUNS well-known logical unit
+//! ```
 
 /// The REPORT LUNS well-known logical unit (SPC-4 8.2).
 pub(super) const REPORT_LUNS: u64 = 0xC101 << 48;

@@ -2,9 +2,11 @@
 //!
 //! A [`Task`] is one command in execution, driven by the session that received it:
 //!
-//!     Task::start(..) --> Step::DataOut(n)  -- the session collects n bytes --> task.data_out(bytes) --+
-//!                    |--> Step::Submit(cmd) -- the device completes it      --> task.completed(..)  ---+--> next Step
-//!                    +--> Step::Done(response)
+//! ```text
+//! Task::start(..) --> Step::DataOut(n)  -- the session collects n bytes --> task.data_out(bytes) --+
+//!                |--> Step::Submit(cmd) -- the device completes it      --> task.completed(..)  ---+--> next Step
+//!                +--> Step::Done(response)
+//! ```
 
 mod capacity;
 mod cdb;

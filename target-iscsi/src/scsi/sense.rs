@@ -1,13 +1,15 @@
 //! Sense data (SPC-4 4.5): why a command failed. The only place where it is built.
 //!
-//!     fixed format (70h), 18 bytes           descriptor format (72h)
-//!     0    70h, bit 7 VALID                  0    72h
-//!     2    sense key                         1    sense key
-//!     3..7 INFORMATION                       2, 3 additional sense code, qualifier
-//!     7    additional length (0Ah)           7    additional length
-//!     12   additional sense code             8..  descriptors: 00h INFORMATION (12 bytes),
-//!     13   qualifier                                           02h sense key specific (8 bytes)
-//!     15.. sense key specific (3 bytes)
+//! ```text
+//! fixed format (70h), 18 bytes           descriptor format (72h)
+//! 0    70h, bit 7 VALID                  0    72h
+//! 2    sense key                         1    sense key
+//! 3..7 INFORMATION                       2, 3 additional sense code, qualifier
+//! 7    additional length (0Ah)           7    additional length
+//! 12   additional sense code             8..  descriptors: 00h INFORMATION (12 bytes),
+//! 13   qualifier                                           02h sense key specific (8 bytes)
+//! 15.. sense key specific (3 bytes)
+//! ```
 
 use bytes::Bytes;
 use lunette_volume::device::{DeviceError, Readiness};
