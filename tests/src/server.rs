@@ -10,7 +10,7 @@
 //! Dropped, it kills the processes that it started, by id, and when the test fails shows their log.
 
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -177,6 +177,9 @@ impl Lunette {
     /// If it does not get ready.
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "the server is still running");
+        for port in [self.portal, self.admin].iter().chain(&self.options.portals) {
+            wait_unbound(*port);
+        }
         self.starts += 1;
         let file = |name: &str| File::options().create(true).append(true).open(self.folder.path().join(name));
         let mut command = self.up();
@@ -365,6 +368,16 @@ pub fn wait_gone(pid: u32) {
     let end = Instant::now() + Duration::from_secs(10);
     while alive(pid) {
         assert!(Instant::now() < end, "process {pid} is still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until nothing listens at `address`. The kernel may close the sockets of a killed process with many threads a
+/// little after its parent has learnt of its end; a power cut has no such moment.
+fn wait_unbound(address: SocketAddr) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = TcpListener::bind(address) {
+        assert!(Instant::now() < end, "{address}: {error}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
