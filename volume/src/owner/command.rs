@@ -40,6 +40,13 @@ enum Kind {
     Flush,
 }
 
+impl Command {
+    /// Data that it keeps while it has no operations, which keep it afterwards.
+    fn deferred_bytes(&self) -> u64 {
+        if let Kind::Write { data, .. } = &self.kind { data.len() as u64 } else { 0 }
+    }
+}
+
 impl Owner {
     pub(super) fn submit(&mut self, tag: u64, command: device::Command) {
         match self.check(&command) {
@@ -107,6 +114,7 @@ impl Owner {
             return self.queue_flush(id);
         }
         if self.is_behind(id, self.deferred.len()) {
+            self.held_bytes += self.commands[id].deferred_bytes();
             self.deferred.push_back(id);
         } else {
             self.admit(id);
@@ -185,6 +193,7 @@ impl Owner {
                 position += 1;
             } else {
                 self.deferred.remove(position);
+                self.held_bytes -= self.commands[id].deferred_bytes();
                 self.admit(id);
             }
         }
@@ -316,7 +325,11 @@ impl Owner {
     pub(super) fn give_up(&mut self, id: usize, error: DeviceError) {
         let command = self.commands.remove(id);
         self.zeroing.retain(|other| *other != id);
+        let deferred = self.deferred.len();
         self.deferred.retain(|other| *other != id);
+        if self.deferred.len() < deferred {
+            self.held_bytes -= command.deferred_bytes();
+        }
         self.forget_flush(id);
         let mine: Vec<usize> = self
             .ops

@@ -1,16 +1,19 @@
 //! The disks that an owner talks to: which are sealed, which answer.
 
 use lunette_proto::ids::DiskId;
+use lunette_proto::limits::{EXTENT_BYTES, STRIPE_WIDTH_MAX, VOLUME_BYTES_MAX};
 use lunette_proto::node::{Failure, Reply, Request, RequestBody, Sealed};
 
 use super::event::{Action, Complaint, Plant, Trouble};
-use super::{Owner, Pending, What};
+use super::{Answer, Owner, Pending, What};
 
 /// First pause after a disk did not answer; doubles with every failed probe.
 const PAUSE_MS_MIN: u64 = 20;
 const PAUSE_MS_MAX: u64 = 500;
 /// Pause after a disk was busy.
 const BUSY_MS: u64 = 20;
+/// Extents that a volume can have; the last stripe may be cut short.
+const EXTENTS_MAX: u64 = VOLUME_BYTES_MAX / EXTENT_BYTES as u64 + STRIPE_WIDTH_MAX as u64;
 
 /// One disk.
 #[derive(Debug)]
@@ -122,6 +125,14 @@ impl Owner {
         self.back_off(id);
     }
 
+    /// Leaves a disk alone for a moment if it answered what says neither yes nor that it cannot be reached:
+    /// it is asked again, but not at once.
+    pub(super) fn rest_after(&mut self, id: DiskId, answer: &Answer) {
+        if let Answer::NoSpace | Answer::Corrupt(_) = answer {
+            self.rest(id);
+        }
+    }
+
     /// A disk that breaks the protocol is used no more; the map has to remove it.
     pub(super) fn distrust(&mut self, id: DiskId) {
         let now = self.now;
@@ -133,6 +144,13 @@ impl Owner {
     /// Whether a request for its extents may be sent to a disk now.
     pub(super) fn is_usable(&self, id: DiskId) -> bool {
         self.disks.get(&id).is_some_and(|disk| disk.link == Link::Up && disk.sealed == Seal::Yes)
+    }
+
+    /// Whether a watermark may be sent to a disk now. One that is busy needs it to get less busy.
+    pub(super) fn takes_marks(&self, id: DiskId) -> bool {
+        self.disks
+            .get(&id)
+            .is_some_and(|disk| matches!(disk.link, Link::Up | Link::Busy { .. }) && disk.sealed == Seal::Yes)
     }
 
     pub(super) fn is_sealed(&self, id: DiskId) -> bool {
@@ -173,7 +191,15 @@ impl Owner {
             self.seal_all();
             return;
         };
+        // Nothing was sent to it under this generation, and under a later one it had not answered.
+        if dirty.iter().any(|it| it.index >= EXTENTS_MAX || it.newest.generation >= self.config.generation) {
+            self.disk(id).sealed = Seal::No;
+            return self.distrust(id);
+        }
         self.disk(id).sealed = Seal::Yes;
+        for extent in &dirty {
+            self.changed.entry(extent.index).or_insert(0);
+        }
         self.dirty.extend(dirty.iter().map(|extent| extent.index));
         self.unpark(id);
         self.wake_all();
@@ -250,11 +276,13 @@ impl Owner {
         if self.is_purging() { self.purges(id) } else { self.view.pool.is_in_sync(id) }
     }
 
-    /// Whether some disk in use does not answer, so that time has to pass.
-    pub(super) fn has_down_disks(&self) -> bool {
-        self.disks
-            .iter()
-            .any(|(id, disk)| self.wants(*id) && !matches!(disk.link, Link::Up | Link::Untrusted))
+    /// When the first of the disks in use that are left alone is to be tried again.
+    pub(super) fn disks_due(&self) -> Option<u64> {
+        let due = |(id, disk): (&DiskId, &Disk)| match disk.link {
+            Link::Busy { until_ms } | Link::Paused { until_ms } if self.wants(*id) => Some(until_ms),
+            _ => None,
+        };
+        self.disks.iter().filter_map(due).min()
     }
 
     /// In-sync disks that do not answer, and since when.

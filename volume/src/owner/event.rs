@@ -38,6 +38,9 @@ pub struct Limits {
     pub bytes_max: u64,
     /// Operations that one zeroing command has in flight.
     pub zero_operations_max: usize,
+    /// Extents changed since the last watermark; changes of more of them wait for it. Fewer than a disk lists
+    /// for a namespace (131,072), so that what a takeover brings to a member has room there, too.
+    pub dirty_max: usize,
     /// Extents reconciled at the same time.
     pub reconcile_max: usize,
     /// A read without an answer for so long is asked of another member.
@@ -53,6 +56,7 @@ impl Default for Limits {
             operations_max: 4096,
             bytes_max: 256 << 20,
             zero_operations_max: 32,
+            dirty_max: 98_304,
             reconcile_max: 8,
             hedge_ms: 500,
             watermark_ms: 1000,

@@ -9,7 +9,7 @@ use lunette_proto::node::RequestBody;
 use super::event::{Action, Plant};
 use super::op::{Leg, LegState};
 use super::view::View;
-use super::{Owner, Stage, TICK_MS, What};
+use super::{IDLE_TICK_MS, Owner, Stage, TICK_MS, What};
 use crate::device::DeviceError;
 
 /// A flush on its way to all disks.
@@ -18,6 +18,13 @@ pub(super) struct Flush {
     commands: Vec<usize>,
     /// Every change up to this one was answered by all members before it began.
     covered: u64,
+    legs: Vec<Leg>,
+}
+
+/// A watermark on its way to all disks.
+#[derive(Debug)]
+pub(super) struct Mark {
+    seq: u64,
     legs: Vec<Leg>,
 }
 
@@ -51,6 +58,7 @@ impl Owner {
         }
         self.refresh_reconciles();
         self.refresh_flush();
+        self.refresh_mark();
         self.seal_all();
         self.wake_all();
     }
@@ -78,30 +86,25 @@ impl Owner {
     }
 
     pub(super) fn set_timer(&mut self) {
-        let busy = !self.commands.is_empty() || !self.ops.is_empty();
-        // One timer at a time. It is looked at with every event, so the usual case comes first.
-        if self.timer.is_some_and(|at| at > self.now && (!busy || at <= self.now + TICK_MS)) {
+        let (now, timer) = (self.now, self.timer.filter(|at| *at > self.now));
+        let busy = !self.commands.is_empty();
+        // It is looked at with every event, so the usual case comes first.
+        if self.is_over() || busy && timer.is_some_and(|at| at <= now + TICK_MS) {
             return;
         }
-        let soon = busy
-            || !self.reconciles.is_empty()
-            || self.flush.is_some()
-            || self.has_down_disks()
-            || self.is_serving() && (!self.all_sealed() || !self.dirty.is_empty());
-        let due = if self.is_over() {
-            None
-        } else if soon {
-            Some(self.now + TICK_MS)
-        } else if self.is_serving()
-            && self.unreadable.is_empty()
-            && self.watermark != Some(self.settled_seq())
+        // What nobody waits for goes on by itself, but for copies that take long to be read.
+        let slow = !self.ops.is_empty() || !self.reconciles.is_empty() || self.flush.is_some();
+        let due = [
+            busy.then_some(now + TICK_MS),
+            slow.then_some(now + IDLE_TICK_MS),
+            self.disks_due().map(|at| at.max(now + 1)),
+            self.mark_due(),
+        ];
+        let due = due.into_iter().flatten().min();
+        if let Some(at_ms) = due
+            && timer.is_none_or(|at| at > at_ms)
         {
-            Some((self.watermark_ms + self.config.limits.watermark_ms).max(self.now + TICK_MS))
-        } else {
-            None
-        };
-        self.timer = due;
-        if let Some(at_ms) = due {
+            self.timer = due;
             self.out.push(Action::SetTimer { at_ms });
         }
     }
@@ -137,6 +140,8 @@ impl Owner {
         self.repairs.clear();
         self.unresolved.clear();
         self.unflushed.clear();
+        self.changed.clear();
+        self.mark = None;
         self.flush = None;
         for (_, pending) in &mut self.pending {
             pending.what = What::Abandoned;
@@ -259,16 +264,25 @@ impl Owner {
         }
     }
 
-    /// Tells the disks what needs no comparison after a takeover. Not before everything that the
-    /// takeover found has been compared: a watermark covers what older generations wrote, too.
+    /// Whether a watermark can be sent. Not before everything that the takeover found has been compared: it
+    /// covers what older generations wrote, too.
+    fn can_mark(&self) -> bool {
+        self.is_serving() && self.unreadable.is_empty() && self.dirty.is_empty() && self.all_sealed()
+    }
+
+    /// When the next watermark is due.
+    fn mark_due(&self) -> Option<u64> {
+        let news = self.mark.as_ref().is_none_or(|mark| mark.seq != self.settled_seq());
+        (news && self.flush.is_none() && self.can_mark())
+            .then(|| (self.mark_ms + self.config.limits.watermark_ms).max(self.now + TICK_MS))
+    }
+
+    /// Tells the disks what needs no comparison after a takeover, at once if changes wait for that.
     fn tick_watermark(&mut self) {
         let settled = self.settled_seq();
-        if self.watermark == Some(settled)
-            || self.now < self.watermark_ms + self.config.limits.watermark_ms
-            || !self.all_sealed()
-            || !self.dirty.is_empty()
-            || !self.unreadable.is_empty()
-        {
+        let marked = self.mark.as_ref().map(|mark| mark.seq);
+        let is_time = self.crowded || self.now >= self.mark_ms + self.config.limits.watermark_ms;
+        if marked == Some(settled) || !is_time || !self.can_mark() {
             return;
         }
         let mut seq = settled;
@@ -282,18 +296,87 @@ impl Owner {
                 None => return,
             }
         }
-        if self.watermark.is_some_and(|sent| sent >= seq) {
+        if marked.is_some_and(|sent| sent >= seq) {
             return;
         }
-        self.watermark = Some(seq);
-        self.watermark_ms = self.now;
-        for disk in self.in_sync_disks() {
-            if self.is_usable(disk) {
-                let (namespace, generation) = (self.namespace, self.config.generation);
-                self.send(disk, RequestBody::Watermark { namespace, generation, seq }, What::Watermark);
-            } else {
-                // It needs one too, when it is back.
-                self.watermark = None;
+        let parked = |disk| Leg { disk, state: LegState::Parked };
+        let legs = self.in_sync_disks().into_iter().map(parked).collect();
+        if let Some(old) = self.mark.replace(Mark { seq, legs }) {
+            self.abandon_legs(&old.legs);
+        }
+        self.mark_ms = self.now;
+        self.send_marks();
+    }
+
+    pub(super) fn send_marks(&mut self) {
+        let Some(Mark { seq, legs }) = &self.mark else {
+            return;
+        };
+        let seq = *seq;
+        let parked: Vec<(usize, DiskId)> = legs
+            .iter()
+            .enumerate()
+            .filter(|(_, leg)| leg.state == LegState::Parked && self.takes_marks(leg.disk))
+            .map(|(at, leg)| (at, leg.disk))
+            .collect();
+        for (at, disk) in parked {
+            let (namespace, generation) = (self.namespace, self.config.generation);
+            let tag = self.send(disk, RequestBody::Watermark { namespace, generation, seq }, What::Watermark);
+            if let Some(mark) = &mut self.mark {
+                mark.legs[at].state = LegState::Sent(tag);
+            }
+        }
+    }
+
+    pub(super) fn mark_answered(&mut self, disk: DiskId, tag: u64, done: bool) {
+        if let Some(mark) = &mut self.mark
+            && let Some(leg) = mark.legs.iter_mut().find(|leg| leg.state == LegState::Sent(tag))
+        {
+            debug_assert_eq!(leg.disk, disk, "an answer comes from where the request went");
+            leg.state = if done { LegState::Done } else { LegState::Parked };
+            self.settle_mark();
+        }
+    }
+
+    fn refresh_mark(&mut self) {
+        let Some(mark) = &mut self.mark else {
+            return;
+        };
+        let (stay, gone) = mark.legs.drain(..).partition(|leg: &Leg| self.view.pool.is_in_sync(leg.disk));
+        mark.legs = stay;
+        self.abandon_legs(&gone);
+        self.settle_mark();
+    }
+
+    /// Once all disks have a watermark they list what it covers no more.
+    fn settle_mark(&mut self) {
+        let Some(Mark { seq, legs }) = &self.mark else {
+            return;
+        };
+        if legs.iter().any(|leg| leg.state != LegState::Done) {
+            return;
+        }
+        self.changed.retain(|_, newest| *newest > *seq);
+        if self.crowded && self.changed.len() < self.config.limits.dirty_max {
+            self.crowded = false;
+            self.wake_all();
+        }
+    }
+
+    /// Whether a change of an extent may begin: it is among those that disks list as changed, or there is
+    /// room for one more. What waits has no sequence number yet, so it does not hold the watermark back.
+    pub(super) fn has_room_to_change(&mut self, extent: u64) -> bool {
+        if self.changed.len() < self.config.limits.dirty_max || self.changed.contains_key(&extent) {
+            return true;
+        }
+        self.crowded = true;
+        false
+    }
+
+    fn abandon_legs(&mut self, legs: &[Leg]) {
+        for leg in legs {
+            if let LegState::Sent(tag) = leg.state {
+                self.abandon(tag);
             }
         }
     }

@@ -53,12 +53,14 @@ use crate::device::{DeviceError, Readiness};
 use command::Command;
 use disks::Disk;
 use hazard::Locks;
-use housekeeping::{Flush, Purge};
+use housekeeping::{Flush, Mark, Purge};
 use op::{Op, Phase};
 use reconcile::Reconcile;
 
 /// How often time is looked at while something is going on.
 const TICK_MS: u64 = 20;
+/// The same while nobody waits for it.
+const IDLE_TICK_MS: u64 = 100;
 
 /// The owner of one volume under one generation. See the module's documentation.
 #[derive(Debug)]
@@ -105,9 +107,13 @@ pub struct Owner {
     flushed: Option<u64>,
     flush: Option<Flush>,
     flush_waiting: Vec<usize>,
-    /// Last one sent, and when.
-    watermark: Option<u64>,
-    watermark_ms: u64,
+    /// The last watermark, and since when.
+    mark: Option<Mark>,
+    mark_ms: u64,
+    /// Extents that disks may list as changed since the watermark that all of them have, with the last change.
+    changed: BTreeMap<u64, u64>,
+    /// Changes wait for room among them.
+    crowded: bool,
 
     #[cfg(test)]
     plant: Option<Plant>,
@@ -192,8 +198,10 @@ impl Owner {
             flushed: None,
             flush: None,
             flush_waiting: Vec::new(),
-            watermark: None,
-            watermark_ms: 0,
+            mark: None,
+            mark_ms: 0,
+            changed: BTreeMap::new(),
+            crowded: false,
             config,
             #[cfg(test)]
             plant: None,
@@ -264,21 +272,30 @@ impl Owner {
             Err(_) => Answer::Unknown,
         };
         match what {
-            What::Seal => self.sealed(
-                disk,
-                match answer {
+            What::Seal => {
+                let sealed = match answer {
                     Answer::Body(ReplyBody::Sealed(sealed)) => Some(sealed),
-                    _ => None,
-                },
-            ),
+                    Answer::Body(_) => {
+                        self.distrust(disk);
+                        None
+                    }
+                    answer => {
+                        self.rest_after(disk, &answer);
+                        None
+                    }
+                };
+                self.sealed(disk, sealed);
+            }
             What::Read { op } => self.read_answered(op, disk, answer),
             What::Leg { op } => self.leg_answered(op, tag, answer),
             What::Versions { extent } => self.versions_answered(extent, disk, answer),
-            What::Flush => self.flush_answered(disk, matches!(answer, Answer::Body(ReplyBody::Done))),
+            What::Flush => {
+                self.rest_after(disk, &answer);
+                self.flush_answered(disk, matches!(answer, Answer::Body(ReplyBody::Done)));
+            }
             What::Watermark => {
-                if !matches!(answer, Answer::Body(ReplyBody::Done)) {
-                    self.watermark = None;
-                }
+                self.rest_after(disk, &answer);
+                self.mark_answered(disk, tag, matches!(answer, Answer::Body(ReplyBody::Done)));
             }
             What::Probe | What::Delete | What::Abandoned => {}
         }
@@ -336,6 +353,7 @@ impl Owner {
         }
         self.unpark_reconciles(disk);
         self.unpark_flush();
+        self.send_marks();
     }
 
     fn extent(&self, index: u64) -> ExtentId {

@@ -8,7 +8,7 @@
 //! is closed, and the disks keep it on their lists of dirty extents until a watermark says
 //! otherwise.
 
-use lunette_proto::ids::{DiskId, Version};
+use lunette_proto::ids::{DiskId, Generation, Version};
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
 use lunette_proto::node::{BlockVersion, Change, Durability, ReplyBody, RequestBody};
 use smallvec::SmallVec;
@@ -127,7 +127,9 @@ impl Owner {
 
     pub(super) fn versions_answered(&mut self, extent: u64, disk: DiskId, answer: Answer) {
         let state = match answer {
-            Answer::Body(ReplyBody::Versions(runs)) if fits(&runs) => VersionsState::Have(runs),
+            Answer::Body(ReplyBody::Versions(runs)) if fits(&runs, self.config.generation) => {
+                VersionsState::Have(runs)
+            }
             Answer::Body(_) => {
                 self.distrust(disk);
                 VersionsState::Parked
@@ -328,9 +330,10 @@ impl Owner {
 }
 
 /// Whether a disk's list of runs can be one of an extent.
-fn fits(runs: &[BlockVersion]) -> bool {
+fn fits(runs: &[BlockVersion], generation: Generation) -> bool {
     let blocks = runs.iter().try_fold(0u32, |sum, run| sum.checked_add(run.blocks));
-    blocks.is_some_and(|blocks| blocks <= EXTENT_BLOCKS) && runs.iter().all(|run| run.blocks > 0)
+    blocks.is_some_and(|blocks| blocks <= EXTENT_BLOCKS)
+        && runs.iter().all(|run| run.blocks > 0 && run.version.generation <= generation)
 }
 
 /// Blocks side by side that the same members lack.
@@ -410,7 +413,6 @@ fn gaps(members: &[(DiskId, &[BlockVersion])]) -> Vec<Gap> {
 
 #[cfg(test)]
 mod tests {
-    use lunette_proto::ids::Generation;
     use proptest::prelude::*;
 
     use super::*;
@@ -457,13 +459,16 @@ mod tests {
         }
     }
 
-    /// Guards against a peer that lists more blocks than an extent has.
+    /// Guards against a peer that lists more blocks than an extent has, or versions of nobody's yet.
     #[test]
     fn refuses_lists_that_do_not_fit() {
+        let fits = |runs: &[BlockVersion]| fits(runs, Generation(1));
         assert!(fits(&[]));
         assert!(fits(&[run(EXTENT_BLOCKS, 1)]));
         assert!(!fits(&[run(EXTENT_BLOCKS, 1), run(1, 2)]));
         assert!(!fits(&[run(u32::MAX, 1), run(u32::MAX, 2)]));
         assert!(!fits(&[run(0, 1)]));
+        let version = Version { generation: Generation(2), seq: 1 };
+        assert!(!fits(&[BlockVersion { blocks: 1, version, hole: false }]));
     }
 }

@@ -33,6 +33,8 @@ struct Rig {
     done: BTreeMap<u64, Outcome>,
     sent: Vec<Request>,
     purged: bool,
+    /// When the owner wants to hear of the time.
+    timer: Option<u64>,
 }
 
 fn view(states: &BTreeMap<DiskId, DiskState>, epoch: u64, size_bytes: u64, deleting: bool) -> View {
@@ -52,6 +54,10 @@ fn view(states: &BTreeMap<DiskId, DiskState>, epoch: u64, size_bytes: u64, delet
 
 impl Rig {
     fn new(copies: u32, block_bytes: u32) -> Self {
+        Self::limited(copies, block_bytes, Limits::default())
+    }
+
+    fn limited(copies: u32, block_bytes: u32, limits: Limits) -> Self {
         let states: BTreeMap<DiskId, DiskState> =
             (0..copies).map(|id| (DiskId(id), DiskState::InSync)).collect();
         let config = Config {
@@ -61,7 +67,7 @@ impl Rig {
             layout: Layout::new(None).unwrap(),
             block_bytes,
             write_back: false,
-            limits: Limits::default(),
+            limits,
         };
         let size = 4 * EXTENT;
         let mut rig = Self {
@@ -76,6 +82,7 @@ impl Rig {
             done: BTreeMap::new(),
             sent: Vec::new(),
             purged: false,
+            timer: None,
         };
         rig.drive(Event::Tick);
         rig
@@ -98,7 +105,7 @@ impl Rig {
                         events.push_back(Event::Reply { tag, reply });
                     }
                     Action::Complete { tag, outcome } => assert!(self.done.insert(tag, outcome).is_none()),
-                    Action::SetTimer { .. } => {}
+                    Action::SetTimer { at_ms } => self.timer = Some(at_ms),
                     Action::Purged => self.purged = true,
                 }
             }
@@ -110,6 +117,19 @@ impl Rig {
             self.now += 10;
             self.drive(Event::Tick);
         }
+    }
+
+    /// Lets time pass as the owner asks for it; how often it did.
+    fn idle(&mut self, ms: u64) -> usize {
+        let end = self.now + ms;
+        let mut ticks = 0;
+        while let Some(at) = self.timer.take_if(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.drive(Event::Tick);
+            ticks += 1;
+        }
+        self.now = end;
+        ticks
     }
 
     fn start(&mut self, tag: u64, command: Command) {
@@ -337,4 +357,149 @@ fn messages_bear_the_map() {
             .iter()
             .any(|it| matches!(it.body, RequestBody::Watermark { seq: 1, generation: Generation(1), .. }))
     );
+}
+
+/// Guards the disks that keep a bounded list of changed extents: a discard of more than that, with writes to
+/// the same extents over and over, goes on as fast as watermarks can follow, and none of it is refused.
+#[test]
+fn changed_extents_stay_below_what_disks_can_list() {
+    let mut rig = Rig::limited(3, 512, Limits { dirty_max: 8, ..Limits::default() });
+    rig.size = 400 * EXTENT;
+    rig.map();
+    rig.disks.values_mut().for_each(|disk| disk.dirty_max = 8);
+    rig.start(1, Command::Zero { offset: 0, len: rig.size });
+    for round in 0..200 {
+        let data = Bytes::from(vec![1; 4096]);
+        rig.start(2 + round, Command::Write { offset: (round % 8) * EXTENT, data, fua: false });
+        rig.wait(20);
+    }
+    assert_eq!(rig.done.remove(&1), Some(Ok(Default::default())));
+    assert!(rig.done.values().all(Result::is_ok));
+    assert!(rig.owner.changed.len() <= 8);
+}
+
+/// Guards a disk whose list is full all the same: the watermark reaches it between two attempts.
+#[test]
+fn a_disk_that_is_busy_gets_the_watermark() {
+    let mut rig = Rig::new(2, 512);
+    rig.disks.get_mut(&DiskId(1)).unwrap().dirty_max = 2;
+    for extent in 0..4 {
+        let data = Bytes::from(vec![1; 4096]);
+        rig.start(extent, Command::Write { offset: extent * EXTENT, data, fua: false });
+    }
+    rig.wait(3000);
+    assert_eq!(rig.done.len(), 4);
+    assert!(rig.done.values().all(Result::is_ok), "{:?}", rig.done);
+}
+
+/// Guards against asking without a pause, for ever, a disk that refuses to seal or to flush.
+#[test]
+fn a_refused_seal_is_not_repeated_at_once() {
+    let mut rig = Rig::new(1, 512);
+    let states = BTreeMap::from([(DiskId(0), DiskState::InSync)]);
+    rig.disks.get_mut(&DiskId(0)).unwrap().refuses_seals = true;
+    let config = Config { generation: Generation(2), ..rig.owner.config.clone() };
+    rig.owner = Owner::new(config, view(&states, 1, rig.size, false));
+    rig.sent.clear();
+    rig.drive(Event::Tick);
+    rig.wait(1000);
+    assert!((2..100).contains(&rig.sent.len()), "{}", rig.sent.len());
+    rig.disks.get_mut(&DiskId(0)).unwrap().refuses_seals = false;
+    rig.wait(100);
+    assert_eq!(rig.owner.readiness(), Readiness::Ready);
+}
+
+/// Guards against a flush that waits for ever for a disk that answered nonsense once.
+#[test]
+fn a_refused_flush_is_repeated() {
+    let mut rig = Rig::new(2, 512);
+    rig.owner.config.write_back = true;
+    assert!(rig.write(0, 4096, 1).is_ok());
+    let mut actions = Vec::new();
+    rig.owner.handle(rig.now, Event::Command { tag: 1, command: Command::Flush }, &mut actions);
+    for action in actions {
+        if let Action::Send { tag, .. } = action {
+            rig.drive(Event::Reply { tag, reply: Err(Failure::NoSpace) });
+        }
+    }
+    rig.wait(500);
+    assert_eq!(rig.done.remove(&1), Some(Ok(Default::default())));
+}
+
+/// Guards memory: data of writes that stand behind a discard counts.
+#[test]
+fn deferred_data_is_bounded() {
+    let mut rig = Rig::limited(2, 512, Limits { bytes_max: 1 << 20, ..Limits::default() });
+    rig.size = 1000 * EXTENT;
+    rig.map();
+    rig.down.extend([DiskId(0), DiskId(1)]);
+    rig.start(0, Command::Zero { offset: 0, len: rig.size });
+    for tag in 1..=32 {
+        let data = Bytes::from(vec![1; 64 << 10]);
+        rig.start(tag, Command::Write { offset: 900 * EXTENT, data, fua: false });
+    }
+    assert_eq!(rig.done.len(), 16);
+    assert!(rig.done.values().all(|it| *it == Err(DeviceError::Busy)));
+    rig.wait(6000);
+    assert_eq!(rig.done.len(), 33);
+    rig.down.clear();
+    rig.wait(1000);
+    // All of it is given back.
+    assert!(rig.write(0, 1 << 20, 1).is_ok());
+}
+
+/// Guards a process with many volumes: one that nobody uses takes no time, and little while a disk is away.
+#[test]
+fn idle_owners_take_no_time() {
+    let mut rig = Rig::new(3, 512);
+    assert!(rig.write(0, 4096, 1).is_ok());
+    assert!(rig.idle(10_000) < 10);
+    assert_eq!(rig.idle(100_000), 0);
+    rig.down.push(DiskId(2));
+    rig.drive(Event::Lost { disk: DiskId(2) });
+    assert!(rig.idle(100_000) <= 250);
+    rig.sent.clear();
+    rig.idle(10_000);
+    assert!(rig.sent.iter().all(|it| matches!(it.body, RequestBody::Identify { .. })), "{:?}", rig.sent);
+    rig.down.clear();
+    assert!(rig.idle(100_000) < 10);
+}
+
+/// Guards a disk's recovery: it is asked for soon after it was lost, whatever else the owner waits for.
+#[test]
+fn a_lost_disk_is_asked_for_soon() {
+    let mut rig = Rig::new(2, 512);
+    rig.idle(10_000);
+    for _ in 0..2 {
+        assert!(rig.write(0, 4096, 1).is_ok());
+        rig.idle(30);
+    }
+    rig.sent.clear();
+    rig.drive(Event::Lost { disk: DiskId(1) });
+    rig.idle(60);
+    assert!(rig.sent.iter().any(|it| matches!(it.body, RequestBody::Identify { .. })), "{:?}", rig.sent);
+}
+
+/// Guards against a node that lists what cannot be: it is used no more, and nothing panics.
+#[test]
+fn impossible_lists_are_not_believed() {
+    for (index, generation) in [(u64::MAX, 1), (1 << 40, 1), (0, 2), (0, 3)] {
+        let mut rig = Rig::new(2, 512);
+        let states = rig.states.clone();
+        let config = Config { generation: Generation(2), ..rig.owner.config.clone() };
+        rig.owner = Owner::new(config, view(&states, 1, rig.size, false));
+        let mut actions = Vec::new();
+        rig.owner.handle(rig.now, Event::Tick, &mut actions);
+        let newest = Version { generation: Generation(generation), seq: 9 };
+        let dirty = vec![lunette_proto::node::DirtyExtent { index, newest }];
+        for action in actions {
+            if let Action::Send { tag, disk, .. } = action {
+                let dirty = if disk == DiskId(0) { dirty.clone() } else { Vec::new() };
+                let reply = Ok(ReplyBody::Sealed(lunette_proto::node::Sealed { dirty }));
+                rig.drive(Event::Reply { tag, reply });
+            }
+        }
+        let troubles: Vec<_> = rig.owner.complaints().iter().map(|it| (it.disk, it.trouble)).collect();
+        assert_eq!(troubles, [(DiskId(0), Trouble::Untrusted)]);
+    }
 }

@@ -23,23 +23,28 @@ impl Owner {
         {
             return;
         }
-        let (extent, offset, origin) = (op.extent, op.offset, op.origin);
+        let (extent, offset, origin, is_exclusive) = (op.extent, op.offset, op.origin, op.is_exclusive());
         if !self.is_open(extent) {
             return self.reconcile(extent);
         }
-        if op.is_exclusive() && self.members(extent).len() < self.view.pool.min_size() {
+        if is_exclusive && self.members(extent).len() < self.view.pool.min_size() {
             return;
         }
         if origin == Origin::Repair && !self.can_repair(extent) {
             return self.finish(id, Ok(Bytes::new()));
         }
-        match &op.work {
+        if is_exclusive && !self.has_room_to_change(extent) {
+            return;
+        }
+        match &self.ops[id].work {
             Work::Write(change) => {
                 let change = change.clone();
                 self.change(id, offset, change);
             }
             Work::Read { .. } | Work::Modify { .. } => {
-                if let Some(block) = op.blocks().find(|block| self.unreadable.contains(&(extent, *block))) {
+                if let Some(block) =
+                    self.ops[id].blocks().find(|block| self.unreadable.contains(&(extent, *block)))
+                {
                     let offset = self.config.layout.address(extent, block * BLOCK_BYTES);
                     return self.finish(id, Err(DeviceError::Medium { offset }));
                 }
@@ -80,6 +85,7 @@ impl Owner {
         if op.durability == Durability::Volatile {
             self.unflushed.insert(op.extent, version.seq);
         }
+        self.changed.insert(self.ops[id].extent, version.seq);
         let legs = self.members(self.ops[id].extent).iter().map(|disk| parked(*disk)).collect();
         self.ops[id].phase = Phase::Mutating(Mutating {
             offset,

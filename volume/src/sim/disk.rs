@@ -27,7 +27,14 @@ pub(crate) struct ModelDisk {
     /// What is on stable media of the blocks whose newest content is not.
     stable: BTreeMap<(ExtentId, u32), Block>,
     dirty: BTreeMap<ExtentId, Version>,
+    watermarks: BTreeMap<Namespace, Version>,
+    /// Extents of a namespace that may await the next watermark.
+    pub(crate) dirty_max: usize,
     pub(crate) corrupt: BTreeSet<(ExtentId, u32)>,
+    /// Those of the corrupt blocks of which not even the version is known any more.
+    pub(crate) lost: BTreeSet<(ExtentId, u32)>,
+    /// No room to remember one more seal.
+    pub(crate) refuses_seals: bool,
     /// Blocks with content that it has room for.
     pub(crate) capacity: usize,
     allocated: usize,
@@ -44,7 +51,11 @@ impl ModelDisk {
             extents: BTreeMap::new(),
             stable: BTreeMap::new(),
             dirty: BTreeMap::new(),
+            watermarks: BTreeMap::new(),
+            dirty_max: usize::MAX,
             corrupt: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            refuses_seals: false,
             capacity: usize::MAX,
             allocated: 0,
             forgets_generation: false,
@@ -60,14 +71,17 @@ impl ModelDisk {
             RequestBody::Seal { namespace, generation } => self.seal(*namespace, *generation, epoch),
             RequestBody::Change { extent, version, offset, change, durability } => {
                 self.check(extent.namespace, version.generation, epoch)?;
-                self.apply(*extent, *version, *offset, change, *durability)
+                if version.seq == 0 {
+                    return Err(Failure::Invalid);
+                }
+                self.apply(*extent, *version, *offset, change, *durability, false)
             }
             RequestBody::Put { extent, generation, version, offset, change } => {
                 self.check(extent.namespace, *generation, epoch)?;
-                if version.generation > *generation {
+                if version.generation > *generation || version.generation == Generation(0) {
                     return Err(Failure::Invalid);
                 }
-                self.apply(*extent, *version, *offset, change, Durability::Stable)
+                self.apply(*extent, *version, *offset, change, Durability::Stable, true)
             }
             RequestBody::Read { extent, generation, offset, len } => {
                 self.check(extent.namespace, *generation, epoch)?;
@@ -85,6 +99,8 @@ impl ModelDisk {
             RequestBody::Watermark { namespace, generation, seq } => {
                 self.check(*namespace, *generation, epoch)?;
                 let mark = Version { generation: *generation, seq: *seq };
+                let last = self.watermarks.entry(*namespace).or_default();
+                *last = mark.max(*last);
                 self.dirty.retain(|extent, newest| extent.namespace != *namespace || *newest > mark);
                 Ok(ReplyBody::Done)
             }
@@ -98,6 +114,8 @@ impl ModelDisk {
                 self.extents.retain(|extent, _| extent.namespace != *namespace);
                 self.stable.retain(|(extent, _), _| extent.namespace != *namespace);
                 self.dirty.retain(|extent, _| extent.namespace != *namespace);
+                self.corrupt.retain(|(extent, _)| extent.namespace != *namespace);
+                self.lost.retain(|(extent, _)| extent.namespace != *namespace);
                 Ok(ReplyBody::Done)
             }
         }
@@ -106,6 +124,9 @@ impl ModelDisk {
     fn seal(&mut self, namespace: Namespace, generation: Generation, epoch: Epoch) -> Reply {
         if self.deleted.contains(&namespace) {
             return Err(Failure::Deleted);
+        }
+        if self.refuses_seals {
+            return Err(Failure::NoSpace);
         }
         let entry = self.sealed.entry(namespace).or_default();
         if generation < entry.0 {
@@ -142,13 +163,26 @@ impl ModelDisk {
         offset: u32,
         change: &Change,
         durability: Durability,
+        repair: bool,
     ) -> Reply {
         let len = u32::try_from(change.len()).map_err(|_| Failure::Invalid)?;
         let blocks = range(offset, len)?;
         let list =
             self.extents.entry(extent).or_insert_with(|| vec![Block::default(); EXTENT_BLOCKS as usize]);
-        let newer: Vec<u32> =
-            blocks.clone().filter(|block| list[*block as usize].version < version).collect();
+        let newer: Vec<u32> = blocks
+            .clone()
+            .filter(|block| {
+                let has = list[*block as usize].version;
+                has < version || repair && (has == version || self.lost.contains(&(extent, *block)))
+            })
+            .collect();
+        if newer.is_empty() {
+            return Ok(ReplyBody::Done);
+        }
+        let dirty = self.dirty.keys().filter(|it| it.namespace == extent.namespace).count();
+        if !self.dirty.contains_key(&extent) && dirty >= self.dirty_max {
+            return Err(Failure::Busy);
+        }
         if let Change::Data(_) = change {
             let holes = newer.iter().filter(|block| list[**block as usize].content.is_none()).count();
             if holes > 0 && self.allocated + holes > self.capacity {
@@ -176,9 +210,12 @@ impl ModelDisk {
                 }
             }
             self.corrupt.remove(&(extent, block));
+            self.lost.remove(&(extent, block));
         }
-        let newest = self.dirty.entry(extent).or_default();
-        *newest = (*newest).max(version);
+        if version > self.watermarks.get(&extent.namespace).copied().unwrap_or_default() {
+            let newest = list.iter().map(|block| block.version).max().unwrap_or_default();
+            self.dirty.insert(extent, newest);
+        }
         Ok(ReplyBody::Done)
     }
 
@@ -199,11 +236,13 @@ impl ModelDisk {
 
     fn versions(&self, extent: ExtentId) -> Vec<BlockVersion> {
         let mut runs: Vec<BlockVersion> = Vec::new();
-        for block in self.extents.get(&extent).into_iter().flatten() {
-            let hole = block.content.is_none();
+        for (index, block) in (0..).zip(self.extents.get(&extent).into_iter().flatten()) {
+            let lost = self.lost.contains(&(extent, index));
+            let version = if lost { Version::NONE } else { block.version };
+            let hole = block.content.is_none() && !lost;
             match runs.last_mut() {
-                Some(run) if run.version == block.version && run.hole == hole => run.blocks += 1,
-                _ => runs.push(BlockVersion { blocks: 1, version: block.version, hole }),
+                Some(run) if run.version == version && run.hole == hole => run.blocks += 1,
+                _ => runs.push(BlockVersion { blocks: 1, version, hole }),
             }
         }
         runs

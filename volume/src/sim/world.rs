@@ -133,6 +133,7 @@ impl World {
                 operations_max: 256,
                 bytes_max: 1 << 20,
                 zero_operations_max: 2,
+                dirty_max: usize::MAX,
                 reconcile_max: 2,
                 hedge_ms: 15,
                 watermark_ms: 20,
