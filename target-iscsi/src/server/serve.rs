@@ -18,7 +18,7 @@ use crate::session::{Action, Connection, ConnectionId, Endpoint};
 
 /// Room for at least this much is there before each read,
 const RECEIVE_BYTES_MIN: usize = 16 << 10;
-/// and when there is less, this much is allocated.
+/// and when there is less, this much is allocated, once login is over.
 const RECEIVE_BYTES: usize = 128 << 10;
 /// Time for a peer to read the last words.
 const LINGER: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ struct Task {
     completions: Arc<dyn Completions>,
     connection: Connection,
     posts: Vec<Post>,
-    /// Until login is over.
+    /// Until login is over; a discovery session, for which nothing need be proven, keeps it.
     unproven: Option<Unproven>,
 }
 
@@ -92,17 +92,17 @@ impl Task {
         let mut alarm = pin!(tokio::time::sleep_until(self.deadline()));
         loop {
             self.react();
-            if !buffer.is_empty() && self.connection.wants_bytes() && self.connection.missing(&buffer) == 0 {
-                // Bytes that were there already when reading paused.
-                self.connection.handle_bytes(Instant::now(), &mut buffer);
-                self.react();
-            }
             let Ok(blocked) = self.send(&writer) else { return };
             if self.connection.is_closed() {
                 return;
             }
             let wants_bytes = self.connection.wants_bytes();
             if wants_bytes {
+                if !buffer.is_empty() && self.connection.missing(&buffer) == 0 {
+                    // Bytes that were there already when reading paused. Nothing else need ever come.
+                    self.connection.handle_bytes(Instant::now(), &mut buffer);
+                    continue;
+                }
                 self.make_room(&mut buffer);
             }
             // Every PDU puts the deadline off; the timer is set anew only when it rings, or too late.
@@ -137,7 +137,8 @@ impl Task {
     fn make_room(&self, buffer: &mut BytesMut) {
         let missing = self.connection.missing(buffer);
         if buffer.capacity() - buffer.len() < missing.max(RECEIVE_BYTES_MIN) {
-            buffer.reserve(missing.max(RECEIVE_BYTES));
+            let established = self.connection.is_established();
+            buffer.reserve(missing.max(if established { RECEIVE_BYTES } else { RECEIVE_BYTES_MIN }));
         }
     }
 
@@ -180,7 +181,9 @@ impl Task {
             Action::Submit { device, tag, command } => device.submit(command, tag, &self.completions),
             Action::Claim(claim) => self.shared.claim(self.id, claim),
             Action::Established(stats) => {
-                self.unproven = None;
+                if stats.target.is_some() {
+                    self.unproven = None;
+                }
                 self.shared.establish(self.id, stats);
             }
             Action::Reset { token, volumes, attention } => {

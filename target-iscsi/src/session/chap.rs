@@ -52,8 +52,8 @@ pub enum ChapError {
     /// The initiator wants the target to authenticate, which has no secret for that.
     #[error("mutual authentication is not configured")]
     NotMutual,
-    /// A secret cannot be opened.
-    #[error("the secret cannot be opened")]
+    /// A secret cannot be opened, or is empty.
+    #[error("the secret cannot be opened, or is empty")]
     Sealed,
 }
 
@@ -102,7 +102,7 @@ impl Challenge {
         let [name, response, id, challenge] = take(pairs, ["CHAP_N", "CHAP_R", "CHAP_I", "CHAP_C"])?;
         let name = name.filter(|name| name.len() <= NAME_BYTES_MAX).ok_or(ChapError::Keys)?;
         let response = decode(response.ok_or(ChapError::Keys)?, output_len(self.algorithm))?;
-        let secret = secrets.unseal(&chap.initiator.secret).ok_or(ChapError::Sealed)?;
+        let secret = unseal(secrets, &chap.initiator.secret)?;
         let expected = respond(self.algorithm, self.id, &secret, &self.challenge);
         // Both are computed before either is looked at.
         let name_is_right = verify_slices_are_equal(name.as_bytes(), chap.initiator.user.as_bytes()).is_ok();
@@ -133,7 +133,7 @@ impl Challenge {
         if challenge.is_empty() {
             return Err(ChapError::Keys);
         }
-        let secret = secrets.unseal(&credential.secret).ok_or(ChapError::Sealed)?;
+        let secret = unseal(secrets, &credential.secret)?;
         // RFC 7143 9.2.1: a target must not answer its own challenge, nor share a secret both ways.
         if challenge == self.challenge || verify_slices_are_equal(&secret, initiator_secret).is_ok() {
             return Err(ChapError::Reflection);
@@ -142,6 +142,11 @@ impl Challenge {
         text::push(out, "CHAP_R", &hex(&respond(self.algorithm, id, &secret, &challenge)));
         Ok(())
     }
+}
+
+/// An empty secret proves nothing, so it is as good as none.
+fn unseal(secrets: &dyn Secrets, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, ChapError> {
+    secrets.unseal(sealed).filter(|secret| !secret.is_empty()).ok_or(ChapError::Sealed)
 }
 
 /// Picks each key once; others are an error, for no other key belongs to this step.

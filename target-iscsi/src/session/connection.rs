@@ -93,6 +93,10 @@ impl Connection {
 
     /// Takes every whole PDU off the front of `buffer`.
     pub fn handle_bytes(&mut self, now: Instant, buffer: &mut BytesMut) {
+        if !self.is_established() {
+            // A peer that never pauses may leave the shell no time for its timers.
+            self.handle_timeout(now);
+        }
         self.heard = now;
         self.pinged = None;
         while self.wants_bytes() {
@@ -216,11 +220,12 @@ impl Connection {
         self.io.transmit.pop()
     }
 
-    /// Whether bytes should be read: not while too much waits to be sent, nor after the end.
+    /// Whether bytes should be read: not while too much waits to be sent, nor after the end. In a login
+    /// that is one answer, for only one request may be outstanding (RFC 7143 6.2).
     #[must_use]
     pub fn wants_bytes(&self) -> bool {
         let open = match &self.phase {
-            Phase::Login(_) => true,
+            Phase::Login(_) => self.io.transmit.is_empty(),
             Phase::Full(session) => !session.is_stopping(),
             Phase::Claiming(..) | Phase::Over => false,
         };
@@ -349,10 +354,13 @@ impl Connection {
             peer: self.endpoint.peer.ip(),
             local: self.endpoint.local.ip(),
         };
-        // While the claim waited, the exports may have been replaced.
+        // During the login the exports may have been replaced: what was proven must be proof still.
         let mut view = accepted.who.target.clone();
         if let Some(view) = &mut view {
             match self.context.exports.load().admit(&view.iqn, &claimant) {
+                Admission::Admitted(export) if export.chap.is_some() && export.chap != accepted.who.chap => {
+                    return self.refuse(accepted.response, status::AUTHENTICATION);
+                }
                 Admission::Admitted(export) => *view = Arc::clone(&export.view),
                 Admission::NotFound => return self.refuse(accepted.response, status::NOT_FOUND),
                 Admission::Forbidden => return self.refuse(accepted.response, status::AUTHORIZATION),

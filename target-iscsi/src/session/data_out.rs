@@ -6,7 +6,8 @@
 //!
 //! Data comes in order (DataPDUInOrder and DataSequenceInOrder are Yes), so the next byte is always
 //! at `received`. A write that came in one PDU stays the slice it came in; everything else is laid
-//! into one buffer that is allocated once, when the first R2T is sent or the last byte has come.
+//! into one buffer, which grows to the whole length when the first R2T is sent. Slices are not
+//! gathered: each keeps the receive buffer that it lies in, however few bytes it has.
 //! A violation fails the command, not the connection: the answer waits for the final bits of all
 //! that is outstanding, as RFC 7143 7.8 asks.
 
@@ -15,7 +16,6 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 use lunette_proto::iscsi::Serial;
 use lunette_proto::iscsi::initiator::DataOut;
-use smallvec::SmallVec;
 
 /// Why Data-Out of a command is unusable (RFC 7143 11.4.7.2 gives the sense data).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +59,8 @@ pub(super) struct Collector {
     first_burst: u32,
     outstanding: VecDeque<Asked>,
     r2t_sn: Serial,
-    /// What came before the buffer was allocated.
-    parts: SmallVec<[Bytes; 1]>,
+    /// What came first, as long as it is all that there is.
+    first: Bytes,
     buffer: Option<BytesMut>,
     violation: Option<Violation>,
 }
@@ -78,7 +78,7 @@ impl Collector {
             first_burst,
             outstanding: VecDeque::new(),
             r2t_sn: Serial(0),
-            parts: SmallVec::new(),
+            first: Bytes::new(),
             buffer: None,
             violation: None,
         };
@@ -94,7 +94,7 @@ impl Collector {
     /// Fails the command; it ends once nothing is outstanding.
     pub(super) fn fail(&mut self, violation: Violation) {
         self.violation.get_or_insert(violation);
-        self.parts.clear();
+        self.first = Bytes::new();
         self.buffer = None;
     }
 
@@ -129,13 +129,9 @@ impl Collector {
         if !self.needs_asking() || self.outstanding.len() >= outstanding_max as usize {
             return None;
         }
-        if self.buffer.is_none() {
-            let mut buffer = BytesMut::with_capacity(self.want as usize);
-            for part in self.parts.drain(..) {
-                buffer.extend_from_slice(&part);
-            }
-            self.buffer = Some(buffer);
-        }
+        let want = self.want as usize;
+        let buffer = self.gather(want);
+        buffer.reserve(want.saturating_sub(buffer.len()));
         let ask =
             Ask { r2t_sn: self.r2t_sn.take(), offset: self.asked, len: burst.min(self.want - self.asked) };
         self.asked += ask.len;
@@ -193,18 +189,20 @@ impl Collector {
     }
 
     /// The data, once it is complete.
-    pub(super) fn finish(mut self) -> Bytes {
-        if let Some(buffer) = self.buffer {
-            return buffer.freeze();
+    pub(super) fn finish(self) -> Bytes {
+        match self.buffer {
+            Some(buffer) => buffer.freeze(),
+            None => self.first,
         }
-        if self.parts.len() == 1 {
-            return self.parts.swap_remove(0);
-        }
-        let mut buffer = BytesMut::with_capacity(self.want.min(self.received) as usize);
-        for part in self.parts {
-            buffer.extend_from_slice(&part);
-        }
-        buffer.freeze()
+    }
+
+    /// The buffer, with all that has come; allocated with `capacity` if there was none.
+    fn gather(&mut self, capacity: usize) -> &mut BytesMut {
+        self.buffer.get_or_insert_with(|| {
+            let mut buffer = BytesMut::with_capacity(capacity);
+            buffer.extend_from_slice(&std::mem::take(&mut self.first));
+            buffer
+        })
     }
 
     /// Keeps what the command takes of `data`, which lies at `received`.
@@ -216,9 +214,12 @@ impl Collector {
         if data.is_empty() || self.violation.is_some() {
             return;
         }
-        match &mut self.buffer {
-            Some(buffer) => buffer.extend_from_slice(&data),
-            None => self.parts.push(data),
+        if self.buffer.is_none() && self.first.is_empty() {
+            self.first = data;
+        } else {
+            // Without R2T no more than this comes.
+            let capacity = self.want.min(self.first_burst) as usize;
+            self.gather(capacity).extend_from_slice(&data);
         }
     }
 }

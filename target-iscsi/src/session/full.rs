@@ -178,6 +178,11 @@ impl Session {
         attentions: &[(Scope, Attention)],
         io: &mut Io,
     ) {
+        for (lun, unit) in self.view.iter().flat_map(|old| &old.luns) {
+            if view.luns.get(lun).is_none_or(|other| other.volume != unit.volume) {
+                self.nexus.forget(*lun);
+            }
+        }
         self.view = Some(view);
         for (scope, attention) in attentions {
             self.nexus.attention(*scope, *attention);
@@ -246,8 +251,9 @@ impl Session {
             return;
         }
         let reply = NopIn { lun: nop.lun, task_tag: nop.task_tag, transfer_tag: TAG_NONE };
-        let mut data = pdu.data.clone();
-        data.truncate(self.settings.initiator_segment_bytes() as usize);
+        let len = pdu.data.len().min(self.settings.initiator_segment_bytes() as usize);
+        // A slice would keep the whole receive buffer for as long as the answer is not read.
+        let data = Bytes::copy_from_slice(&pdu.data[..len]);
         io.transmit.send(reply.encode(), Data::from_iter([data]), StatSn::Use);
     }
 

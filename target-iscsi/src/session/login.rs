@@ -241,7 +241,9 @@ fn first(
     let find = |key: &str| pairs.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
     let missing = |why| Failure(status::MISSING_PARAMETER, why);
     let initiator = find("InitiatorName").ok_or(missing("InitiatorName is missing"))?;
-    if initiator.is_empty() || initiator.len() > ISCSI_NAME_BYTES_MAX {
+    // Names go to logs and lists: nothing in them may look like a line of its own.
+    let is_text = |letter: char| !letter.is_control() && !letter.is_whitespace();
+    if initiator.is_empty() || initiator.len() > ISCSI_NAME_BYTES_MAX || !initiator.chars().all(is_text) {
         return Err(Failure::protocol("InitiatorName is no iSCSI name"));
     }
     let claimant = Claimant {

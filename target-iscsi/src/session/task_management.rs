@@ -60,7 +60,8 @@ impl Function {
 
 impl Session {
     pub(super) fn task_management(&mut self, request: &TaskManagement, pdu: &Pdu, io: &mut Io) {
-        if self.functions.len() >= FUNCTIONS_MAX {
+        // What other sessions wait for does not count: they must not use up what this one may do.
+        if self.functions.iter().filter(|function| !function.is_foreign()).count() >= FUNCTIONS_MAX {
             return self.reject(&pdu.bhs, reject::TOO_MANY_IMMEDIATE, io);
         }
         let tag = request.task_tag;

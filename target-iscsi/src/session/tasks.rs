@@ -25,7 +25,7 @@ use super::stats::count;
 use super::transmit::{Ending, StatSn};
 use super::{Action, SESSION_BYTES_MAX, TASKS_MAX};
 use crate::scsi::lun::{Address, decode};
-use crate::scsi::{CHECK_CONDITION, GOOD, LogicalUnit, Response, Step, Task};
+use crate::scsi::{CHECK_CONDITION, GOOD, LogicalUnit, Response, Step, TargetView, Task};
 
 /// A command in execution.
 pub(super) struct Active {
@@ -259,7 +259,9 @@ impl Session {
         match step {
             Step::Submit(command) => {
                 let bytes = cost(&command);
-                if bytes == 0 || self.reserve(slot, bytes) {
+                // Who has memory goes on with it. If all who hold some waited for more, nobody would end.
+                let held = self.tasks.get(slot).map_or(0, |active| active.reserved);
+                if bytes <= held || self.reserve(slot, bytes) {
                     self.submit(slot, command, io);
                 } else if let Some(active) = self.tasks.get_mut(slot) {
                     active.state = State::Gated(command);
@@ -283,6 +285,11 @@ impl Session {
             let response = active.task.completed(Err(lunette_volume::device::DeviceError::Gone));
             return self.step(slot, response, io);
         };
+        if !self.view.as_ref().is_some_and(|view| is_permitted(view, active.lun, unit, &command)) {
+            // Data may come long after the command. BUSY, for trying again tells what has changed.
+            let response = active.task.completed(Err(lunette_volume::device::DeviceError::Busy));
+            return self.step(slot, response, io);
+        }
         let device = Arc::clone(&unit.device);
         let tag = tag(slot, active.generation);
         active.state = State::AtDevice;
@@ -399,6 +406,16 @@ impl Session {
 fn tag(slot: usize, generation: u32) -> u64 {
     // There are at most TASKS_MAX slots.
     u64::from(generation) << 32 | slot as u64
+}
+
+/// Whether the target still shows `unit` under the LUN that the command was sent to, and lets it do this.
+fn is_permitted(view: &TargetView, lun: u64, unit: &LogicalUnit, command: &Command) -> bool {
+    let Address::Unit(lun) = decode(lun) else { return false };
+    let writes = match command {
+        Command::Write { .. } | Command::Zero { .. } => true,
+        Command::Read { .. } | Command::Flush => false,
+    };
+    view.luns.get(&lun).is_some_and(|now| now.volume == unit.volume && !(writes && now.read_only))
 }
 
 /// Memory that a device's answer will take. Data of writes is reserved with its buffer.

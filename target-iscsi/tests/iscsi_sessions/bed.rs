@@ -67,6 +67,8 @@ struct Peer {
     to_target: BytesMut,
     to_initiator: BytesMut,
     closed: bool,
+    /// The initiator reads nothing.
+    deaf: bool,
 }
 
 pub(crate) struct Bed {
@@ -178,6 +180,7 @@ impl Bed {
             to_target: BytesMut::new(),
             to_initiator: BytesMut::new(),
             closed: false,
+            deaf: false,
         };
         self.peers.insert(id, peer);
         id
@@ -189,16 +192,33 @@ impl Bed {
             && !peer.closed
         {
             peer.to_target.extend_from_slice(bytes);
-            peer.connection.handle_bytes(self.now, &mut peer.to_target);
+            if peer.connection.wants_bytes() {
+                peer.connection.handle_bytes(self.now, &mut peer.to_target);
+            }
         }
         self.settle();
     }
 
-    /// The same, as the socket would give it: in one allocation that the target may keep.
-    pub(crate) fn feed_bytes(&mut self, id: ConnectionId, mut bytes: BytesMut) {
+    /// The same, as the socket would give it: in one allocation that the target may keep. Gives
+    /// whether it keeps any of it.
+    pub(crate) fn feed_bytes(&mut self, id: ConnectionId, mut bytes: BytesMut) -> bool {
+        let capacity = bytes.capacity();
         let peer = self.peers.get_mut(&id).unwrap();
         peer.connection.handle_bytes(self.now, &mut bytes);
         self.settle();
+        bytes.clear();
+        !bytes.try_reclaim(capacity)
+    }
+
+    /// From now on the initiator reads nothing, or reads again.
+    pub(crate) fn deafen(&mut self, id: ConnectionId, deaf: bool) {
+        self.peers.get_mut(&id).unwrap().deaf = deaf;
+        self.settle();
+    }
+
+    /// Bytes that were sent and that the target has not taken.
+    pub(crate) fn untaken(&self, id: ConnectionId) -> usize {
+        self.peers[&id].to_target.len()
     }
 
     /// What the target has sent.
@@ -281,13 +301,19 @@ impl Bed {
             }
             actions.extend(std::iter::from_fn(|| peer.connection.poll_action()));
             peer.connection.fill();
-            while let Some(slice) = peer.connection.pop() {
+            while !peer.deaf
+                && let Some(slice) = peer.connection.pop()
+            {
                 moved = true;
                 if !peer.closed {
                     peer.to_initiator.extend_from_slice(&slice);
                 }
                 peer.connection.fill();
             }
+            // What left may have made room for more.
+            moved |= !peer.to_target.is_empty()
+                && peer.connection.wants_bytes()
+                && peer.connection.missing(&peer.to_target) == 0;
             if peer.connection.is_closed() && !peer.closed {
                 moved = true;
                 peer.closed = true;

@@ -200,3 +200,30 @@ fn reflection() {
     let one_way = chap(&[algorithm], None);
     assert_eq!(answer(&mut Bed::with_chap(one_way), algorithm, &mutual, SECRET), Err(0x0201));
 }
+
+/// Guards against secrets that are empty: they prove nothing, in either direction.
+#[test]
+fn empty_secrets() {
+    let algorithm = ChapAlgorithm::Sha256;
+    let mut empty = chap(&[algorithm], None);
+    empty.initiator.secret = Sealed(Vec::new());
+    assert_eq!(answer(&mut Bed::with_chap(empty), algorithm, &[], b""), Err(0x0201));
+    let mutual = [("CHAP_I", "7"), ("CHAP_C", CHALLENGE)];
+    let empty = chap(&[algorithm], Some(b""));
+    assert_eq!(answer(&mut Bed::with_chap(empty), algorithm, &mutual, SECRET), Err(0x0201));
+}
+
+/// Guards against replays: each attempt gets a challenge and an identifier of its own, and the answer to
+/// one is none to another.
+#[test]
+fn every_attempt_has_its_own_challenge() {
+    let algorithm = ChapAlgorithm::Sha256;
+    let mut bed = Bed::with_chap(chap(&[algorithm], None));
+    let (_, _, id, challenge) = challenged(&mut bed, "7").unwrap();
+    let (mut host, _, other_id, other_challenge) = challenged(&mut bed, "7").unwrap();
+    assert_ne!((id, &challenge), (other_id, &other_challenge));
+    assert_ne!(challenge, other_challenge);
+    let old = hex(&chap_response(algorithm, id, SECRET, &unhex(&challenge)));
+    let step = host.login_step(&mut bed, 0, Some(1), &keys(&[("CHAP_N", "alice"), ("CHAP_R", &old)]));
+    assert_eq!(step.map(drop), Err(0x0201));
+}

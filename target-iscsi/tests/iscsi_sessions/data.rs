@@ -2,6 +2,7 @@
 
 use lunette_proto::iscsi::initiator::{DataOut, ScsiCommand};
 use lunette_proto::iscsi::{Ahs, Reply, Serial, TAG_NONE};
+use lunette_volume::device::DeviceError;
 
 use crate::bed::{Bed, pattern};
 use crate::initiator::{Ended, Initiator, read10, write10};
@@ -313,4 +314,209 @@ fn ping_overtakes_data() {
     bed.feed(host.id, &wire);
     assert!(matches!(host.next(&mut bed), Some((Reply::NopIn(_), _))));
     assert_eq!(host.end(&mut bed, command.task_tag, &[]).data.len(), 4 << 20);
+}
+
+/// Guards against commands that hold memory while they wait for more of it: all VERIFYs of a full
+/// session end, with Data-Out and without.
+#[test]
+fn verifies_do_not_wait_for_each_other() {
+    for bytchk in [0u8, 1] {
+        let mut bed = Bed::new();
+        let mut host = Initiator::ready(&mut bed, &[("MaxBurstLength", "16776192")]);
+        host.answers.insert("MaxBurstLength".into(), "16776192".into());
+        bed.disk(1).hold();
+        // Of the disk's zeros: eight MiB of Data-Out, or two to be read.
+        let (count, bytes) = if bytchk == 1 { (9, 8usize << 20) } else { (70, 2 << 20) };
+        let data = vec![0; if bytchk == 1 { bytes } else { 0 }];
+        let commands: Vec<ScsiCommand> = (0..count)
+            .map(|_| {
+                let mut command = host.command_header(read10(0, (bytes / 512) as u16), data.len() as u32);
+                (command.cdb[0], command.cdb[1]) = (0x2f, bytchk << 1);
+                command.write = !data.is_empty();
+                host.send(&mut bed, command.encode(), &[]);
+                command
+            })
+            .collect();
+        while let Some((reply, _)) = host.next(&mut bed) {
+            let Reply::R2t(r2t) = reply else { panic!("{reply:?}") };
+            host.solicited(&mut bed, &r2t, &data);
+        }
+        bed.disk(1).release();
+        bed.settle();
+        let mut ended = 0;
+        while let Some((reply, _)) = host.next(&mut bed) {
+            match reply {
+                Reply::R2t(r2t) => host.solicited(&mut bed, &r2t, &data),
+                Reply::ScsiResponse(response) => {
+                    assert_eq!(response.status, 0);
+                    ended += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(ended, commands.len());
+    }
+}
+
+/// Guards residuals where the allocation length of the CDB decides, and a WRITE that expects nothing.
+#[test]
+fn residuals_of_parameter_data() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    // Standard INQUIRY data of 96 bytes: allocation length, expected length, what comes, O, U.
+    for (allocation, expected, len, overflow, underflow) in [
+        (96u16, 96u32, 96, 0, 0),
+        (36, 36, 36, 0, 0),
+        (255, 255, 96, 0, 159),
+        (5, 96, 5, 0, 91),
+        (96, 5, 5, 91, 0),
+    ] {
+        let mut cdb = [0; 16];
+        cdb[0] = 0x12;
+        cdb[3..5].copy_from_slice(&allocation.to_be_bytes());
+        let ended = host.read(&mut bed, cdb, expected);
+        assert_eq!(
+            (ended.status, ended.data.len(), ended.overflow, ended.underflow),
+            (0, len, overflow, underflow),
+            "{allocation} {expected}"
+        );
+    }
+    let mut command = host.command_header(write10(0, 1), 0);
+    command.write = true;
+    host.send(&mut bed, command.encode(), &[]);
+    let ended = host.end(&mut bed, command.task_tag, &[]);
+    assert_eq!((ended.status, ended.overflow, ended.r2ts), (0, 512, 0));
+}
+
+/// Guards MaxOutstandingR2T: so many at once, the next when one is answered.
+#[test]
+fn outstanding_r2ts() {
+    let mut bed = Bed::new();
+    let agreed: &[(&str, &str)] = &[("MaxBurstLength", "512"), ("MaxOutstandingR2T", "2")];
+    let mut host = Initiator::ready(&mut bed, agreed);
+    let data = pattern(2048, 1);
+    let mut command = host.command_header(write10(0, 4), 2048);
+    command.write = true;
+    host.send(&mut bed, command.encode(), &[]);
+    let mut r2ts = Vec::new();
+    while let Some((Reply::R2t(r2t), _)) = host.next(&mut bed) {
+        r2ts.push(r2t);
+    }
+    assert_eq!(
+        r2ts.iter().map(|r2t| (r2t.offset, r2t.desired_len)).collect::<Vec<_>>(),
+        [(0, 512), (512, 512)]
+    );
+    assert_ne!(r2ts[0].transfer_tag, r2ts[1].transfer_tag);
+    host.solicited(&mut bed, &r2ts[0], &data);
+    let Some((Reply::R2t(third), _)) = host.next(&mut bed) else { panic!() };
+    assert_eq!((third.offset, third.desired_len), (1024, 512));
+    host.expect_silence(&mut bed);
+    host.solicited(&mut bed, &r2ts[1], &data);
+    host.solicited(&mut bed, &third, &data);
+    assert_eq!(host.end(&mut bed, command.task_tag, &data).status, 0);
+    assert_eq!(bed.disk(1).read(0, 2048), data);
+}
+
+/// Guards data that comes after the last final bit: rejected, and it changes nothing.
+#[test]
+fn data_after_the_end() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    bed.disk(1).hold();
+    let data = pattern(512, 1);
+    let mut command = host.command_header(write10(0, 1), 512);
+    command.write = true;
+    host.send(&mut bed, command.encode(), &[]);
+    let Some((Reply::R2t(r2t), _)) = host.next(&mut bed) else { panic!() };
+    host.solicited(&mut bed, &r2t, &data);
+    assert_eq!(bed.disk(1).held(), 1);
+    host.solicited(&mut bed, &r2t, &[0xee; 512]);
+    let Some((Reply::Reject(reject), _)) = host.next(&mut bed) else { panic!() };
+    assert_eq!(reject.reason, 4);
+    bed.disk(1).release();
+    bed.settle();
+    assert_eq!(host.end(&mut bed, command.task_tag, &[]).status, 0);
+    assert_eq!(bed.disk(1).read(0, 512), data);
+}
+
+/// Guards padding and additional headers under digests: of every length in both directions, and a pad
+/// byte that is wrong.
+#[test]
+fn digests_cover_padding_and_additional_headers() {
+    let mut bed = Bed::new();
+    let crc: &[(&str, &str)] = &[("HeaderDigest", "CRC32C"), ("DataDigest", "CRC32C")];
+    let mut host = Initiator::ready(&mut bed, crc);
+    for len in 0..9 {
+        let data = pattern(len, 5);
+        assert_eq!(host.ping(&mut bed, &data), data);
+        assert_eq!(host.read(&mut bed, read10(0, 1), len as u32).data.len(), len);
+    }
+    let command = host.command_header([0; 16], 0);
+    let mut wire = host.wire(command.encode(), &Ahs::extended_cdb_segment(&[0; 16]), &[]);
+    bed.feed(host.id, &wire);
+    assert_eq!(host.end(&mut bed, command.task_tag, &[]).status, 0);
+    let nop = lunette_proto::iscsi::initiator::NopOut {
+        immediate: true,
+        task_tag: 0x99,
+        transfer_tag: TAG_NONE,
+        cmd_sn: host.cmd_sn,
+        ..Default::default()
+    };
+    let mut padded = host.wire(nop.encode(), &[], b"x");
+    padded[48 + 4 + 1] ^= 1;
+    bed.feed(host.id, &padded);
+    assert!(matches!(host.next(&mut bed), Some((Reply::Reject(reject), _)) if reject.reason == 2));
+    // The digest of a header covers what is added to it.
+    wire[48 + 9] ^= 1;
+    bed.feed(host.id, &wire);
+    assert!(bed.is_gone(host.id));
+}
+
+/// Guards the final bit of Data-In: at the end of each burst and of the data, and nowhere else.
+#[test]
+fn bursts_end_with_the_final_bit() {
+    let mut bed = Bed::new();
+    let agreed: &[(&str, &str)] = &[("MaxBurstLength", "1024"), ("MaxRecvDataSegmentLength", "512")];
+    let mut host = Initiator::ready(&mut bed, agreed);
+    let mut command = host.command_header(read10(0, 5), 2560);
+    command.read = true;
+    host.send(&mut bed, command.encode(), &[]);
+    let mut seen = Vec::new();
+    while let Some((reply, _)) = host.next(&mut bed) {
+        let Reply::DataIn(data_in) = reply else { panic!("{reply:?}") };
+        seen.push((data_in.data_sn.0, data_in.offset, data_in.is_final, data_in.has_status));
+    }
+    assert_eq!(
+        seen,
+        [
+            (0, 0, false, false),
+            (1, 512, true, false),
+            (2, 1024, false, false),
+            (3, 1536, true, false),
+            (4, 2048, true, true)
+        ]
+    );
+}
+
+/// Guards what the device says: each error's status, and BUSY without sense data.
+#[test]
+fn device_errors() {
+    let cases = [
+        (DeviceError::Busy, 8, None),
+        (DeviceError::NoSpace, 2, Some([7, 0x27, 7])),
+        (DeviceError::TimedOut, 2, Some([0xb, 8, 1])),
+        (DeviceError::NotOwner, 2, Some([2, 4, 0xb])),
+        (DeviceError::Medium { offset: 512 }, 2, Some([3, 0x11, 0])),
+    ];
+    for (error, status, sense) in cases {
+        let mut bed = Bed::new();
+        let mut host = Initiator::ready(&mut bed, &[]);
+        bed.disk(1).fail_next(error.clone());
+        let ended = host.write(&mut bed, write10(0, 1), &[1; 512]);
+        assert_eq!((ended.status, ended.sense, ended.underflow), (status, sense, 512), "{error}");
+        bed.disk(1).fail_next(error.clone());
+        let ended = host.read(&mut bed, read10(0, 1), 512);
+        assert_eq!((ended.status, ended.sense, ended.data.len()), (status, sense, 0), "{error}");
+        assert_eq!(bed.disk(1).read(0, 512), [0; 512]);
+    }
 }

@@ -1,5 +1,6 @@
 //! A device in memory that can hold its completions back.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,6 +22,8 @@ struct State {
     held: Vec<Held>,
     /// Addresses of the data of writes.
     write_addresses: Vec<usize>,
+    /// What the next commands end with, instead of happening.
+    failures: VecDeque<DeviceError>,
 }
 
 impl Model {
@@ -49,6 +52,11 @@ impl Model {
         }
     }
 
+    /// The next command fails and changes nothing.
+    pub(crate) fn fail_next(&self, error: DeviceError) {
+        self.state.lock().failures.push_back(error);
+    }
+
     pub(crate) fn read(&self, offset: usize, len: usize) -> Vec<u8> {
         self.state.lock().memory[offset..offset + len].to_vec()
     }
@@ -60,6 +68,9 @@ impl Model {
 
 impl State {
     fn carry_out(&mut self, command: Command) -> Outcome {
+        if let Some(error) = self.failures.pop_front() {
+            return Err(error);
+        }
         let size = self.memory.len() as u64;
         let range = |offset: u64, len: u64| {
             let end = offset.checked_add(len).filter(|end| *end <= size).ok_or(DeviceError::OutOfRange)?;

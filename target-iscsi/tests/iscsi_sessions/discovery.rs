@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use lunette_proto::ids::TargetId;
 use lunette_proto::iscsi::Reply;
+use lunette_proto::iscsi::initiator::TextRequest;
 use lunette_proto::map::Acl;
 use lunette_target_iscsi::session::Endpoint;
 
@@ -95,4 +96,39 @@ fn no_commands() {
     let mut second = Initiator::new(bed.connect());
     second.discover(&mut bed, &[]).unwrap();
     assert_eq!(host.ping(&mut bed, b"y"), b"y");
+}
+
+/// Guards requests that are split at any byte: empty answers ask for the rest under one tag, and another
+/// tag is refused.
+#[test]
+fn split_requests() {
+    let text = keys(&[("SendTargets", "All")]);
+    for at in 0..text.len() {
+        let mut bed = Bed::new();
+        let mut host = Initiator::new(bed.connect());
+        host.discover(&mut bed, &[]).unwrap();
+        let first = TextRequest {
+            continued: true,
+            task_tag: 3,
+            transfer_tag: !0,
+            cmd_sn: host.cmd_sn.take(),
+            ..TextRequest::default()
+        };
+        host.send(&mut bed, first.encode(), &text[..at]);
+        let Some((Reply::Text(asks), pdu)) = host.next(&mut bed) else { panic!() };
+        assert!(!asks.is_final && !asks.continued && asks.transfer_tag != !0 && pdu.data.is_empty());
+        let transfer_tag = asks.transfer_tag;
+        let rest = TextRequest { is_final: true, continued: false, transfer_tag, ..first };
+        let rest = TextRequest { cmd_sn: host.cmd_sn.take(), ..rest };
+        if at == 3 {
+            let other = TextRequest { transfer_tag: transfer_tag ^ 1, ..rest };
+            host.send(&mut bed, other.encode(), &text[at..]);
+            assert!(matches!(host.next(&mut bed), Some((Reply::Reject(_), _))));
+            continue;
+        }
+        host.send(&mut bed, rest.encode(), &text[at..]);
+        let Some((Reply::Text(response), pdu)) = host.next(&mut bed) else { panic!() };
+        assert!(response.is_final && response.transfer_tag == !0);
+        assert!(pdu.data.starts_with(format!("TargetName={IQN}\0").as_bytes()));
+    }
 }

@@ -327,3 +327,86 @@ fn rejects() {
     assert!(matches!(host.next(&mut bed), Some((Reply::Reject(_), _))));
     assert_eq!(host.ping(&mut bed, b"x"), b"x");
 }
+
+/// Guards answers to keys that nobody knows, and to those of other transports, in each stage.
+#[test]
+fn unknown_keys() {
+    let strange = [("X-com.example.key", "1"), ("RDMAExtensions", "Yes"), ("Foo", "")];
+    let (mut bed, mut host) = fresh();
+    let mut text = keys(WHO);
+    text.extend(keys(&strange));
+    for stage in [0, 1] {
+        let (_, answers) = host.login_step(&mut bed, stage, Some(2 * stage + 1), &text).unwrap();
+        for (key, _) in strange {
+            assert_eq!(answers[key], "NotUnderstood");
+        }
+        text = keys(&strange);
+    }
+    host.clear_attention(&mut bed);
+    let (told, _) = host.text(&mut bed, &keys(&[("HeaderDigest", "CRC32C"), ("X-com.example.key", "1")]));
+    assert_eq!(told, "HeaderDigest=Reject\nX-com.example.key=NotUnderstood\n");
+    // Nothing has changed: no digest.
+    assert_eq!(host.ping(&mut bed, b"x"), b"x");
+}
+
+/// Guards numbers on the wire: hexadecimal, the ends of a range, FirstBurstLength beyond MaxBurstLength.
+#[test]
+fn numbers() {
+    let (mut bed, mut host) = fresh();
+    let offers = [
+        ("MaxBurstLength", "0x400"),
+        ("FirstBurstLength", "511"),
+        ("DefaultTime2Wait", "3600"),
+        ("InitialR2T", "No"),
+    ];
+    host.login(&mut bed, &offers).unwrap();
+    assert_eq!(host.answers["MaxBurstLength"], "1024");
+    assert_eq!(host.answers.remove("FirstBurstLength").as_deref(), Some("Reject"));
+    assert_eq!(host.answers["DefaultTime2Wait"], "3600");
+    host.clear_attention(&mut bed);
+    // The default of FirstBurstLength is cut to the burst: more immediate data than that is too much.
+    let mut command = host.command_header(crate::initiator::write10(0, 4), 2048);
+    command.write = true;
+    host.send(&mut bed, command.encode(), &[1; 2048]);
+    assert_eq!(host.end(&mut bed, command.task_tag, &[]).sense, Some([0xb, 0x0c, 0x0c]));
+}
+
+/// Guards sessions against being joined: by a second connection, by another initiator, by another ISID.
+#[test]
+fn cannot_be_joined() {
+    let (mut bed, mut host) = fresh();
+    host.login(&mut bed, &[]).unwrap();
+    host.clear_attention(&mut bed);
+    type Change = fn(&mut LoginRequest);
+    let cases: [(&str, Change, u16); 4] = [
+        (INITIATOR, |request| request.cid = 2, 0x0206),
+        (INITIATOR, |_| {}, 0x0208),
+        (INITIATOR, |request| request.isid[5] ^= 1, 0x020a),
+        ("iqn.2026-11.org.example:other", |_| {}, 0x020a),
+    ];
+    for (name, change, status) in cases {
+        let mut other = Initiator::new(bed.connect());
+        other.tsih = host.tsih;
+        let mut request = other.login_request(1, Some(3));
+        change(&mut request);
+        other.send(&mut bed, request.encode(), &keys(&[("InitiatorName", name), ("TargetName", IQN)]));
+        assert_eq!(other.login_answer(&mut bed).map(drop), Err(status));
+        assert_eq!(host.ping(&mut bed, b"here"), b"here");
+    }
+}
+
+/// Guards the limit of sessions: one more is told so, and there is room again when one goes.
+#[test]
+fn sessions_are_limited() {
+    let mut bed = Bed::new();
+    let mut hosts: Vec<Initiator> = (0..100)
+        .map(|_| {
+            let mut host = Initiator::new(bed.connect());
+            host.discover(&mut bed, &[]).unwrap();
+            host
+        })
+        .collect();
+    assert_eq!(Initiator::new(bed.connect()).login(&mut bed, &[]), Err(0x0302));
+    bed.cut(hosts.pop().unwrap().id);
+    assert_eq!(Initiator::new(bed.connect()).login(&mut bed, &[]), Ok(()));
+}

@@ -1,6 +1,7 @@
 //! Task management and reinstatement: what is aborted never takes effect later, and is never answered.
 
-use lunette_proto::iscsi::initiator::{DataOut, LogoutRequest, ScsiCommand};
+use lunette_proto::ids::TargetId;
+use lunette_proto::iscsi::initiator::{DataOut, LogoutRequest, ScsiCommand, TaskManagement};
 use lunette_proto::iscsi::{Reply, Serial};
 use lunette_target_iscsi::session::Event;
 
@@ -291,4 +292,122 @@ fn stop_answers_what_is_under_way() {
     let Some((Reply::Async(message), _)) = host.next(&mut bed) else { panic!() };
     assert_eq!(message.event, 3);
     assert!(bed.is_gone(host.id));
+}
+
+/// Guards a storm of logins of one identity, the first of them half open: one session is left, the last.
+#[test]
+fn reinstatement_storm() {
+    let mut bed = Bed::new();
+    let mut old = Initiator::ready(&mut bed, &[]);
+    bed.disk(1).hold();
+    held_write(&mut bed, &mut old, 0, 0);
+    bed.deafen(old.id, true);
+    let text = crate::initiator::keys(&[
+        ("InitiatorName", crate::initiator::INITIATOR),
+        ("TargetName", crate::bed::IQN),
+    ]);
+    let mut storm: Vec<Initiator> = (0..5)
+        .map(|_| {
+            let mut host = Initiator::new(bed.connect());
+            let request = host.login_request(1, Some(3));
+            host.send(&mut bed, request.encode(), &text);
+            host.expect_silence(&mut bed);
+            host
+        })
+        .collect();
+    assert_eq!(bed.sessions(), 1);
+    bed.disk(1).release();
+    bed.settle();
+    let mut last = storm.pop().unwrap();
+    assert!(bed.is_gone(old.id) && storm.iter().all(|host| bed.is_gone(host.id)));
+    last.login_answer(&mut bed).unwrap();
+    last.clear_attention(&mut bed);
+    assert_eq!(bed.sessions(), 1);
+}
+
+/// Guards against ghosts of a connection that broke: the next login is answered when its write is over.
+#[test]
+fn broken_connection_is_waited_for() {
+    let mut bed = Bed::new();
+    let mut old = Initiator::ready(&mut bed, &[]);
+    bed.disk(1).hold();
+    held_write(&mut bed, &mut old, 0, 0);
+    bed.cut(old.id);
+    assert!(!bed.is_gone(old.id));
+    let mut new = Initiator::new(bed.connect());
+    let text = crate::initiator::keys(&[
+        ("InitiatorName", crate::initiator::INITIATOR),
+        ("TargetName", crate::bed::IQN),
+    ]);
+    let request = new.login_request(1, Some(3));
+    new.send(&mut bed, request.encode(), &text);
+    new.expect_silence(&mut bed);
+    bed.disk(1).release();
+    bed.settle();
+    new.login_answer(&mut bed).unwrap();
+    new.clear_attention(&mut bed);
+    assert_eq!(bed.sessions(), 1);
+}
+
+/// Guards the identity of sessions: the same ISID at another target is another session.
+#[test]
+fn same_isid_at_another_target() {
+    let mut map = crate::bed::map();
+    let mut target = map.targets[&TargetId(1)].clone();
+    (target.id, target.iqn) = (TargetId(2), "iqn.2026-11.io.lunette:other".into());
+    map.targets.insert(target.id, target);
+    let mut bed = Bed::with_map(map);
+    let mut host = Initiator::ready(&mut bed, &[]);
+    let mut second = Initiator::new(bed.connect());
+    let text = crate::initiator::keys(&[
+        ("InitiatorName", crate::initiator::INITIATOR),
+        ("TargetName", "iqn.2026-11.io.lunette:other"),
+    ]);
+    second.login_step(&mut bed, 1, Some(3), &text).unwrap();
+    second.clear_attention(&mut bed);
+    assert_ne!(host.tsih, second.tsih);
+    assert_eq!(host.ping(&mut bed, b"here"), b"here");
+    assert_eq!(bed.sessions(), 2);
+}
+
+/// Guards order: a function that is not immediate does not overtake commands before it.
+#[test]
+fn functions_keep_their_turn() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    let mut write = host.command_header(write10(0, 1), 512);
+    write.write = true;
+    let function = TaskManagement {
+        function: ABORT_TASK_SET,
+        task_tag: 0x500,
+        cmd_sn: host.cmd_sn.take(),
+        ..TaskManagement::default()
+    };
+    host.send(&mut bed, function.encode(), &[]);
+    host.expect_silence(&mut bed);
+    bed.disk(1).hold();
+    host.send(&mut bed, write.encode(), &pattern(512, 1));
+    host.expect_silence(&mut bed);
+    bed.disk(1).release();
+    bed.settle();
+    assert_eq!(host.managed(&mut bed, 0x500), 0);
+    host.expect_silence(&mut bed);
+}
+
+/// Guards a command of several parts: what is left of it when it is aborted is not done.
+#[test]
+fn aborted_between_its_parts() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    bed.disk(1).hold();
+    let mut command = host.command_header(write10(0, 4096), 512);
+    command.cdb[0] = 0x41;
+    command.write = true;
+    host.send(&mut bed, command.encode(), &[1; 512]);
+    let tag = host.manage(&mut bed, ABORT_TASK, 0, &command);
+    host.expect_silence(&mut bed);
+    bed.disk(1).release();
+    bed.settle();
+    assert_eq!(host.managed(&mut bed, tag), 0);
+    assert_eq!(bed.disk(1).read(1 << 20, 1 << 20), vec![0; 1 << 20]);
 }

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use lunette_proto::ids::{GatewayId, VolumeId};
 use lunette_proto::iscsi::initiator::{LoginRequest, ScsiCommand};
 use lunette_proto::iscsi::{Bhs, Encoder, Framer, Pdu, Reply, Serial};
+use lunette_proto::limits::PRELOGIN_CONNECTIONS_PER_ADDRESS_MAX;
 use lunette_proto::map::Sealed;
 use lunette_target_iscsi::server::{Gateway, GatewayConfig, StartError};
 use lunette_target_iscsi::session::Secrets;
@@ -157,4 +158,53 @@ fn over_sockets() {
     assert!(last.next().is_none());
     assert!(gateway.sessions().is_empty());
     assert!(TcpStream::connect(portals[0]).is_err());
+}
+
+fn login_header(stage: u8, next_stage: u8) -> LoginRequest {
+    LoginRequest { immediate: true, transit: true, stage, next_stage, ..LoginRequest::default() }
+}
+
+/// Guards requests that came together: each is answered, though the second waits for the first answer
+/// to leave and nothing else comes after it.
+#[test]
+fn requests_that_come_together() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let gateway = start(&["127.0.0.1:0"], &Model::new(VOLUME_BYTES)).unwrap();
+    let mut host = Wire::connect(gateway.portals()[0]);
+    let who = keys(&[("InitiatorName", INITIATOR), ("TargetName", IQN)]);
+    let mut slices: Vec<Bytes> = Vec::new();
+    Encoder::default().encode(login_header(0, 1).encode(), &[], &[who.into()], &mut slices);
+    Encoder::default().encode(login_header(1, 3).encode(), &[], &[], &mut slices);
+    host.0.write_all(&slices.concat()).unwrap();
+    for stage in [0, 1] {
+        let Some((Reply::Login(response), _)) = host.next() else { panic!() };
+        assert_eq!((response.status, response.stage), (0, stage));
+    }
+    runtime.block_on(gateway.stop());
+}
+
+/// Guards the limit of unproven connections: discovery sessions, which prove nothing, count as well, and
+/// neither they nor a full limit disturb a session that is there.
+#[test]
+fn discovery_sessions_are_limited() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let gateway = start(&["127.0.0.1:0"], &Model::new(VOLUME_BYTES)).unwrap();
+    let portal = gateway.portals()[0];
+    let mut host = Wire::connect(portal);
+    host.login();
+    let text = keys(&[("InitiatorName", INITIATOR), ("SessionType", "Discovery")]);
+    let mut sessions = Vec::new();
+    for _ in 0..PRELOGIN_CONNECTIONS_PER_ADDRESS_MAX {
+        let mut session = Wire::connect(portal);
+        session.send(login_header(1, 3).encode(), &text);
+        assert!(matches!(session.next(), Some((Reply::Login(response), _)) if response.status == 0));
+        sessions.push(session);
+    }
+    let mut refused = Wire::connect(portal);
+    assert!(matches!(refused.0.read(&mut [0]), Ok(0) | Err(_)));
+    assert_eq!(host.command(0, [0; 16], false, 0, &[]).0, 2, "POWER ON");
+    drop(sessions);
+    runtime.block_on(gateway.stop());
 }

@@ -134,3 +134,30 @@ fn tag_in_use() {
     assert_eq!(host.end(&mut bed, command.task_tag, &[]).status, 0);
     host.expect_silence(&mut bed);
 }
+
+/// Guards the status numbers: they begin where the login says, and go on over 0xffffffff.
+#[test]
+fn status_numbers_wrap() {
+    for first in [0xffff_fffe, 0x7fff_ffff, 77] {
+        let mut bed = Bed::new();
+        let mut host = Initiator::new(bed.connect());
+        host.numbers.stat_sn = Serial(first);
+        host.login(&mut bed, &[]).unwrap();
+        assert_eq!(host.numbers.stat_sn, Serial(first).plus(1));
+        host.clear_attention(&mut bed);
+        assert_eq!(host.ping(&mut bed, b"x"), b"x");
+        assert_eq!(host.numbers.stat_sn, Serial(first).plus(4));
+    }
+}
+
+/// Guards the login's CmdSN: it is the first command's, not used up by the login.
+#[test]
+fn login_uses_no_number() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::new(bed.connect());
+    host.cmd_sn = Serial(0x55);
+    host.login(&mut bed, &[]).unwrap();
+    assert_eq!(host.numbers.exp_cmd_sn, Serial(0x55));
+    assert_eq!(host.command_to(&mut bed, 0, [0; 16], 0, &[]).status, 2);
+    assert_eq!(host.numbers.exp_cmd_sn, Serial(0x56));
+}
