@@ -170,4 +170,5 @@ pub(crate) enum Plant {
     NoWithdraw,
     IgnoreLost,
     WatermarkTooFar,
+    NoRoomForChanges,
 }

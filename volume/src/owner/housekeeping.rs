@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lunette_proto::ids::DiskId;
+use lunette_proto::ids::{DiskId, ExtentId};
 use lunette_proto::map::DiskState;
 use lunette_proto::node::RequestBody;
 
@@ -348,15 +348,23 @@ impl Owner {
         self.settle_mark();
     }
 
-    /// Once all disks have a watermark they list what it covers no more.
+    /// Disks that have a watermark list no more what it covers. One that cannot be reached holds only the
+    /// extents up that it keeps.
     fn settle_mark(&mut self) {
         let Some(Mark { seq, legs }) = &self.mark else {
             return;
         };
-        if legs.iter().any(|leg| leg.state != LegState::Done) {
+        if legs.iter().any(|leg| matches!(leg.state, LegState::Sent(_))) {
             return;
         }
-        self.changed.retain(|_, newest| *newest > *seq);
+        let away: Vec<DiskId> =
+            legs.iter().filter(|leg| leg.state != LegState::Done).map(|leg| leg.disk).collect();
+        let (pool, namespace, seq) = (&self.view.pool, self.namespace, *seq);
+        let is_listed = |index: u64| {
+            !away.is_empty()
+                && pool.in_sync(ExtentId { namespace, index }).iter().any(|disk| away.contains(disk))
+        };
+        self.changed.retain(|extent, newest| *newest > seq || is_listed(*extent));
         if self.crowded && self.changed.len() < self.config.limits.dirty_max {
             self.crowded = false;
             self.wake_all();
@@ -366,7 +374,10 @@ impl Owner {
     /// Whether a change of an extent may begin: it is among those that disks list as changed, or there is
     /// room for one more. What waits has no sequence number yet, so it does not hold the watermark back.
     pub(super) fn has_room_to_change(&mut self, extent: u64) -> bool {
-        if self.changed.len() < self.config.limits.dirty_max || self.changed.contains_key(&extent) {
+        if self.changed.len() < self.config.limits.dirty_max
+            || self.changed.contains_key(&extent)
+            || self.planted(Plant::NoRoomForChanges)
+        {
             return true;
         }
         self.crowded = true;

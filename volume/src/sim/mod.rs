@@ -107,6 +107,7 @@ finds! {
     finds_a_forgotten_lock: planted(Plant::ForgetTimedOutLock);
     finds_no_withdrawal: planted(Plant::NoWithdraw);
     finds_lost_memory_ignored: planted(Plant::IgnoreLost);
+    finds_more_changes_than_disks_list: planted(Plant::NoRoomForChanges);
     finds_a_watermark_too_far: planted(Plant::WatermarkTooFar);
     finds_a_disk_that_forgets_generations: Faults { forget_generation: true, ..Faults::default() };
 }

@@ -131,6 +131,9 @@ impl World {
             && let Some((model, _)) = self.disks.get_mut(&disk)
         {
             model.corrupt.insert((extent, block));
+            if self.rng.chance(500) {
+                model.lost.insert((extent, block));
+            }
         }
     }
 }

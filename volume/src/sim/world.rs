@@ -121,6 +121,8 @@ impl World {
             rng.chance(400).then(|| Stripe { unit_bytes: 16 << 10, width: rng.between(2, 3) as u16 });
         let size = 6 * EXTENT;
         let write_back = rng.chance(350);
+        // Of the six extents; disks list a few more than owners use, as in earnest.
+        let dirty_max = if rng.chance(300) { rng.between(1, 4) as usize } else { usize::MAX };
         let config = Config {
             cluster: ClusterId(1),
             volume: VOLUME,
@@ -133,7 +135,7 @@ impl World {
                 operations_max: 256,
                 bytes_max: 1 << 20,
                 zero_operations_max: 2,
-                dirty_max: usize::MAX,
+                dirty_max,
                 reconcile_max: 2,
                 hedge_ms: 15,
                 watermark_ms: 20,
@@ -143,6 +145,7 @@ impl World {
             .map(|id| {
                 let mut disk = ModelDisk::new(DiskId(id));
                 disk.forgets_generation = faults.forget_generation;
+                disk.dirty_max = dirty_max.saturating_add(2);
                 (DiskId(id), (disk, true))
             })
             .collect();
