@@ -58,7 +58,7 @@ pub(crate) type Owner = (Arc<Volumes>, mpsc::UnboundedReceiver<lunette_volume::v
 impl Cluster {
     pub(crate) async fn start(tcp: bool, write_back: bool, seed: u64) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let stripe = (seed % 2 == 0).then_some(Stripe { unit_bytes: 16 << 10, width: 2 });
+        let stripe = seed.is_multiple_of(2).then_some(Stripe { unit_bytes: 16 << 10, width: 2 });
         let mut cluster = Self {
             root,
             nodes: Vec::new(),
