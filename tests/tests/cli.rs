@@ -45,6 +45,21 @@ fn object_with<'a>(value: &'a Value, text: &str) -> Option<&'a serde_json::Map<S
     }
 }
 
+/// Waits until nothing of this name is listed any more: a volume goes when its data is gone from the disks.
+fn gone(lunette: &Lunette, kind: &str, name: &str) {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let list = lunette.json([kind, "list"]);
+        if !has(&list, name) {
+            return;
+        }
+        let leaving = object_with(&list, name)
+            .is_some_and(|row| row.get("state").is_some_and(|state| state == "deleting"));
+        assert!(leaving && Instant::now() < end, "{name} was deleted and is still there: {list}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Exit 1 and exactly one line on standard error that contains `needle`.
 fn assert_refused(outcome: &Outcome, needle: &str) {
     assert_eq!(outcome.code, 1, "{outcome}");
@@ -89,7 +104,7 @@ fn volumes_are_created_shown_resized_and_deleted() {
     ok(&["volume", "resize", "plain", "--size", "128M"]);
     assert!(has_number(&lunette.json(["volume", "show", "plain"]), 128 << 20));
     ok(&["volume", "delete", "plain"]);
-    assert!(!has(&lunette.json(["volume", "list"]), "plain"));
+    gone(&lunette, "volume", "plain");
     assert_refused(&lunette.cli(["volume", "show", "plain"]), "plain");
 }
 
@@ -112,6 +127,7 @@ fn pools_say_how_many_copies() {
     assert!(ok(&["pool", "list"]).contains("three"));
     assert_refused(&lunette.cli(["pool", "delete", "two"]), "two");
     ok(&["volume", "delete", "two", "--force"]);
+    gone(&lunette, "volume", "two");
     ok(&["pool", "delete", "two"]);
     assert!(!has(&lunette.json(["pool", "list"]), "two"));
 }

@@ -1,5 +1,7 @@
 //! What outlives the processes: configuration and identities, after a clean stop and after a power cut.
 
+use std::time::{Duration, Instant};
+
 use lunette_tests::initiator::Transfer;
 use lunette_tests::vpd::Identity;
 use lunette_tests::{Initiator, Lunette, command, iqn};
@@ -185,8 +187,16 @@ fn a_deleted_volume_does_not_come_back() {
     assert!(deleted.ok(), "{deleted}");
     lunette.kill();
     lunette.restart();
-    let listed = lunette.cli(["volume", "list"]);
-    assert!(listed.ok() && !listed.stdout.contains("alpha"), "{listed}");
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        // It stays listed until its data is gone from every disk.
+        let listed = lunette.cli(["volume", "list"]).success();
+        if !listed.contains("alpha") {
+            break;
+        }
+        assert!(listed.contains("deleting") && Instant::now() < end, "{listed}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 
     // The target may have stayed, without LUNs.
     let _ = lunette.cli(["target", "delete", &iqn("alpha")]);
