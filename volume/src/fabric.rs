@@ -15,7 +15,8 @@ use crate::client::NodeClient;
 /// The ways to the nodes of a cluster. A gateway with a node in its own process puts its own in
 /// front of [`TcpFabric`].
 pub trait Fabric: Send + Sync {
-    /// The way to a node. Asked again with every map; gives the same as long as the node stays where it is.
+    /// The way to a node. Asked again with every map; gives the same as long as the node stays where it is and
+    /// is the same process: another way counts as a lost connection.
     fn service(&self, node: &map::Node) -> Arc<dyn Service>;
 
     /// Whether a node is reached without a network: its disks are read first.

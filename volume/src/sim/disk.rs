@@ -264,6 +264,16 @@ impl ModelDisk {
         }
     }
 
+    /// The power fails, and all that was not flushed is gone.
+    pub(crate) fn lose_memory(&mut self) {
+        for ((extent, block), old) in std::mem::take(&mut self.stable) {
+            let list = self.extents.entry(extent).or_default();
+            self.allocated += usize::from(old.content.is_some());
+            self.allocated -= usize::from(list[block as usize].content.is_some());
+            list[block as usize] = old;
+        }
+    }
+
     pub(crate) fn dirty_count(&self) -> usize {
         self.dirty.len()
     }

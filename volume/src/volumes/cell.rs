@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::mpsc;
 
+use super::timers::Timers;
 use super::{Clock, VolumeEvent, Ways};
 use crate::device::{Command, Completions, Readiness};
 use crate::owner::{Action, Complaint, Event, Owner, View};
@@ -26,6 +27,7 @@ pub(super) struct Cell {
     generation: Generation,
     clock: Clock,
     ways: Arc<ArcSwap<Ways>>,
+    timers: Arc<Timers<Weak<Self>>>,
     events: mpsc::UnboundedSender<VolumeEvent>,
     inbox: Mutex<Inbox>,
     machine: Mutex<Machine>,
@@ -60,6 +62,7 @@ impl Cell {
         owner: Owner,
         clock: Clock,
         ways: Arc<ArcSwap<Ways>>,
+        timers: Arc<Timers<Weak<Self>>>,
         events: mpsc::UnboundedSender<VolumeEvent>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
@@ -68,6 +71,7 @@ impl Cell {
             generation,
             clock,
             ways,
+            timers,
             events,
             inbox: Mutex::default(),
             machine: Mutex::new(Machine { owner, batch: VecDeque::new(), actions: Vec::new() }),
@@ -173,7 +177,10 @@ impl Cell {
                         to.complete(tag, outcome);
                     }
                 }
-                Action::SetTimer { at_ms } => self.timer_ms.store(at_ms, Ordering::Relaxed),
+                Action::SetTimer { at_ms } => {
+                    self.timer_ms.store(at_ms, Ordering::Relaxed);
+                    self.timers.set(at_ms, self.me.clone());
+                }
                 Action::Purged => {
                     let event = VolumeEvent::Purged { volume: self.volume, generation: self.generation };
                     if self.events.send(event).is_err() {

@@ -1,9 +1,10 @@
 //! What sessions hold of a volume: one object for its whole life, whoever owns it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
+use lunette_proto::ids::Generation;
 
 use super::cell::Cell;
 use crate::device::{BlockDevice, Command, Completions, DeviceError, Readiness};
@@ -13,6 +14,8 @@ use crate::device::{BlockDevice, Command, Completions, DeviceError, Readiness};
 pub(super) struct Device {
     cell: ArcSwapOption<Cell>,
     gone: AtomicBool,
+    /// The last generation that it was owned under here.
+    owned: AtomicU64,
 }
 
 impl Device {
@@ -20,8 +23,14 @@ impl Device {
         self.cell.load_full()
     }
 
+    /// Whether a generation was owned here before, or a later one.
+    pub(super) fn is_used(&self, generation: Generation) -> bool {
+        generation.0 <= self.owned.load(Ordering::Acquire)
+    }
+
     /// Commands go to this owner from now on.
     pub(super) fn open(&self, cell: Arc<Cell>) {
+        self.owned.fetch_max(cell.generation().0, Ordering::AcqRel);
         self.cell.store(Some(cell));
     }
 

@@ -10,6 +10,7 @@
 
 mod cell;
 mod device;
+mod timers;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -28,6 +29,7 @@ use crate::layout::Layout;
 use crate::owner::{Config, Limits, Owner, PoolView, Standing, Trouble, View};
 use cell::Cell;
 use device::Device;
+use timers::Timers;
 
 /// How exact timers are.
 const TICK: Duration = Duration::from_millis(10);
@@ -63,8 +65,9 @@ pub struct Volumes {
     clock: Clock,
     events: mpsc::UnboundedSender<VolumeEvent>,
     devices: RwLock<BTreeMap<VolumeId, Arc<Device>>>,
-    /// The open owners, for the timer and for lost connections.
+    /// The open owners, for lost connections.
     cells: ArcSwap<Vec<Arc<Cell>>>,
+    timers: Arc<Timers<Weak<Cell>>>,
     ways: Arc<ArcSwap<Ways>>,
     applied: Mutex<Applied>,
 }
@@ -116,6 +119,7 @@ impl Volumes {
             events,
             devices: RwLock::default(),
             cells: ArcSwap::default(),
+            timers: Arc::new(Timers::new()),
             ways: Arc::default(),
             applied: Mutex::default(),
         });
@@ -182,7 +186,10 @@ impl Volumes {
                 }
                 _ => {
                     device.close();
-                    if let Some(cell) = self.open(volume, owner.generation, view) {
+                    if device.is_used(owner.generation) {
+                        // Sequence numbers would begin again under it (invariant 1).
+                        tracing::debug!(volume = %volume.id, generation = %owner.generation, "owned before");
+                    } else if let Some(cell) = self.open(volume, owner.generation, view) {
                         device.open(Arc::clone(&cell));
                         new.push(Arc::clone(&cell));
                         open.push(cell);
@@ -229,7 +236,8 @@ impl Volumes {
             limits: Limits::default(),
         };
         let owner = Owner::new(config, view);
-        Some(Cell::new(volume.id, generation, owner, self.clock, Arc::clone(&self.ways), self.events.clone()))
+        let (ways, timers) = (Arc::clone(&self.ways), Arc::clone(&self.timers));
+        Some(Cell::new(volume.id, generation, owner, self.clock, ways, timers, self.events.clone()))
     }
 
     fn follow_nodes(&self, map: &ClusterMap) {
@@ -237,13 +245,34 @@ impl Volumes {
         for node in map.nodes.values() {
             services.insert(node.id, self.fabric.service(node));
         }
-        let disks = map
+        let disks: BTreeMap<DiskId, (NodeId, Arc<dyn Service>)> = map
             .disks
             .values()
             .filter_map(|disk| Some((disk.id, (disk.node, Arc::clone(services.get(&disk.node)?)))))
             .collect();
+        // Another way leads to another process: the one before may have ended, with all that it remembered.
+        let old = self.ways.load_full();
+        let is_new = |disk: &DiskId| match (old.disks.get(disk), disks.get(disk)) {
+            (Some((_, old)), Some((_, new))) => !Arc::ptr_eq(old, new),
+            (before, _) => before.is_some(),
+        };
+        let changed: Vec<DiskId> = old.disks.keys().copied().filter(is_new).collect();
+        // Said before anything goes the new way, and after the last that went the old one.
+        self.lose(&changed);
         self.ways.store(Arc::new(Ways { disks }));
+        self.lose(&changed);
         self.fabric.retain(&map.nodes);
+    }
+
+    fn lose(&self, disks: &[DiskId]) {
+        if disks.is_empty() {
+            return;
+        }
+        for cell in self.cells.load().iter() {
+            for disk in disks {
+                cell.lost(*disk);
+            }
+        }
     }
 
     /// Tables are large and change seldom: views of them are kept as long as nothing in them changes.
@@ -267,7 +296,7 @@ impl Volumes {
 
     fn tick(&self) {
         let now_ms = self.clock.now_ms();
-        for cell in self.cells.load().iter() {
+        for cell in self.timers.due(now_ms).iter().filter_map(Weak::upgrade) {
             cell.tick(now_ms);
         }
     }
@@ -278,11 +307,7 @@ impl Links for Volumes {
         let ways = self.ways.load_full();
         let disks: Vec<DiskId> =
             ways.disks.iter().filter(|(_, (at, _))| *at == node).map(|(disk, _)| *disk).collect();
-        for cell in self.cells.load().iter() {
-            for disk in &disks {
-                cell.lost(*disk);
-            }
-        }
+        self.lose(&disks);
     }
 }
 

@@ -288,11 +288,33 @@ impl Service for Inline {
     }
 }
 
-struct InlineFabric(BTreeMap<NodeId, Arc<Inline>>);
+struct InlineFabric(Mutex<BTreeMap<NodeId, Arc<Inline>>>);
+
+impl InlineFabric {
+    /// As many nodes, each with one disk.
+    fn new(nodes: u32) -> Arc<Self> {
+        let node = |id| (NodeId(id), Arc::new(Inline(Mutex::new(ModelDisk::new(DiskId(id))))));
+        Arc::new(Self(Mutex::new((0..nodes).map(node).collect())))
+    }
+
+    /// The node's process ends, and what it had in memory only is gone; another one serves its disk.
+    fn restart(&self, node: NodeId) {
+        let mut nodes = self.0.lock();
+        let disk = DiskId(node.0);
+        let mut model = std::mem::replace(&mut *nodes[&node].0.lock(), ModelDisk::new(disk));
+        model.lose_memory();
+        nodes.insert(node, Arc::new(Inline(Mutex::new(model))));
+    }
+}
+
+/// Addresses that nobody asks.
+fn nowhere(nodes: u16) -> Vec<SocketAddr> {
+    (1..=nodes).map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect()
+}
 
 impl Fabric for InlineFabric {
     fn service(&self, node: &map::Node) -> Arc<dyn Service> {
-        self.0[&node.id].clone()
+        self.0.lock()[&node.id].clone()
     }
 
     fn is_local(&self, _: NodeId) -> bool {
@@ -308,10 +330,8 @@ impl Fabric for InlineFabric {
 /// threads at once, with thousands of requests behind one command.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_one_process() {
-    let addresses = ["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()];
-    let services = (0..2).map(|id| (NodeId(id), Arc::new(Inline(Mutex::new(ModelDisk::new(DiskId(id)))))));
-    let (volumes, _events) = Volumes::new(CLUSTER, ME, Arc::new(InlineFabric(services.collect())));
-    volumes.apply_map(&map(&addresses, 1, Some((ME, 1)), VolumeState::Active));
+    let (volumes, _events) = Volumes::new(CLUSTER, ME, InlineFabric::new(2));
+    volumes.apply_map(&map(&nowhere(2), 1, Some((ME, 1)), VolumeState::Active));
     let device = volumes.get(VOLUME).unwrap();
     assert!(run(&device, Command::Zero { offset: 0, len: 64 * MIB }).await.is_ok());
     let tasks = (0..4u64).map(|task| {
@@ -328,4 +348,43 @@ async fn in_one_process() {
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
+}
+
+/// Guards invariant 14 on a write-back volume: a node in the same process, or one at another address, that is not
+/// the one of before may have lost what was acked, and the other members have it still.
+#[tokio::test]
+async fn another_way_to_a_disk_is_a_lost_one() {
+    let fabric = InlineFabric::new(2);
+    let (volumes, _events) = Volumes::new(CLUSTER, ME, fabric.clone());
+    let told = |epoch| {
+        let mut map = map(&nowhere(2), epoch, Some((ME, 1)), VolumeState::Active);
+        map.volumes.get_mut(&VOLUME).unwrap().write_back = true;
+        volumes.apply_map(&map);
+    };
+    told(1);
+    let device = volumes.get(VOLUME).unwrap();
+    for node in 0..2 {
+        assert!(write(&device, 0, vec![node as u8 + 1; 64 << 10]).await.is_ok());
+        fabric.restart(NodeId(node));
+        told(2 + u64::from(node));
+        assert_eq!(read(&device, 0, 64 << 10).await, vec![node as u8 + 1; 64 << 10]);
+    }
+}
+
+/// Guards invariant 1: sequence numbers begin anew with each owner, so a generation is owned once, whatever the
+/// map says. A second owner of it would write versions that the disks have already, and keep.
+#[tokio::test]
+async fn a_generation_is_owned_once() {
+    let (volumes, _events) = Volumes::new(CLUSTER, ME, InlineFabric::new(2));
+    let told = |epoch, owner| volumes.apply_map(&map(&nowhere(2), epoch, owner, VolumeState::Active));
+    told(1, Some((ME, 1)));
+    let device = volumes.get(VOLUME).unwrap();
+    assert!(write(&device, 0, vec![1; 4096]).await.is_ok());
+    told(2, None);
+    assert_eq!(write(&device, 0, vec![2; 4096]).await, Err(DeviceError::NotOwner));
+    told(3, Some((ME, 1)));
+    assert_eq!(write(&device, 0, vec![3; 4096]).await, Err(DeviceError::NotOwner));
+    told(4, Some((ME, 2)));
+    assert!(write(&device, 4096, vec![4; 4096]).await.is_ok());
+    assert_eq!(read(&device, 0, 4096).await, vec![1; 4096]);
 }
