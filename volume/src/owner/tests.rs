@@ -503,3 +503,23 @@ fn impossible_lists_are_not_believed() {
         assert_eq!(troubles, [(DiskId(0), Trouble::Untrusted)]);
     }
 }
+
+/// Guards time under load: what happens all the time must not put off what is due.
+#[test]
+fn events_do_not_put_off_what_is_due() {
+    let mut rig = Rig::new(2, 512);
+    rig.down.push(DiskId(1));
+    rig.start(0, Command::Write { offset: 0, data: Bytes::from(vec![1; 4096]), fua: false });
+    for tag in 1..6000 {
+        // The shell's own tick comes late, as it always does.
+        rig.now += 1;
+        rig.start(tag, Command::Read { offset: EXTENT, len: 4096 });
+    }
+    assert_eq!(rig.done.remove(&0), Some(Err(DeviceError::TimedOut)));
+    rig.down.clear();
+    for tag in 6000..8000 {
+        rig.now += 1;
+        rig.start(tag, Command::Read { offset: EXTENT, len: 4096 });
+    }
+    assert!(rig.sent.iter().any(|it| matches!(it.body, RequestBody::Watermark { seq: 1, .. })));
+}
