@@ -25,6 +25,8 @@
 //! - **Unreadable is remembered.** If the newest version of a block cannot be read from anybody,
 //!   the block answers with a medium error until it is overwritten whole, and no watermark is sent
 //!   meanwhile, so that the next owner finds the extent dirty and knows it too.
+//! - Changes of many extents wait for the watermark before they take a sequence number: disks list a
+//!   bounded number of extents, and a takeover must find room there for what it brings to a member.
 //! - On a write-back volume a lost connection may mean a lost memory: the extents changed since
 //!   the last flush are reconciled before they are served again, and watermarks follow flushes.
 

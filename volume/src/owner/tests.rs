@@ -363,19 +363,22 @@ fn messages_bear_the_map() {
 /// the same extents over and over, goes on as fast as watermarks can follow, and none of it is refused.
 #[test]
 fn changed_extents_stay_below_what_disks_can_list() {
-    let mut rig = Rig::limited(3, 512, Limits { dirty_max: 8, ..Limits::default() });
-    rig.size = 400 * EXTENT;
-    rig.map();
-    rig.disks.values_mut().for_each(|disk| disk.dirty_max = 8);
-    rig.start(1, Command::Zero { offset: 0, len: rig.size });
-    for round in 0..200 {
-        let data = Bytes::from(vec![1; 4096]);
-        rig.start(2 + round, Command::Write { offset: (round % 8) * EXTENT, data, fua: false });
-        rig.wait(20);
+    for write_back in [false, true] {
+        let mut rig = Rig::limited(3, 512, Limits { dirty_max: 8, ..Limits::default() });
+        rig.owner.config.write_back = write_back;
+        rig.size = 400 * EXTENT;
+        rig.map();
+        rig.disks.values_mut().for_each(|disk| disk.dirty_max = 8);
+        rig.start(1, Command::Zero { offset: 0, len: rig.size });
+        for round in 0..200 {
+            let data = Bytes::from(vec![1; 4096]);
+            rig.start(2 + round, Command::Write { offset: (round % 8) * EXTENT, data, fua: false });
+            rig.wait(20);
+        }
+        assert_eq!(rig.done.remove(&1), Some(Ok(Default::default())));
+        assert!(rig.done.values().all(Result::is_ok));
+        assert!(rig.owner.changed.len() <= 8);
     }
-    assert_eq!(rig.done.remove(&1), Some(Ok(Default::default())));
-    assert!(rig.done.values().all(Result::is_ok));
-    assert!(rig.owner.changed.len() <= 8);
 }
 
 /// Guards a disk whose list is full all the same: the watermark reaches it between two attempts.
