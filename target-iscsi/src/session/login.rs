@@ -238,6 +238,11 @@ fn first(
     endpoint: &Endpoint,
     out: &mut BytesMut,
 ) -> Result<Stage, Failure> {
+    for key in ["InitiatorName", "TargetName", "SessionType"] {
+        if pairs.iter().filter(|(name, _)| *name == key).count() > 1 {
+            return Err(Failure::protocol("a key came twice (RFC 7143 6.3)"));
+        }
+    }
     let find = |key: &str| pairs.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
     let missing = |why| Failure(status::MISSING_PARAMETER, why);
     let initiator = find("InitiatorName").ok_or(missing("InitiatorName is missing"))?;
@@ -278,7 +283,7 @@ fn first(
     Ok(Stage::Operational(Operational::new(who)))
 }
 
-/// Whether a key names the parties. Some initiators repeat those; only their first value counts, so a
+/// Whether a key names the parties. Some initiators repeat those in later requests; only their first value counts, so a
 /// different one is refused.
 fn is_identity(who: &Who, key: &str, value: &str) -> Result<bool, Failure> {
     let same = match key {
