@@ -9,6 +9,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::mailbox::Mailbox;
 use super::serve::serve;
 use super::shared::Shared;
 use crate::session::{ConnectionId, Endpoint};
@@ -60,7 +61,10 @@ fn welcome(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, portal: So
     }
     let id = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
     let endpoint = Endpoint { local, peer, portal };
-    tokio::spawn(serve(Arc::clone(shared), stream, endpoint, id, unproven));
+    // Here and not in the task, which may run only after a stop has asked who is connected.
+    let mailbox = Arc::new(Mailbox::default());
+    shared.connect(id, Arc::clone(&mailbox));
+    tokio::spawn(serve(Arc::clone(shared), stream, endpoint, id, mailbox, unproven));
 }
 
 fn tune(stream: &TcpStream) -> io::Result<()> {
@@ -68,4 +72,47 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(USER_TIMEOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use arc_swap::ArcSwap;
+    use lunette_proto::map::Sealed;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::session::{Context, Secrets};
+
+    struct NoSecrets;
+
+    impl Secrets for NoSecrets {
+        fn unseal(&self, _: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
+            None
+        }
+    }
+
+    /// Guards a stop against a connection that has just come: it is counted before its task has run.
+    #[test]
+    fn counted_at_once() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let portal = "127.0.0.1:0".parse().unwrap();
+            let listener = TcpListener::from_std(bind(portal).unwrap()).unwrap();
+            let portal = listener.local_addr().unwrap();
+            let context = Context {
+                tag: 1,
+                portals: vec![portal],
+                exports: ArcSwap::default(),
+                secrets: Arc::new(NoSecrets),
+            };
+            let shared = Arc::new(Shared::new(Arc::new(context)));
+            let client = std::net::TcpStream::connect(portal).unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            let mut served = shared.served.subscribe();
+            welcome(&shared, stream, peer, portal);
+            assert_eq!(*served.borrow(), 1);
+            drop(client);
+            served.wait_for(|served| *served == 0).await.unwrap();
+        });
+    }
 }

@@ -25,20 +25,20 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Slices of one vectored write.
 const SLICES: usize = 128;
 
-/// Serves a connection to its end, that is until its devices have answered all.
+/// Serves a connection that [`Shared::connect`] knows, to its end, that is until its devices have
+/// answered all.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     mut stream: TcpStream,
     endpoint: Endpoint,
     id: ConnectionId,
+    mailbox: Arc<Mailbox>,
     unproven: Unproven,
 ) {
     let random = Box::new(|bytes: &mut [u8]| {
         aws_lc_rs::rand::fill(bytes).expect("without random numbers no challenge may be sent");
     });
-    let mailbox = Arc::new(Mailbox::default());
     let completions: Arc<dyn Completions> = Arc::clone(&mailbox) as _;
-    shared.connect(id, Arc::clone(&mailbox));
     let connection = Connection::new(Arc::clone(&shared.context), endpoint, random, Instant::now());
     let mut task = Task {
         shared: Arc::clone(&shared),

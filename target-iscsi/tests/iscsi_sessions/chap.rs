@@ -123,6 +123,23 @@ fn cannot_be_left_out() {
     assert_eq!(host.login_step(&mut bed, 0, None, &keys(&[("CHAP_A", "5")])).map(drop), Err(0x0201));
 }
 
+/// Guards the way out of the stage: asked for together with CHAP_A it is not granted, and what would
+/// follow it is refused.
+#[test]
+fn no_way_out_before_the_proof() {
+    for next in [1, 3] {
+        let mut bed = Bed::with_chap(chap(&[ChapAlgorithm::Md5], None));
+        let mut host = Initiator::new(bed.connect());
+        let text = keys(&[("InitiatorName", INITIATOR), ("TargetName", IQN), ("AuthMethod", "CHAP")]);
+        host.login_step(&mut bed, 0, Some(next), &text).unwrap();
+        let (response, answers) =
+            host.login_step(&mut bed, 0, Some(next), &keys(&[("CHAP_A", "5")])).unwrap();
+        assert!(!response.transit && answers.contains_key("CHAP_C"));
+        assert_eq!(host.login_step(&mut bed, 1, Some(3), &[]).map(drop), Err(0x0200));
+        assert_eq!(bed.sessions(), 0);
+    }
+}
+
 /// Guards names, encodings and lengths of what the initiator proves.
 #[test]
 fn proofs() {

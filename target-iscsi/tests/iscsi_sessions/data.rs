@@ -520,3 +520,21 @@ fn device_errors() {
         assert_eq!(bed.disk(1).read(0, 512), [0; 512]);
     }
 }
+
+/// Guards a parameter list that is shorter than the CDB says: nothing of it is carried out.
+#[test]
+fn short_parameter_list() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    assert_eq!(host.write(&mut bed, write10(0, 1), &[7; 512]).status, 0);
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[8]) = (0x42, 40);
+    // One whole descriptor of the two that the list should have: block 0.
+    let mut list = [0; 24];
+    (list[1], list[3], list[19]) = (22, 16, 1);
+    assert_eq!(host.write(&mut bed, cdb, &list).sense, Some([5, 0x1a, 0]));
+    assert_eq!(bed.disk(1).read(0, 512), [7; 512]);
+    cdb[8] = 24;
+    assert_eq!(host.write(&mut bed, cdb, &list).status, 0);
+    assert_eq!(bed.disk(1).read(0, 512), [0; 512]);
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use lunette_proto::iscsi::initiator::{DataOut, LoginRequest, NopOut, TaskManagement, TextRequest};
 use lunette_proto::iscsi::{Reply, Serial, TAG_NONE};
+use lunette_target_iscsi::session::Event;
 
 use crate::bed::{Bed, pattern};
 use crate::initiator::{Initiator, keys, write10};
@@ -213,5 +214,24 @@ fn names_with_control_characters() {
         let mut host = Initiator::new(bed.connect());
         let text = keys(&[("InitiatorName", name), ("TargetName", crate::bed::IQN)]);
         assert_eq!(host.login_step(&mut bed, 1, Some(3), &text).map(drop), Err(0x0200), "{name:?}");
+    }
+}
+
+/// Guards last words: they are waited for, but not for ever.
+#[test]
+fn last_words() {
+    for listens in [true, false] {
+        let mut bed = Bed::new();
+        let mut host = Initiator::ready(&mut bed, &[]);
+        bed.deafen(host.id, true);
+        bed.event(host.id, Event::Kick);
+        assert!(!bed.is_closed(host.id));
+        if listens {
+            bed.deafen(host.id, false);
+            assert!(matches!(host.next(&mut bed), Some((Reply::Async(_), _))));
+        } else {
+            bed.pass(Duration::from_secs(5));
+        }
+        assert!(bed.is_gone(host.id));
     }
 }

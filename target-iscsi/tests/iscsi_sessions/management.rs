@@ -411,3 +411,40 @@ fn aborted_between_its_parts() {
     assert_eq!(host.managed(&mut bed, tag), 0);
     assert_eq!(bed.disk(1).read(1 << 20, 1 << 20), vec![0; 1 << 20]);
 }
+
+/// Guards the scope of functions over a hole: commands that wait behind it are aborted as well, those to
+/// another LUN are not.
+#[test]
+fn aborts_what_is_held() {
+    for function in [ABORT_TASK_SET, CLEAR_TASK_SET, LUN_RESET, WARM_RESET] {
+        let mut bed = Bed::new();
+        let mut host = Initiator::ready(&mut bed, &[]);
+        let missing = host.command_header([0; 16], 0);
+        held_write(&mut bed, &mut host, 0, 0);
+        let elsewhere = held_write(&mut bed, &mut host, 1, 0);
+        let tag = host.manage(&mut bed, function, 0, &missing);
+        assert_eq!(host.managed(&mut bed, tag), 0);
+        host.send(&mut bed, missing.encode(), &[]);
+        host.end(&mut bed, missing.task_tag, &[]);
+        if function != WARM_RESET {
+            assert_eq!(host.end(&mut bed, elsewhere.task_tag, &[]).status, 0);
+        }
+        host.expect_silence(&mut bed);
+        assert_eq!(host.numbers.exp_cmd_sn, host.cmd_sn);
+        assert_eq!(bed.disk(1).read(0, 512), [0; 512], "function {function}");
+    }
+}
+
+/// Guards the numbers that ABORT TASK may use up: only those before its own.
+#[test]
+fn abort_of_what_is_not_due() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    let next = host.command_header([0; 16], 0);
+    host.cmd_sn = next.cmd_sn;
+    let tag = host.manage(&mut bed, ABORT_TASK, 0, &next);
+    assert_eq!(host.managed(&mut bed, tag), 1);
+    host.cmd_sn = next.cmd_sn.plus(1);
+    host.send(&mut bed, next.encode(), &[]);
+    assert_eq!(host.end(&mut bed, next.task_tag, &[]).status, 0);
+}
