@@ -538,3 +538,20 @@ fn short_parameter_list() {
     assert_eq!(host.write(&mut bed, cdb, &list).status, 0);
     assert_eq!(bed.disk(1).read(0, 512), [0; 512]);
 }
+
+/// Guards unsolicited data under a digest: what came damaged fails the command and is not written.
+#[test]
+fn damaged_unsolicited_data() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[("DataDigest", "CRC32C"), ("InitialR2T", "No")]);
+    let mut command = host.command_header(write10(0, 1), 512);
+    (command.write, command.is_final) = (true, false);
+    host.send(&mut bed, command.encode(), &[]);
+    let pdu = DataOut { task_tag: command.task_tag, transfer_tag: TAG_NONE, ..out(0, 0, true) };
+    let mut wire = host.wire(pdu.encode(), &[], &[1; 512]);
+    wire[60] ^= 1;
+    bed.feed(host.id, &wire);
+    assert!(matches!(host.next(&mut bed), Some((Reply::Reject(reject), _)) if reject.reason == 2));
+    assert_eq!(host.end(&mut bed, command.task_tag, &[]).sense, Some([0xb, 0x47, 5]));
+    assert_eq!(bed.disk(1).read(0, 512), [0; 512]);
+}

@@ -1,6 +1,7 @@
 //! SendTargets (RFC 7143 appendix C).
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use lunette_proto::ids::TargetId;
 use lunette_proto::iscsi::Reply;
@@ -131,4 +132,45 @@ fn split_requests() {
         assert!(response.is_final && response.transfer_tag == !0);
         assert!(pdu.data.starts_with(format!("TargetName={IQN}\0").as_bytes()));
     }
+}
+
+/// Guards the rest of a long answer: it is given under its own tag, and under another not at all.
+#[test]
+fn rest_under_another_tag() {
+    let mut bed = many(50, "*");
+    let mut host = Initiator::new(bed.connect());
+    host.discover(&mut bed, &[("MaxRecvDataSegmentLength", "512")]).unwrap();
+    let first = TextRequest {
+        immediate: true,
+        is_final: true,
+        task_tag: 3,
+        transfer_tag: !0,
+        cmd_sn: host.cmd_sn,
+        ..TextRequest::default()
+    };
+    for (task_tag, wrong) in [(3, 1), (4, 0)] {
+        host.send(&mut bed, first.encode(), &keys(&[("SendTargets", "All")]));
+        let Some((Reply::Text(response), _)) = host.next(&mut bed) else { panic!() };
+        let transfer_tag = response.transfer_tag ^ wrong;
+        host.send(&mut bed, TextRequest { task_tag, transfer_tag, ..first }.encode(), &[]);
+        assert!(matches!(host.next(&mut bed), Some((Reply::Reject(_), _))));
+    }
+}
+
+/// Guards addresses where nobody is admitted: a target without an access list is told at loopback only.
+#[test]
+fn addresses_that_admit() {
+    let mut bed = many(2, "*");
+    let context = Arc::get_mut(&mut bed.context).unwrap();
+    context.portals.push("10.0.0.1:3260".parse().unwrap());
+    let mut host = Initiator::new(bed.connect());
+    host.discover(&mut bed, &[]).unwrap();
+    let two = "iqn.2026-11.io.lunette:disk00002";
+    assert_eq!(
+        host.text(&mut bed, &keys(&[("SendTargets", "All")])).0,
+        format!(
+            "TargetName={IQN}\nTargetAddress=127.0.0.1:3260,1\n\
+             TargetName={two}\nTargetAddress=127.0.0.1:3260,1\nTargetAddress=10.0.0.1:3260,1\n"
+        )
+    );
 }

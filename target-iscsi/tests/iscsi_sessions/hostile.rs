@@ -9,7 +9,7 @@ use lunette_proto::iscsi::{Reply, Serial, TAG_NONE};
 use lunette_target_iscsi::session::Event;
 
 use crate::bed::{Bed, pattern};
-use crate::initiator::{Initiator, keys, write10};
+use crate::initiator::{Initiator, keys, read10, write10};
 
 /// Guards memory before login: a request is taken only when the answer to the one before has left,
 /// for only one may be outstanding (RFC 7143 6.2).
@@ -234,4 +234,27 @@ fn last_words() {
         }
         assert!(bed.is_gone(host.id));
     }
+}
+
+/// Guards the end of a session: nothing of what it asked for is sent any more, only that it is over.
+#[test]
+fn kicked_while_data_is_sent() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    bed.deafen(host.id, true);
+    let mut read = host.command_header(read10(0, 8192), 4 << 20);
+    read.read = true;
+    host.send(&mut bed, read.encode(), &[]);
+    bed.event(host.id, Event::Kick);
+    bed.deafen(host.id, false);
+    let mut sent = 0;
+    while let Some((reply, pdu)) = host.next(&mut bed) {
+        match reply {
+            Reply::DataIn(data_in) if !data_in.has_status => sent += pdu.data.len(),
+            Reply::Async(message) => assert_eq!(message.event, 3),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(sent < 1 << 20, "{sent}");
+    assert!(bed.is_gone(host.id));
 }

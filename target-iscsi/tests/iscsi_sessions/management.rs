@@ -146,11 +146,25 @@ fn resets_reach_other_sessions() {
         let mut idle = Initiator::ready_as(&mut bed, 3);
         bed.disk(1).hold();
         let theirs = held_write(&mut bed, &mut other, 0, 0);
+        bed.disk(2).hold();
+        let elsewhere = held_write(&mut bed, &mut other, 1, 0);
         let tag = host.manage(&mut bed, function, 0, &theirs);
         host.expect_silence(&mut bed);
         bed.disk(1).release();
         bed.settle();
+        let volumes = if function == WARM_RESET { 2 } else { 1 };
+        if volumes == 2 {
+            // All of the target's volumes: the other one is waited for, too.
+            host.expect_silence(&mut bed);
+            bed.disk(2).release();
+            bed.settle();
+        }
         assert_eq!(host.managed(&mut bed, tag), 0);
+        if volumes == 1 {
+            bed.disk(2).release();
+            bed.settle();
+            assert_eq!(other.end(&mut bed, elsewhere.task_tag, &[]).status, 0);
+        }
         other.expect_silence(&mut bed);
         assert_eq!(other.read(&mut bed, read10(0, 1), 512).sense, Some(attention));
         assert_eq!(other.read(&mut bed, read10(0, 1), 512).status, 0);
@@ -447,4 +461,35 @@ fn abort_of_what_is_not_due() {
     host.cmd_sn = next.cmd_sn.plus(1);
     host.send(&mut bed, next.encode(), &[]);
     assert_eq!(host.end(&mut bed, next.task_tag, &[]).status, 0);
+}
+
+/// Guards a read whose data is being sent when it is aborted: what has not left yet never does, and its
+/// place is free for others.
+#[test]
+fn abort_while_data_is_sent() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    bed.deafen(host.id, true);
+    let mut read = host.command_header(read10(0, 8192), 4 << 20);
+    read.read = true;
+    host.send(&mut bed, read.encode(), &[]);
+    let tag = host.manage(&mut bed, ABORT_TASK, 0, &read);
+    bed.deafen(host.id, false);
+    let mut sent = 0;
+    loop {
+        match host.next(&mut bed) {
+            Some((Reply::DataIn(data_in), pdu)) => {
+                assert!(!data_in.has_status);
+                sent += pdu.data.len();
+            }
+            Some((Reply::TaskManagement(response), _)) => {
+                assert_eq!((response.task_tag, response.response), (tag, 0));
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(sent < 1 << 20, "{sent}");
+    host.expect_silence(&mut bed);
+    assert_eq!(host.read(&mut bed, read10(0, 1), 512).status, 0);
 }
