@@ -1,5 +1,5 @@
 use bytes::{Bytes, BytesMut};
-use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::ids::{ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Version};
 use proptest::prelude::*;
 
 use super::record::Head;
@@ -27,6 +27,19 @@ fn golden() {
     let expected = "4c524543050000001800000000000000e903000000000000e803000000000000eea5f9d600000000\
          0000000000000000000000000000000000000000b37362f1070000000000000003000000000000000500000000000000";
     assert_eq!(out, hex(expected));
+}
+
+/// Guards invariant 2 against an ack before the sync: the kernel is really asked, and its answer counts. The
+/// null device takes every write and cannot be synced.
+#[test]
+fn sync_asks_the_kernel() {
+    let null = || OpenOptions::new().read(true).write(true).open("/dev/null").expect("the null device");
+    assert!(null().sync_data().is_err(), "the null device can be synced here: this test proves nothing");
+    let identity = Identity::new(ClusterId(1), DiskId(1), UUID);
+    let mut journal = Journal::new([null(), null()], &identity, 1, 1);
+    journal.append(&Record::Seal(Namespace(7), Generation(3), Epoch(5)));
+    journal.write().expect("the null device takes it");
+    assert!(journal.sync().is_err(), "a record that is on no medium is not durable");
 }
 
 /// Guards the keeping apart of segments: a record of an earlier use of the file is none.
