@@ -133,6 +133,16 @@ pub fn kill(pid: u32) {
     signal(pid, rustix::process::Signal::KILL);
 }
 
+/// Sends SIGSTOP: the process keeps its connections and answers nothing any more.
+pub fn freeze(pid: u32) {
+    signal(pid, rustix::process::Signal::STOP);
+}
+
+/// Sends SIGCONT.
+pub fn thaw(pid: u32) {
+    signal(pid, rustix::process::Signal::CONT);
+}
+
 fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
     match rustix::process::kill_process(pid, signal) {

@@ -85,6 +85,30 @@ fn a_sigterm_of_the_parent_stops_everything() {
 }
 
 #[test]
+fn a_silent_node_hangs_nobody_and_gets_no_ack() {
+    // Guards against a hypervisor that waits for ever for a node that keeps its connections and says nothing, and
+    // against an ack that one copy does not have.
+    let lunette = start();
+    write_and_read(&lunette, 0, 0x51);
+    let (_, pid) = lunette.pids().into_iter().find(|(name, _)| name == "node2").expect("a pid file of node2");
+    command::freeze(pid);
+    let mut initiator = lunette.initiator("alpha");
+    let outcome = initiator.ready().and_then(|()| initiator.write(0, &[0x52; 8192]));
+    // Where no copy is silent, the others serve.
+    let mut other = lunette.initiator("alpha");
+    let served = other.ready().and_then(|()| other.read(4096, 16)).map(|answer| answer.status);
+    command::thaw(pid);
+    assert_ne!(outcome.expect("an answer").status, 0, "GOOD without a copy on node2");
+    assert_eq!(served.expect("an answer"), 0, "a read of other blocks");
+    let healthy = (0..600).any(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        lunette.cli(["status"]).stdout.starts_with("health: healthy")
+    });
+    assert!(healthy, "not healthy 30 s after node2 goes on: {}", lunette.cli(["status"]));
+    write_and_read(&lunette, 0, 0x53);
+}
+
+#[test]
 fn a_node_is_started_again_by_hand() {
     // Guards against a node that a cluster cannot take back after its process died.
     let lunette = start();
