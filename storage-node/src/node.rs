@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use lunette_proto::ids::{ClusterId, DiskId, DiskUuid};
 use lunette_proto::node::{Failure, Replies, ReplyBody, Request, RequestBody, Service};
+use parking_lot::Mutex;
 
 use crate::engine::{Completion, DiskConfig, DiskError, Engine, Operation, PlainEngine, ReadQuery};
 
@@ -17,8 +19,13 @@ const OPEN_FILES_PER_DISK_MIN: u64 = 16;
 #[derive(Debug)]
 pub struct Node {
     cluster: ClusterId,
-    disks: BTreeMap<DiskId, PlainEngine>,
+    /// Replaced as a whole when a disk is added, so that a request takes no lock.
+    disks: ArcSwap<Disks>,
+    /// Held by whoever changes the set of disks; says whether the node is closed.
+    closed: Mutex<bool>,
 }
+
+type Disks = BTreeMap<DiskId, Arc<PlainEngine>>;
 
 /// What there is to say of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,14 +57,38 @@ impl Node {
         let open_max = open_files_max(configs.len());
         let mut disks = BTreeMap::new();
         for config in configs {
-            let engine = PlainEngine::open(cluster, &config, open_max)?;
-            let identity = engine.identity();
-            tracing::info!(disk = %identity.disk, uuid = %identity.uuid, path = %config.path.display(), "disk opened");
-            if disks.insert(identity.disk, engine).is_some() {
-                return Err(DiskError::Duplicate(identity.disk));
+            let engine = open(cluster, &config, open_max)?;
+            let disk = engine.identity().disk;
+            if disks.insert(disk, Arc::new(engine)).is_some() {
+                return Err(DiskError::Duplicate(disk));
             }
         }
-        Ok(Arc::new(Self { cluster, disks }))
+        Ok(Arc::new(Self { cluster, disks: ArcSwap::from_pointee(disks), closed: Mutex::new(false) }))
+    }
+
+    /// Opens one more disk and serves it from now on, beside the others. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is served already. Nothing has changed then.
+    pub fn add(&self, config: &DiskConfig) -> Result<DiskStatus, DiskError> {
+        let closed = self.closed.lock();
+        let disks = self.disks.load_full();
+        if let Some(disk) = config.disk.filter(|disk| disks.contains_key(disk)) {
+            return Err(DiskError::Duplicate(disk));
+        }
+        let engine = Arc::new(open(self.cluster, config, open_files_max(disks.len() + 1))?);
+        let disk = engine.identity().disk;
+        if disks.contains_key(&disk) {
+            return Err(DiskError::Duplicate(disk));
+        }
+        if *closed {
+            engine.close();
+        }
+        let status = status(&engine);
+        let mut disks = Disks::clone(&disks);
+        disks.insert(disk, engine);
+        self.disks.store(Arc::new(disks));
+        Ok(status)
     }
 
     /// The cluster that it belongs to.
@@ -69,25 +100,16 @@ impl Node {
     /// All disks, by id.
     #[must_use]
     pub fn disks(&self) -> Vec<DiskStatus> {
-        let status = |engine: &PlainEngine| {
-            let identity = engine.identity();
-            let space = engine.space();
-            DiskStatus {
-                disk: identity.disk,
-                uuid: identity.uuid,
-                path: engine.path().to_owned(),
-                capacity_bytes: space.capacity_bytes,
-                used_bytes: space.used_bytes,
-                failure: engine.failure(),
-            }
-        };
-        self.disks.values().map(status).collect()
+        self.disks.load().values().map(|engine| status(engine)).collect()
     }
 
     /// Finishes what is queued, makes everything durable and stops. Later requests are answered
     /// [`Failure::Disconnected`]. Blocks.
     pub fn close(&self) {
-        self.disks.values().for_each(Engine::close);
+        // Whoever is adding a disk has added it, and who adds one later closes it himself.
+        let mut closed = self.closed.lock();
+        *closed = true;
+        self.disks.load().values().for_each(|engine| engine.close());
     }
 }
 
@@ -95,7 +117,8 @@ impl Service for Node {
     fn call(&self, request: Request, tag: u64, to: Arc<dyn Replies>) {
         let done = Completion::new(tag, to);
         let Request { disk, epoch, body } = request;
-        let Some(engine) = self.disks.get(&disk) else {
+        let disks = self.disks.load();
+        let Some(engine) = disks.get(&disk) else {
             done.complete(Err(Failure::NoSuchDisk));
             return;
         };
@@ -141,6 +164,26 @@ impl Service for Node {
             RequestBody::Delete { namespace, generation } => Operation::Delete { namespace, generation },
         };
         engine.submit(epoch, operation, done);
+    }
+}
+
+fn open(cluster: ClusterId, config: &DiskConfig, open_max: usize) -> Result<PlainEngine, DiskError> {
+    let engine = PlainEngine::open(cluster, config, open_max)?;
+    let identity = engine.identity();
+    tracing::info!(disk = %identity.disk, uuid = %identity.uuid, path = %config.path.display(), "disk opened");
+    Ok(engine)
+}
+
+fn status(engine: &PlainEngine) -> DiskStatus {
+    let identity = engine.identity();
+    let space = engine.space();
+    DiskStatus {
+        disk: identity.disk,
+        uuid: identity.uuid,
+        path: engine.path().to_owned(),
+        capacity_bytes: space.capacity_bytes,
+        used_bytes: space.used_bytes,
+        failure: engine.failure(),
     }
 }
 
