@@ -18,6 +18,7 @@
 
 mod answer;
 mod commit;
+mod error;
 pub mod extent;
 mod extents;
 pub mod identity;
@@ -30,11 +31,12 @@ mod recovery;
 
 use std::path::PathBuf;
 
-use lunette_proto::ids::{ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::ids::{DiskId, Epoch, ExtentId, Generation, Namespace, Version};
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
 use lunette_proto::node::{Change, Durability};
 
 pub use answer::Completion;
+pub use error::DiskError;
 pub use identity::{Identity, format_disk, inspect_identity};
 pub use plain::PlainEngine;
 
@@ -125,98 +127,6 @@ impl DiskConfig {
     #[must_use]
     pub fn new(path: impl Into<PathBuf>, capacity_bytes: Option<u64>) -> Self {
         Self { path: path.into(), capacity_bytes, disk: None }
-    }
-}
-
-/// Why a disk cannot be formatted or opened. Nothing was changed on it.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// An operation of the operating system failed.
-    #[error("{path}: cannot {action}: {source}")]
-    Io {
-        /// On which file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-    /// The directory holds something else.
-    #[error("{0} is not empty and holds no Lunette disk; give an empty directory")]
-    NotEmpty(PathBuf),
-    /// The directory holds a disk already.
-    #[error("{path} already holds {disk} of cluster {cluster}; it is not formatted again")]
-    Formatted {
-        /// Where.
-        path: PathBuf,
-        /// Which.
-        disk: DiskId,
-        /// Whose.
-        cluster: ClusterId,
-    },
-    /// There is no disk.
-    #[error("{0} holds no Lunette disk; format it first")]
-    NotFormatted(PathBuf),
-    /// Another process has it.
-    #[error("{0} is in use already; stop the other process that has it")]
-    InUse(PathBuf),
-    /// Made by another version of the program.
-    #[error(
-        "{path} has format version {version}, and this program knows version {supported}; use the program that made it"
-    )]
-    Version {
-        /// Which file.
-        path: PathBuf,
-        /// Its version.
-        version: u32,
-        /// What is known.
-        supported: u32,
-    },
-    /// Of another cluster.
-    #[error("{path} belongs to cluster {found}, not to {expected}; give this cluster's own directory")]
-    WrongCluster {
-        /// Where.
-        path: PathBuf,
-        /// Its cluster.
-        found: ClusterId,
-        /// Ours.
-        expected: ClusterId,
-    },
-    /// Another disk than was meant.
-    #[error("{path} is {found}, not {expected}; correct the configuration")]
-    WrongDisk {
-        /// Where.
-        path: PathBuf,
-        /// What it is.
-        found: DiskId,
-        /// What was meant.
-        expected: DiskId,
-    },
-    /// The same disk twice.
-    #[error("{0} is given twice")]
-    Duplicate(DiskId),
-    /// A file is damaged in a way that no crash explains.
-    #[error("{path} is damaged at byte {offset}: {what}; replace the disk, the other copies rebuild it")]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// Where in it.
-        offset: u64,
-        /// What is wrong.
-        what: &'static str,
-    },
-    /// A size that a disk cannot have.
-    #[error("a journal segment of {0} bytes is not a multiple of 4096 from 8 MiB to 1 GiB")]
-    SegmentSize(u64),
-}
-
-impl DiskError {
-    pub(crate) fn io(
-        path: impl Into<PathBuf>,
-        action: &'static str,
-    ) -> impl FnOnce(std::io::Error) -> DiskError {
-        let path = path.into();
-        move |source| DiskError::Io { path, action, source }
     }
 }
 

@@ -1,0 +1,358 @@
+//! A disk of the operating system: a directory, a preallocated file, or a block device.
+//!
+//! ```text
+//!     DIRECTORY       the disk is the sparse file DIRECTORY/disk: room is taken when it is needed
+//!     a regular file  has all of its room from the beginning
+//!     a block device  likewise
+//! ```
+//!
+//! Most goes through the page cache: `write` puts bytes there, `sync` makes them durable. What has to be durable at once,
+//! the journal, goes past it ([`durable`]). The two never meet: the journal is read through the page cache
+//! only when a disk is opened, and Linux drops cached pages of what is written past the cache.
+//!
+//! One process has a disk at a time: it holds an exclusive `flock`, and a device also with `O_EXCL`, which a
+//! mounted file system, LVM and mdraid hold too.
+//!
+//! After the first write or sync that fails, nothing is done any more (invariant 12): what the kernel still has in
+//! memory of a failed write looks well and is not on the medium.
+
+mod durable;
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, IoSlice};
+use std::num::NonZeroU64;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags, fadvise, fallocate, fdatasync, flock};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev, retry_on_intr};
+
+use super::Disk;
+use crate::engine::DiskError;
+use durable::DurableWriter;
+
+/// The disk's file in a directory.
+pub(super) const FILE: &str = "disk";
+/// Buffers of one vectored write: what Linux takes (`IOV_MAX`).
+const PARTS_MAX: usize = 1024;
+/// The system's device manager locks a device for a moment when it looks at it.
+const DEVICE_LOCK_TRIES: usize = 20;
+const DEVICE_LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// A disk of the operating system. See the module.
+#[derive(Debug)]
+pub struct FileDisk {
+    /// The file or device itself.
+    path: PathBuf,
+    file: File,
+    medium: Medium,
+    size_bytes: u64,
+    durable: Mutex<DurableWriter>,
+    failed: AtomicBool,
+    /// Makes every sync and durable write fail.
+    #[cfg(test)]
+    pub(crate) fail_syncs: AtomicBool,
+}
+
+/// What keeps the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Medium {
+    /// A file in a directory of its own, which takes room as it is written.
+    Sparse,
+    /// A file that has all of its room.
+    Preallocated,
+    /// A block device; whether it can take room back.
+    Device { discards: bool },
+}
+
+/// What is at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Nothing,
+    Directory,
+    File,
+    Device,
+}
+
+impl Place {
+    pub(super) fn of(path: &Path) -> Result<Self, DiskError> {
+        match std::fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => Ok(Self::Directory),
+            Ok(metadata) if metadata.is_file() => Ok(Self::File),
+            Ok(metadata) if metadata.file_type().is_block_device() => Ok(Self::Device),
+            Ok(_) => Err(DiskError::Kind(path.to_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::Nothing),
+            Err(error) => Err(DiskError::io(path, "look at it")(error)),
+        }
+    }
+}
+
+impl FileDisk {
+    /// Opens what is at `path` and takes it for this process. Whether it is a disk of Lunette, its content tells.
+    ///
+    /// # Errors
+    /// There is nothing, or nothing that could be a disk; another process has it; or the system refuses.
+    pub fn open(path: &Path) -> Result<Self, DiskError> {
+        match Place::of(path)? {
+            Place::Nothing => Err(DiskError::NotFormatted(path.to_owned())),
+            Place::Directory => {
+                let file = path.join(FILE);
+                match Place::of(&file)? {
+                    Place::File => Self::take(&file, Medium::Sparse),
+                    Place::Nothing => {
+                        super::format::refuse_old_format(path)?;
+                        Err(DiskError::NotFormatted(path.to_owned()))
+                    }
+                    Place::Directory | Place::Device => Err(DiskError::Kind(file)),
+                }
+            }
+            Place::File => Self::take(path, Medium::Preallocated),
+            Place::Device => Self::take(path, Medium::Device { discards: can_discard(path) }),
+        }
+    }
+
+    /// Opens and locks a file or a device.
+    pub(super) fn take(path: &Path, medium: Medium) -> Result<Self, DiskError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        if matches!(medium, Medium::Device { .. }) {
+            options.custom_flags(flags(OFlags::EXCL));
+        }
+        let file = match options.open(path) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                return Err(DiskError::InUse(path.to_owned()));
+            }
+            other => other.map_err(DiskError::io(path, "open it"))?,
+        };
+        let tries = if matches!(medium, Medium::Device { .. }) { DEVICE_LOCK_TRIES } else { 1 };
+        lock(&file, path, tries)?;
+        let size_bytes = size_bytes(&file).map_err(DiskError::io(path, "ask for its size"))?;
+        let direct = open_direct(path, &file).map_err(DiskError::io(path, "open it"))?;
+        if direct.is_none() {
+            tracing::info!(path = %path.display(), "no direct writes here: the journal goes through the page cache");
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            medium,
+            size_bytes,
+            durable: Mutex::new(DurableWriter::new(direct)),
+            failed: AtomicBool::new(false),
+            #[cfg(test)]
+            fail_syncs: AtomicBool::new(false),
+        })
+    }
+
+    /// The file or device.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a write or a sync has failed: the disk does nothing any more.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn medium(&self) -> Medium {
+        self.medium
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Gives a file that is being made its length.
+    pub(super) fn resize(&mut self, size_bytes: u64) -> io::Result<()> {
+        self.file.set_len(size_bytes)?;
+        self.size_bytes = size_bytes;
+        Ok(())
+    }
+
+    /// Drops what the page cache has of a range and is on the medium.
+    pub(super) fn forget_cached(&self, offset: u64, len: u64) -> io::Result<()> {
+        Ok(fadvise(&self.file, offset, NonZeroU64::new(len), Advice::DontNeed)?)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.is_failed() {
+            return Err(io::Error::other("the disk has failed before"));
+        }
+        Ok(())
+    }
+
+    /// Notes a failure for ever.
+    fn sticky<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
+        if outcome.is_err() {
+            self.failed.store(true, Ordering::Release);
+        }
+        outcome
+    }
+
+    /// A write beyond the end would make a file longer, and its layout another one.
+    fn check_range(&self, offset: u64, len: usize) -> io::Result<()> {
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= self.size_bytes => Ok(()),
+            _ => Err(io::Error::new(ErrorKind::InvalidInput, "beyond the end of the disk")),
+        }
+    }
+
+    fn write_parts(&self, mut offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        self.check_range(offset, parts.iter().map(Bytes::len).sum())?;
+        for parts in parts.chunks(PARTS_MAX) {
+            let mut slices = parts.iter().map(|part| IoSlice::new(part)).collect::<Vec<_>>();
+            let mut rest = slices.as_mut_slice();
+            // Also drops what is empty.
+            IoSlice::advance_slices(&mut rest, 0);
+            while !rest.is_empty() {
+                let written = retry_on_intr(|| pwritev(&self.file, rest, offset))?;
+                if written == 0 {
+                    return Err(ErrorKind::WriteZero.into());
+                }
+                offset += written as u64;
+                IoSlice::advance_slices(&mut rest, written);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_durable_parts(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        self.check_range(offset, parts.iter().map(Bytes::len).sum())?;
+        self.check_sync()?;
+        self.durable.lock().write(&self.file, offset, parts)
+    }
+
+    #[cfg(not(test))]
+    fn check_sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn check_sync(&self) -> io::Result<()> {
+        if self.fail_syncs.load(Ordering::SeqCst) {
+            return Err(Errno::IO.into());
+        }
+        Ok(())
+    }
+}
+
+impl Disk for FileDisk {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.check()?;
+        self.file.read_exact_at(out, offset)
+    }
+
+    fn read_cached(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.check()?;
+        let len = out.len();
+        match preadv2(&self.file, &mut [io::IoSliceMut::new(out)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) if read == len => Ok(()),
+            Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR) => Err(ErrorKind::WouldBlock.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn write(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        self.check()?;
+        self.sticky(self.write_parts(offset, parts))
+    }
+
+    fn write_durable(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        self.check()?;
+        self.sticky(self.write_durable_parts(offset, parts))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.check()?;
+        let synced = self.check_sync().and_then(|()| Ok(retry_on_intr(|| fdatasync(&self.file))?));
+        self.sticky(synced)
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check()?;
+        if self.medium != Medium::Sparse {
+            return Ok(());
+        }
+        match retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), offset, len)) {
+            // Without support the write itself will tell, and fail the disk.
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(Errno::NOSPC | Errno::DQUOT) => Err(ErrorKind::StorageFull.into()),
+            Err(error) => self.sticky(Err(error.into())),
+        }
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check()?;
+        if matches!(self.medium, Medium::Preallocated | Medium::Device { discards: false }) {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match retry_on_intr(|| fallocate(&self.file, flags, offset, len)) {
+            // That the room is not given back does no harm.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::DQUOT) => Ok(()),
+            Err(error) => self.sticky(Err(error.into())),
+        }
+    }
+}
+
+/// Opens the file once more, past the page cache; `None` if that is not possible here.
+fn open_direct(path: &Path, file: &File) -> io::Result<Option<File>> {
+    let opened = OpenOptions::new().write(true).custom_flags(flags(OFlags::DIRECT)).open(path);
+    let direct = match opened {
+        Ok(direct) => direct,
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let same = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+    if same(&direct.metadata()?) != same(&file.metadata()?) {
+        return Err(io::Error::other("it was replaced by another file at this moment"));
+    }
+    Ok(Some(direct))
+}
+
+fn flags(flags: OFlags) -> i32 {
+    flags.bits().cast_signed()
+}
+
+/// Bytes of a file or a device.
+pub(super) fn size_bytes(file: &File) -> io::Result<u64> {
+    Ok(rustix::fs::seek(file, rustix::fs::SeekFrom::End(0))?)
+}
+
+/// Locks for as long as the file is open.
+pub(super) fn lock(file: &File, path: &Path, tries: usize) -> Result<(), DiskError> {
+    for tried in 1.. {
+        match retry_on_intr(|| flock(file, FlockOperation::NonBlockingLockExclusive)) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) if tried < tries => std::thread::sleep(DEVICE_LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => return Err(DiskError::InUse(path.to_owned())),
+            Err(error) => return Err(DiskError::io(path, "lock it")(error.into())),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a device says that it takes room back. (It is then told to by `fallocate`, which zeroes the range
+/// by whatever the device is fast at, or refuses.)
+pub(super) fn can_discard(path: &Path) -> bool {
+    use rustix::fs::{major, minor};
+    let Ok(metadata) = std::fs::metadata(path) else { return false };
+    let device = format!("/sys/dev/block/{}:{}", major(metadata.rdev()), minor(metadata.rdev()));
+    // The queue of a partition is its disk's.
+    ["queue", "../queue"].into_iter().any(|queue| {
+        std::fs::read_to_string(format!("{device}/{queue}/discard_max_bytes"))
+            .is_ok_and(|text| text.trim().parse::<u64>().is_ok_and(|max| max > 0))
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
