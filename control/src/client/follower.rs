@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(follower.take(whole(&maps[0])), Ok(true));
         let before = Arc::clone(follower.map());
         let next = delta(&deltas[1]);
-        assert_eq!(follower.take(MapUpdate { format: 2, ..next.clone() }), Err(WatchError::Format(2)));
+        assert_eq!(follower.take(MapUpdate { format: 1, ..next.clone() }), Err(WatchError::Format(1)));
         assert_eq!(follower.take(MapUpdate { update: None, ..next.clone() }), Err(WatchError::Empty));
         assert_eq!(follower.take(MapUpdate { epoch: 7, ..next.clone() }), Err(WatchError::Malformed));
         let cut = Some(Update::Delta(vec![0x80].into()));

@@ -31,8 +31,9 @@ use crate::api::admin::targets_client::TargetsClient;
 use crate::api::admin::volumes_client::VolumesClient;
 use crate::api::cluster::members_client::MembersClient;
 use crate::api::cluster::{
-    RegisterGatewayRequest, RegisterGatewayResponse, RegisterNodeRequest, RegisterNodeResponse,
-    TakeOwnershipRequest, TakeOwnershipResponse, VolumePurgedRequest, VolumePurgedResponse,
+    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, RegisterGatewayRequest,
+    RegisterGatewayResponse, RegisterNodeRequest, RegisterNodeResponse, TakeOwnershipRequest,
+    TakeOwnershipResponse, VolumePurgedRequest, VolumePurgedResponse,
 };
 use crate::limits::{MESSAGE_BYTES_MAX, REPORT_BYTES_MAX};
 
@@ -185,6 +186,28 @@ impl ControlPlane {
         self.call(patience, |mut members| {
             let request = request.clone();
             async move { members.take_ownership(request).await }
+        })
+        .await
+    }
+
+    /// Says that a disk that was wished for is served; see [`call`](Self::call).
+    pub async fn disk_added(
+        &self,
+        patience: Duration,
+        request: DiskAddedRequest,
+    ) -> Result<DiskAddedResponse, Status> {
+        self.call(patience, |mut members| async move { members.disk_added(request).await }).await
+    }
+
+    /// Says that a disk that was wished for cannot be made; see [`call`](Self::call).
+    pub async fn disk_refused(
+        &self,
+        patience: Duration,
+        request: &DiskRefusedRequest,
+    ) -> Result<DiskRefusedResponse, Status> {
+        self.call(patience, |mut members| {
+            let request = request.clone();
+            async move { members.disk_refused(request).await }
         })
         .await
     }

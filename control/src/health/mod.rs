@@ -5,7 +5,7 @@ mod registry;
 mod verdict;
 
 pub use registry::{Member, Registry, Replaced, StreamId};
-pub use verdict::{Condition, Health, Verdict, condition, judge};
+pub use verdict::{Condition, Health, Verdict, condition, judge, trouble};
 
 use std::time::Duration;
 

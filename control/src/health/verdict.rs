@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
-use lunette_proto::ids::DiskId;
+use lunette_proto::ids::{DiskId, NodeId};
 use lunette_proto::map::{ClusterMap, Disk, DiskState, Pool, VolumeState};
 
 use super::{Member, Registry};
@@ -45,6 +45,10 @@ pub enum Condition {
     Out,
     /// It has failed and refuses everything.
     Failed,
+    /// Its node cannot open it.
+    Refused,
+    /// It was added by command, and its node has not said yet that it serves it.
+    Adding,
     /// Its node is down, or a gateway gets no answers from it.
     Unreachable,
 }
@@ -54,7 +58,7 @@ impl Condition {
     fn answers(self) -> bool {
         match self {
             Self::InSync | Self::CatchingUp => true,
-            Self::Out | Self::Failed | Self::Unreachable => false,
+            Self::Out | Self::Failed | Self::Refused | Self::Adding | Self::Unreachable => false,
         }
     }
 }
@@ -66,6 +70,8 @@ impl fmt::Display for Condition {
             Self::CatchingUp => "catching-up",
             Self::Out => "out",
             Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Adding => "adding",
             Self::Unreachable => "unreachable",
         })
     }
@@ -77,17 +83,31 @@ pub fn condition(registry: &Registry, disk: &Disk, now: Instant) -> Condition {
     if disk.state == DiskState::Out {
         return Condition::Out;
     }
-    if registry.disk(disk.node, disk.id).is_some_and(|report| report.failed) {
+    let report = registry.disk(disk.node, disk.id);
+    if report.is_some_and(|report| report.failed) {
         return Condition::Failed;
     }
     if !registry.is_up(Member::Node(disk.node), now) || registry.is_suspected(disk.id, now) {
         return Condition::Unreachable;
+    }
+    match report {
+        Some(report) if report.refused => return Condition::Refused,
+        Some(_) => {}
+        // A node that is up and does not speak of a disk does not serve it.
+        None => return Condition::Unreachable,
     }
     match disk.state {
         DiskState::InSync => Condition::InSync,
         DiskState::CatchingUp => Condition::CatchingUp,
         DiskState::Out => Condition::Out,
     }
+}
+
+/// What its node says is wrong with a disk.
+#[must_use]
+pub fn trouble(registry: &Registry, node: NodeId, disk: DiskId) -> Option<&str> {
+    let report = registry.disk(node, disk)?;
+    (!report.reason.is_empty()).then_some(report.reason.as_str())
 }
 
 /// How the cluster is.
@@ -109,7 +129,9 @@ pub fn judge(map: &ClusterMap, registry: &Registry, now: Instant) -> Verdict {
             // Its node's line says it.
             Condition::Unreachable if !registry.is_up(Member::Node(disk.node), now) => continue,
             Condition::Unreachable => format!("{id} of node {node} does not answer"),
-            Condition::Failed => format!("{id} of node {node} has failed"),
+            Condition::Failed => format!("{id} of node {node} has failed{}", because(registry, disk)),
+            Condition::Refused => format!("{id} of node {node} cannot be opened{}", because(registry, disk)),
+            Condition::Adding => format!("{id} of node {node} is being added"),
             Condition::CatchingUp => format!("{id} of node {node} is catching up"),
             Condition::Out => format!("{id} of node {node} is out"),
         };
@@ -190,6 +212,10 @@ fn judge_nodes(map: &ClusterMap, registry: &Registry, now: Instant, findings: &m
     }
 }
 
+fn because(registry: &Registry, disk: &Disk) -> String {
+    trouble(registry, disk.node, disk.id).map(|reason| format!(": {reason}")).unwrap_or_default()
+}
+
 /// The first few, and how many more.
 fn list(items: impl ExactSizeIterator<Item = String>) -> String {
     const SHOWN: usize = 8;
@@ -203,7 +229,7 @@ fn list(items: impl ExactSizeIterator<Item = String>) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use lunette_proto::ids::{ClusterId, DiskUuid, GatewayId, NodeId};
+    use lunette_proto::ids::{ClusterId, DiskUuid, GatewayId};
     use lunette_proto::map::{FailureDomain, Redundancy, Table};
 
     use super::*;

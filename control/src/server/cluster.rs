@@ -1,4 +1,4 @@
-//! Status, nodes and disks.
+//! Status and nodes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,8 @@ use tonic::{Request, Response, Status};
 use super::Context;
 use super::errors::stopping;
 use crate::api::admin::cluster_server::Cluster;
-use crate::api::admin::disks_server::Disks;
 use crate::api::admin::nodes_server::Nodes;
-use crate::api::admin::{
-    ListDisksRequest, ListDisksResponse, ListNodesRequest, ListNodesResponse, StatusRequest, StatusResponse,
-};
+use crate::api::admin::{ListNodesRequest, ListNodesResponse, StatusRequest, StatusResponse};
 use crate::health::Member;
 
 /// The shortest time between two of a watcher's statuses, and the longest before one looks again:
@@ -25,7 +22,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Context {
     /// Asks everybody how it is: what an administrator has just done is to be seen.
-    async fn refresh_all(&self) -> Result<(), Status> {
+    pub(super) async fn refresh_all(&self) -> Result<(), Status> {
         let state = self.state().await?;
         let map = state.map();
         let nodes = map.nodes.keys().copied().map(Member::Node);
@@ -103,14 +100,5 @@ impl Nodes for Context {
         self.refresh_all().await?;
         let nodes = self.view(|view| view.nodes()).await?;
         Ok(Response::new(ListNodesResponse { nodes }))
-    }
-}
-
-#[tonic::async_trait]
-impl Disks for Context {
-    async fn list(&self, _: Request<ListDisksRequest>) -> Result<Response<ListDisksResponse>, Status> {
-        self.refresh_all().await?;
-        let disks = self.view(|view| view.disks()).await?;
-        Ok(Response::new(ListDisksResponse { disks }))
     }
 }

@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 
 use super::attachments::Attachments;
+use super::disks::Refusals;
 use super::errors::{proposal, rejected, status, unavailable};
 use super::view::View;
 use crate::published::Published;
@@ -24,6 +25,7 @@ pub(crate) struct Context {
     pub(crate) published: Arc<Published>,
     pub(crate) sealer: Arc<Sealer>,
     pub(crate) attachments: Attachments,
+    pub(super) refusals: Refusals,
     /// Ends every stream and task.
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -40,7 +42,8 @@ impl Context {
     ) -> Arc<Self> {
         Arc::new_cyclic(|this| {
             let (this, attachments) = (this.clone(), Attachments::default());
-            Self { this, cluster, consensus, published, sealer, attachments, stop, tasks }
+            let refusals = Refusals::default();
+            Self { this, cluster, consensus, published, sealer, attachments, refusals, stop, tasks }
         })
     }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use lunette_proto::ids::{DiskUuid, Epoch, GatewayId, Generation, NodeId, VolumeId};
+use lunette_proto::ids::{DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, VolumeId};
 use lunette_proto::limits::VOLUMES_MAX;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,17 +16,17 @@ use crate::api::cluster::map_update::Update as Body;
 use crate::api::cluster::members_server::Members;
 use crate::api::cluster::report::Member as ReportOf;
 use crate::api::cluster::{
-    MapUpdate, NodeDisk, Order, RegisterGatewayRequest, RegisterGatewayResponse, RegisterNodeRequest,
-    RegisterNodeResponse, Report, TakeOwnershipRequest, TakeOwnershipResponse, VolumePurgedRequest,
-    VolumePurgedResponse, WatchMapRequest,
+    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, MapUpdate, NodeDisk, Order,
+    RegisterGatewayRequest, RegisterGatewayResponse, RegisterNodeRequest, RegisterNodeResponse, Report,
+    TakeOwnershipRequest, TakeOwnershipResponse, VolumePurgedRequest, VolumePurgedResponse, WatchMapRequest,
 };
 use crate::health::{Member, StreamId};
 use crate::published::Update;
 use crate::raft::ConsensusError;
 use crate::state::{Command, NewDisk, Rejection, Response as Outcome};
 
-/// The encoding of maps and deltas on the stream.
-pub(crate) const MAP_FORMAT: u32 = 1;
+/// The encoding of maps and deltas on the stream. 2: with added disks.
+pub(crate) const MAP_FORMAT: u32 = 2;
 /// Updates that may wait for a watcher; the rest waits in the history, or becomes one whole map.
 const UPDATES_MAX: usize = 16;
 
@@ -114,6 +114,24 @@ impl Members for Context {
         let (volume, generation) = (VolumeId(volume), Generation(generation));
         self.run(Command::VolumePurged { volume, generation }).await?;
         Ok(Response::new(VolumePurgedResponse {}))
+    }
+
+    async fn disk_added(
+        &self,
+        request: Request<DiskAddedRequest>,
+    ) -> Result<Response<DiskAddedResponse>, Status> {
+        let DiskAddedRequest { node, disk, capacity_bytes } = request.into_inner();
+        self.run(Command::DiskAdded { node: NodeId(node), disk: DiskId(disk), capacity_bytes }).await?;
+        Ok(Response::new(DiskAddedResponse {}))
+    }
+
+    async fn disk_refused(
+        &self,
+        request: Request<DiskRefusedRequest>,
+    ) -> Result<Response<DiskRefusedResponse>, Status> {
+        let DiskRefusedRequest { node, disk, reason } = request.into_inner();
+        self.disk_refusal(NodeId(node), DiskId(disk), &reason).await?;
+        Ok(Response::new(DiskRefusedResponse {}))
     }
 
     type AttachStream = ReceiverStream<Result<Order, Status>>;
@@ -256,7 +274,7 @@ fn new_disk(disk: NodeDisk) -> Result<NewDisk, Status> {
     Ok(NewDisk { uuid, label: disk.label, capacity_bytes: disk.capacity_bytes, weight: disk.weight })
 }
 
-fn unexpected(outcome: &Outcome) -> Status {
+pub(super) fn unexpected(outcome: &Outcome) -> Status {
     tracing::error!(?outcome, "a command was answered with another's response");
     status(Code::Internal, "INTERNAL", "the control plane answered itself wrongly; its log says more")
 }

@@ -7,6 +7,7 @@
 mod attachments;
 mod cluster;
 mod context;
+mod disks;
 mod errors;
 mod members;
 mod pools;

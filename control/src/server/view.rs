@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use lunette_proto::ids::{GatewayId, TargetId, VolumeId};
+use lunette_proto::ids::{GatewayId, NodeId, TargetId, VolumeId};
 use lunette_proto::map::{self, ClusterMap, FailureDomain, VolumeState};
 
 use crate::api::admin::status_response::Health as ApiHealth;
@@ -12,7 +12,7 @@ use crate::api::admin::{
     Target, Volume,
 };
 use crate::api::cluster::SessionReport;
-use crate::health::{Health, Member, Registry, condition, judge};
+use crate::health::{Condition, Health, Member, Registry, condition, judge, trouble};
 use crate::raft::Metrics;
 use crate::state::usable_bytes;
 
@@ -99,14 +99,36 @@ impl View<'_> {
         let disk = |disk: &map::Disk| Disk {
             id: disk.id.0,
             uuid: disk.uuid.to_string(),
-            node: self.map.nodes.get(&disk.node).map(|node| node.name.clone()).unwrap_or_default(),
+            node: self.node_name(disk.node),
             label: disk.label.clone(),
             state: condition(self.registry, disk, self.now).to_string(),
             capacity_bytes: disk.capacity_bytes,
             used_bytes: self.registry.disk(disk.node, disk.id).map_or(0, |report| report.used_bytes),
             weight: disk.weight,
+            kind: self
+                .registry
+                .disk(disk.node, disk.id)
+                .map(|report| report.kind.clone())
+                .unwrap_or_default(),
+            reason: trouble(self.registry, disk.node, disk.id).unwrap_or_default().to_owned(),
         };
-        self.map.disks.values().map(disk).collect()
+        let wish = |wish: &map::AddedDisk| Disk {
+            id: wish.id.0,
+            uuid: wish.uuid.to_string(),
+            node: self.node_name(wish.node),
+            label: wish.path.clone(),
+            state: Condition::Adding.to_string(),
+            capacity_bytes: wish.capacity_bytes.unwrap_or(0),
+            ..Disk::default()
+        };
+        let mut disks: Vec<Disk> = self.map.disks.values().map(disk).collect();
+        disks.extend(self.map.wishes().map(wish));
+        disks.sort_by_key(|disk| disk.id);
+        disks
+    }
+
+    fn node_name(&self, node: NodeId) -> String {
+        self.map.nodes.get(&node).map(|node| node.name.clone()).unwrap_or_default()
     }
 
     fn gateways(&self) -> Vec<Gateway> {

@@ -1,8 +1,8 @@
 //! What a committed command changed, as whole entries of the map: a watcher puts them in place and
 //! needs to know no rule, and the store writes exactly these rows.
 
-use lunette_proto::ids::{ClusterId, Epoch, PoolId, TargetId, VolumeId};
-use lunette_proto::map::{ClusterMap, Disk, Gateway, Node, Pool, Target, Volume};
+use lunette_proto::ids::{ClusterId, DiskId, Epoch, PoolId, TargetId, VolumeId};
+use lunette_proto::map::{AddedDisk, ClusterMap, Disk, Gateway, Node, Pool, Target, Volume};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -29,6 +29,10 @@ pub enum Change {
     PutTarget(Target),
     /// A target that is no more.
     RemoveTarget(TargetId),
+    /// A disk that was added by command.
+    PutAdded(AddedDisk),
+    /// A disk that was not added after all, or is a matter of its node's configuration now.
+    RemoveAdded(DiskId),
 }
 
 impl Change {
@@ -46,6 +50,8 @@ impl Change {
             Self::RemoveVolume(id) => !map.volumes.contains_key(id),
             Self::PutTarget(target) => map.targets.get(&target.id) == Some(target),
             Self::RemoveTarget(id) => !map.targets.contains_key(id),
+            Self::PutAdded(added) => map.added.get(&added.id) == Some(added),
+            Self::RemoveAdded(id) => !map.added.contains_key(id),
         }
     }
 
@@ -62,6 +68,8 @@ impl Change {
             Self::RemoveVolume(id) => drop(map.volumes.remove(id)),
             Self::PutTarget(target) => drop(map.targets.insert(target.id, target.clone())),
             Self::RemoveTarget(id) => drop(map.targets.remove(id)),
+            Self::PutAdded(added) => drop(map.added.insert(added.id, added.clone())),
+            Self::RemoveAdded(id) => drop(map.added.remove(id)),
         }
     }
 }

@@ -162,6 +162,33 @@ pub enum Command {
         /// The target's iSCSI name.
         iqn: String,
     },
+    /// Wishes for one more disk; its node is to make it.
+    AddDisk {
+        /// The node's name.
+        node: String,
+        /// Where, on the node.
+        path: String,
+        /// Bytes that it is to offer; `None`: what there is.
+        capacity_bytes: Option<u64>,
+        /// The identity to format it with.
+        uuid: DiskUuid,
+    },
+    /// A node serves a disk that was wished for.
+    DiskAdded {
+        /// Who says so.
+        node: NodeId,
+        /// Which.
+        disk: DiskId,
+        /// Bytes that it offers.
+        capacity_bytes: u64,
+    },
+    /// A node cannot make a disk that was wished for.
+    RefuseDisk {
+        /// Who says so.
+        node: NodeId,
+        /// Which.
+        disk: DiskId,
+    },
 }
 
 /// A disk as its node announces it.
@@ -203,4 +230,6 @@ pub enum Response {
     Volume(VolumeId),
     /// A target.
     Target(TargetId),
+    /// A disk.
+    Disk(DiskId),
 }

@@ -72,19 +72,24 @@ impl Draft<'_> {
     fn register_disk(&mut self, node: NodeId, disk: &NewDisk) -> Result<DiskId, Rejection> {
         check_label("disks.label", &disk.label)?;
         let known = self.map.disks.values().find(|known| known.uuid == disk.uuid);
-        let (id, state) = match known {
-            Some(known) => (known.id, known.state),
-            None => {
+        let added = self.map.added.values().find(|added| added.uuid == disk.uuid);
+        let (id, state) = match (known, added) {
+            (Some(known), _) => (known.id, known.state),
+            // Formatted as it was wished for, and then named by a configuration.
+            (None, Some(added)) => (added.id, DiskState::InSync),
+            (None, None) => {
                 let new = self.changes.iter().filter(|change| matches!(change, Change::PutDisk(_))).count();
-                if self.map.disks.len() + new >= DISKS_MAX {
-                    return Err(Rejection::TooMany { what: "disks".into(), max: DISKS_MAX });
-                }
+                self.check_disks_max(new)?;
                 // No table names a disk that is new, so it misses nothing.
                 (DiskId(take(&mut self.next.disk)?), DiskState::InSync)
             }
         };
+        if let Some(added) = added.filter(|added| added.node != node) {
+            // It was carried to another node, and the one that it was added to has it no more.
+            self.put(Change::RemoveAdded(added.id));
+        }
         let weight = match disk.weight {
-            0 => u32::try_from(disk.capacity_bytes >> 20).unwrap_or(u32::MAX).max(1),
+            0 => default_weight(disk.capacity_bytes),
             weight => weight,
         };
         self.put(Change::PutDisk(Disk {
@@ -97,6 +102,14 @@ impl Draft<'_> {
             state,
         }));
         Ok(id)
+    }
+
+    /// Whether one more disk fits, beside `new` ones of this command.
+    pub(super) fn check_disks_max(&self, new: usize) -> Result<(), Rejection> {
+        if self.map.disks.len() + self.map.wishes().count() + new >= DISKS_MAX {
+            return Err(Rejection::TooMany { what: "disks".into(), max: DISKS_MAX });
+        }
+        Ok(())
     }
 
     /// A node that moves to another rack, or a disk that moves to another node, may bring two copies
@@ -188,6 +201,11 @@ impl Draft<'_> {
         }
         Ok(())
     }
+}
+
+/// A disk takes a share of the load like its capacity, in MiB.
+pub(super) fn default_weight(capacity_bytes: u64) -> u32 {
+    u32::try_from(capacity_bytes >> 20).unwrap_or(u32::MAX).max(1)
 }
 
 fn check_address(field: &str, address: SocketAddr) -> Result<(), Rejection> {

@@ -13,6 +13,7 @@
 //!
 //! Watchers get the [`Change`]s of each epoch, not the command: to follow a map one needs no rules.
 
+mod added;
 mod change;
 mod command;
 mod members;
@@ -51,6 +52,8 @@ pub mod limits {
     pub const POOLS_MAX: usize = 1024;
     /// Access entries of a target.
     pub const ACLS_PER_TARGET_MAX: usize = 1024;
+    /// The least that a disk may offer: an extent. What a disk needs beside it, its node knows.
+    pub const DISK_BYTES_MIN: u64 = lunette_proto::limits::EXTENT_BYTES as u64;
     /// Characters of a disk's label and of a failure domain's name.
     pub const LABEL_CHARS_MAX: usize = 255;
     /// Bytes of a CHAP user name.
@@ -187,6 +190,13 @@ impl Draft<'_> {
             Command::Deny { iqn, acl } => self.deny(iqn, acl),
             Command::SetChap { iqn, chap } => self.set_chap(iqn, chap),
             Command::ClearChap { iqn } => self.clear_chap(iqn),
+            Command::AddDisk { node, path, capacity_bytes, uuid } => {
+                self.add_disk(node, path, *capacity_bytes, *uuid)
+            }
+            Command::DiskAdded { node, disk, capacity_bytes } => {
+                self.disk_added(*node, *disk, *capacity_bytes)
+            }
+            Command::RefuseDisk { node, disk } => self.refuse_disk(*node, *disk),
         }
     }
 

@@ -12,6 +12,8 @@ use lunette_proto::map::DiskState;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::limits::DISK_BYTES_MIN;
+
 /// What a name is the name of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NameKind {
@@ -370,6 +372,33 @@ pub enum Rejection {
     /// A counter has reached its end.
     #[error("the cluster has no ids left to give out")]
     IdsExhausted,
+    /// A path that is none of a disk.
+    #[error(
+        "{path:?} is no path of a disk; give an absolute path on the node, of at most 255 printable characters and without '.' and '..'"
+    )]
+    DiskPath {
+        /// What was given.
+        path: String,
+    },
+    /// A path that a disk of the node has.
+    #[error("node {node:?} has {disk} at {taken:?} already; give another path")]
+    DiskPathTaken {
+        /// Which node.
+        node: String,
+        /// Which disk.
+        disk: DiskId,
+        /// Where it is.
+        taken: String,
+    },
+    /// A disk that could hold nothing.
+    #[error("a capacity of {bytes} bytes is too small for a disk; give at least {DISK_BYTES_MIN} (4 MiB)")]
+    DiskCapacity {
+        /// What was given.
+        bytes: u64,
+    },
+    /// A disk that serves cannot be refused.
+    #[error("{0} is in service")]
+    DiskInService(DiskId),
 }
 
 /// What is wrong with an iSCSI name (RFC 7143 4.2.7).
@@ -461,6 +490,10 @@ impl Rejection {
             Self::ChapAlgorithm { .. } => (Invalid, "CHAP_ALGORITHM_INVALID", Some("algorithms")),
             Self::TooMany { .. } => (Exhausted, "LIMIT_REACHED", None),
             Self::IdsExhausted => (Exhausted, "IDS_EXHAUSTED", None),
+            Self::DiskPath { .. } => (Invalid, "DISK_PATH_INVALID", Some("path")),
+            Self::DiskPathTaken { .. } => (Exists, "DISK_PATH_TAKEN", None),
+            Self::DiskCapacity { .. } => (Invalid, "DISK_CAPACITY_INVALID", Some("capacity_bytes")),
+            Self::DiskInService(_) => (Precondition, "DISK_IN_SERVICE", None),
         }
     }
 }

@@ -124,6 +124,7 @@ impl Attached for FakeNode {
             capacity_bytes: 64 << 30,
             used_bytes: 1 << 30,
             failed: *self.failed.lock(),
+            ..DiskReport::default()
         };
         Report { member: Some(Member::Node(NodeReport { node: self.id, disks: vec![disk] })) }
     }

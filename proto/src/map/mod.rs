@@ -39,6 +39,8 @@ pub struct ClusterMap {
     pub gateways: BTreeMap<GatewayId, Gateway>,
     /// iSCSI targets.
     pub targets: BTreeMap<TargetId, Target>,
+    /// Disks that were added by command: what their nodes open beside what their configurations name.
+    pub added: BTreeMap<DiskId, AddedDisk>,
 }
 
 impl ClusterMap {
@@ -58,6 +60,11 @@ impl ClusterMap {
     #[must_use]
     pub fn target_by_iqn(&self, iqn: &str) -> Option<&Target> {
         self.targets.values().find(|target| target.iqn.eq_ignore_ascii_case(iqn))
+    }
+
+    /// Disks that were added by command and are not in service yet: their nodes are to format them.
+    pub fn wishes(&self) -> impl Iterator<Item = &AddedDisk> {
+        self.added.values().filter(|added| !self.disks.contains_key(&added.id))
     }
 
     /// The node that carries a disk.
@@ -101,6 +108,25 @@ pub struct Disk {
     pub weight: u32,
     /// Whether its copies count.
     pub state: DiskState,
+}
+
+/// A disk that an administrator has added by command, where its node's configuration says nothing of it.
+///
+/// Until [`ClusterMap::disks`] has it, it is a wish that its node carries out or refuses, and no table may
+/// name it. From then on it says where its node opens the disk at every start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddedDisk {
+    /// The id that it has, or will have.
+    pub id: DiskId,
+    /// The identity that it is formatted with. Drawn with the wish, so that a node that died while it
+    /// formatted the disk knows it again.
+    pub uuid: DiskUuid,
+    /// Whose it is.
+    pub node: NodeId,
+    /// Where it is, on its node: an absolute path.
+    pub path: String,
+    /// Bytes that it is to offer; `None`: what there is.
+    pub capacity_bytes: Option<u64>,
 }
 
 /// Whether a disk's copies count as members of the in-sync sets it belongs to.

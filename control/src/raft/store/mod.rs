@@ -12,7 +12,7 @@
 //! a power failure the file is at one commit or the next, whatever the disk wrote in which order.
 //! A failed commit is final: redb refuses everything after it, and Raft stops.
 //!
-//! # Tables (format 1)
+//! # Tables (format 2)
 //!
 //! | table      | key           | value                                                              |
 //! |------------|---------------|--------------------------------------------------------------------|
@@ -24,11 +24,14 @@
 //! |            | `applied`     | the last log id that was applied, and the last membership          |
 //! |            | `head`        | epoch, cluster, next ids                                           |
 //! | `log`      | index         | an entry                                                           |
-//! | `state`    | kind, id      | a node, disk, gateway, pool, volume or target                      |
+//! | `state`    | kind, id      | a node, disk, gateway, pool, volume, target or added disk          |
 //! | `snapshot` | `meta`        | of the current snapshot                                            |
 //! |            | `data`        | the same, as it is sent to others                                  |
 //!
 //! Each value but the format is a record with a checksum, see `record`.
+//!
+//! Format 1 had no added disks. A file of format 1 is opened and is one of format 2 from then on; a snapshot
+//! bears its own format, and both are read.
 
 mod log;
 mod machine;

@@ -19,8 +19,10 @@ use super::{
 use crate::published::Published;
 use crate::seal::{KeyError, Sealer};
 
-/// The format that this version writes, and the only one it reads.
-pub(super) const FORMAT: u32 = 1;
+/// The format that this version writes; it reads the one before too, see the parent module.
+pub(super) const FORMAT: u32 = 2;
+/// The oldest format that is read.
+pub(super) const FORMAT_OLDEST: u32 = 1;
 /// What the key is tried on.
 const KEY_CHECK: &str = "lunette control plane";
 /// Pages kept in memory; the state itself is in memory anyway.
@@ -44,7 +46,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Written by a newer version.
-    #[error("{} has format {found}, and this version knows format {FORMAT}; use the version that wrote it", path.display())]
+    #[error("{} has format {found}, and this version knows up to {FORMAT}; use the version that wrote it", path.display())]
     Format {
         /// Which file.
         path: PathBuf,
@@ -136,7 +138,10 @@ pub(crate) fn open(folder: &Path, wanted: &Wanted) -> Result<Opened, OpenError> 
     let database = database.map_err(|error| file_error(&path, error))?;
     sync_folder(folder)?;
     let (identity, sealer) = match check(&database, &path, wanted)? {
-        Some(known) => known,
+        Some(known) => {
+            upgrade(&database).map_err(|source| OpenError::Store { path: path.clone(), source })?;
+            known
+        }
         None => found(&database, &path, wanted)?,
     };
 
@@ -213,7 +218,7 @@ fn check(
     }
     let format = read_format(database).map_err(store)?;
     match format {
-        Some(FORMAT) => {}
+        Some(FORMAT_OLDEST..=FORMAT) => {}
         Some(found) => return Err(OpenError::Format { path, found }),
         None => return Err(OpenError::Foreign { path }),
     }
@@ -236,6 +241,18 @@ fn check(
         return Err(OpenError::OtherKey { key: wanted.key.clone(), path });
     }
     Ok(Some((identity, sealer)))
+}
+
+/// What is written from now on may be of this version's format. What there is stays as it is: each of its
+/// records is also one of this format.
+fn upgrade(database: &Database) -> Result<(), StoreError> {
+    if read_format(database)? == Some(FORMAT) {
+        return Ok(());
+    }
+    write(database, |transaction| {
+        transaction.open_table(META)?.insert("format", FORMAT.to_le_bytes().as_slice())?;
+        Ok(())
+    })
 }
 
 fn is_blank(database: &impl ReadableDatabase) -> Result<bool, StoreError> {

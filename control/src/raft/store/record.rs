@@ -21,10 +21,20 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StoreE
 
 /// The value of a record; `what` names it when it is damaged.
 pub(crate) fn decode<T: DeserializeOwned>(record: &[u8], what: &'static str) -> Result<T, StoreError> {
+    whole(body(record, what)?, what)
+}
+
+/// What a record bears, behind its checksum.
+pub(super) fn body<'a>(record: &'a [u8], what: &'static str) -> Result<&'a [u8], StoreError> {
     let (crc, body) = record.split_first_chunk::<CRC_BYTES>().ok_or(StoreError::Damaged { what })?;
     if u32::from_le_bytes(*crc) != crc32c(body) {
         return Err(StoreError::Damaged { what });
     }
+    Ok(body)
+}
+
+/// The value that fills `body`.
+pub(super) fn whole<T: DeserializeOwned>(body: &[u8], what: &'static str) -> Result<T, StoreError> {
     let (value, rest) = postcard::take_from_bytes(body)?;
     if rest.is_empty() { Ok(value) } else { Err(StoreError::Damaged { what }) }
 }

@@ -1,12 +1,15 @@
 //! The state as rows: one for each entry of the map, so that a commit writes what changed and no more.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lunette_proto::ids::{ClusterId, Epoch};
-use lunette_proto::map::ClusterMap;
+use lunette_proto::ids::{ClusterId, DiskId, Epoch, GatewayId, NodeId, PoolId, TargetId, VolumeId};
+use lunette_proto::map::{ClusterMap, Disk, Gateway, Node, Pool, Target, Volume};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table};
 use serde::{Deserialize, Serialize};
 
+use super::open::FORMAT;
+use super::record::{body, whole};
 use super::{STATE, StoreError, decode, encode, read_meta};
 use crate::state::{Change, NextIds, State, check_map};
 
@@ -17,6 +20,8 @@ const GATEWAY: u8 = 3;
 const POOL: u8 = 4;
 const VOLUME: u8 = 5;
 const TARGET: u8 = 6;
+/// Since format 2.
+const ADDED: u8 = 7;
 
 /// What of a state is not a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +55,8 @@ pub(super) fn write_change(
         Change::RemoveVolume(id) => ((VOLUME, id.0), None),
         Change::PutTarget(target) => ((TARGET, target.id.0.into()), Some(encode(target)?)),
         Change::RemoveTarget(id) => ((TARGET, id.0.into()), None),
+        Change::PutAdded(added) => ((ADDED, added.id.0.into()), Some(encode(added)?)),
+        Change::RemoveAdded(id) => ((ADDED, id.0.into()), None),
     };
     match row {
         Some(row) => drop(table.insert(key, row.as_slice())?),
@@ -66,7 +73,8 @@ pub(super) fn all_changes(map: &ClusterMap) -> impl Iterator<Item = Change> {
     let pools = map.pools.values().cloned().map(Change::PutPool);
     let volumes = map.volumes.values().cloned().map(Change::PutVolume);
     let targets = map.targets.values().cloned().map(Change::PutTarget);
-    nodes.chain(disks).chain(gateways).chain(pools).chain(volumes).chain(targets)
+    let added = map.added.values().cloned().map(Change::PutAdded);
+    nodes.chain(disks).chain(gateways).chain(pools).chain(volumes).chain(targets).chain(added)
 }
 
 /// The state that the rows and the head make.
@@ -84,6 +92,7 @@ pub(super) fn load(database: &Database) -> Result<State, StoreError> {
             POOL => Change::PutPool(decode(value.value(), "pool")?),
             VOLUME => Change::PutVolume(decode(value.value(), "volume")?),
             TARGET => Change::PutTarget(decode(value.value(), "target")?),
+            ADDED => Change::PutAdded(decode(value.value(), "added disk")?),
             _ => return Err(StoreError::Damaged { what: "a row of unknown kind" }),
         };
         if id_of(&change) != id {
@@ -107,22 +116,50 @@ fn id_of(change: &Change) -> u64 {
         Change::RemoveVolume(id) => id.0,
         Change::PutTarget(target) => target.id.0.into(),
         Change::RemoveTarget(id) => id.0.into(),
+        Change::PutAdded(added) => added.id.0.into(),
+        Change::RemoveAdded(id) => id.0.into(),
     }
 }
 
-/// A snapshot's bytes: a record of the whole state.
+/// A snapshot's bytes: a record of its format and the whole state.
 pub(super) fn encode_snapshot(state: &State) -> Result<Vec<u8>, StoreError> {
-    encode(&(super::open::FORMAT, state))
+    encode(&(FORMAT, state))
 }
 
 /// The state in a snapshot's bytes.
 pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<State, StoreError> {
-    let (format, state): (u32, State) = decode(bytes, "snapshot")?;
-    if format != super::open::FORMAT {
-        return Err(StoreError::Damaged { what: "a snapshot of unknown format" });
-    }
+    let (format, body) = postcard::take_from_bytes::<u32>(body(bytes, "snapshot")?)?;
+    let state: State = match format {
+        1 => whole::<State1>(body, "snapshot")?.into(),
+        FORMAT => whole(body, "snapshot")?,
+        _ => return Err(StoreError::Damaged { what: "a snapshot of unknown format" }),
+    };
     check_map(state.map()).map_err(|_| StoreError::Damaged { what: "the table of a pool" })?;
     Ok(state)
+}
+
+/// A state as format 1 has it, field by field: without added disks.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
+pub(super) struct State1 {
+    pub(super) epoch: Epoch,
+    pub(super) cluster: ClusterId,
+    pub(super) nodes: BTreeMap<NodeId, Node>,
+    pub(super) disks: BTreeMap<DiskId, Disk>,
+    pub(super) pools: BTreeMap<PoolId, Pool>,
+    pub(super) volumes: BTreeMap<VolumeId, Volume>,
+    pub(super) gateways: BTreeMap<GatewayId, Gateway>,
+    pub(super) targets: BTreeMap<TargetId, Target>,
+    pub(super) next: NextIds,
+}
+
+impl From<State1> for State {
+    fn from(state: State1) -> Self {
+        let State1 { epoch, cluster, nodes, disks, pools, volumes, gateways, targets, next } = state;
+        let added = BTreeMap::new();
+        let map = ClusterMap { epoch, cluster, nodes, disks, pools, volumes, gateways, targets, added };
+        Self::from_parts(map, next)
+    }
 }
 
 /// Shares a state with a snapshot builder at the cost of a pointer.

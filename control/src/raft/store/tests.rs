@@ -174,14 +174,14 @@ async fn refused_folders() {
 
     let database = Database::create(&path).expect("opens");
     write(&database, |transaction| {
-        transaction.open_table(META)?.insert("format", 2u32.to_le_bytes().as_slice())?;
+        transaction.open_table(META)?.insert("format", 3u32.to_le_bytes().as_slice())?;
         Ok(())
     })
     .expect("writes");
     drop(database);
     let error = refusal(folder.path(), &right);
-    assert!(matches!(error, OpenError::Format { found: 2, .. }), "{error}");
-    assert!(error.to_string().contains("control.redb has format 2"), "{error}");
+    assert!(matches!(error, OpenError::Format { found: 3, .. }), "{error}");
+    assert!(error.to_string().contains("control.redb has format 3"), "{error}");
 }
 
 /// Guards against files of others: text, another program's database, one cut short.

@@ -1,0 +1,160 @@
+//! Disks, and the wish for one more: what the administrator asks for, and what the node answers.
+//!
+//! ```text
+//! Add --wish--> log --> map --> node: formats and opens it --DiskAdded--> log: in service ----.
+//!  ^                                  '------ cannot ----DiskRefused--> reason kept; log: gone |
+//!  '------------------------------ waits for either ------------------------------------------'
+//! ```
+//!
+//! The wish is committed, so that it is carried out whoever restarts meanwhile; the words of a refusal are
+//! not, for only who waits wants them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lunette_proto::ids::{DiskId, NodeId};
+use lunette_proto::map::ClusterMap;
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Request, Response, Status};
+
+use super::Context;
+use super::errors::{rejected, status, stopping};
+use super::members::unexpected;
+use crate::api::admin::disks_server::Disks;
+use crate::api::admin::{AddDiskRequest, Disk, ListDisksRequest, ListDisksResponse};
+use crate::health::Member;
+use crate::state::{Command, Response as Outcome};
+
+/// How long a call waits for a node; whoever wants to wait longer calls again.
+const ADD_WAIT: Duration = Duration::from_secs(10);
+/// Refusals whose words are kept; who asks for an older one learns that it was refused.
+const REFUSALS_MAX: usize = 256;
+/// Characters of a refusal that are kept.
+const REASON_CHARS_MAX: usize = 1024;
+
+/// Why nodes have refused disks, by the ids that the disks would have had.
+#[derive(Default)]
+pub(super) struct Refusals(Mutex<BTreeMap<DiskId, String>>);
+
+impl Refusals {
+    fn put(&self, disk: DiskId, reason: &str) {
+        // It goes into messages of one line.
+        let one_line = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+        let reason = one_line.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect();
+        let mut refusals = self.0.lock();
+        refusals.insert(disk, reason);
+        while refusals.len() > REFUSALS_MAX {
+            refusals.pop_first();
+        }
+    }
+
+    fn get(&self, disk: DiskId) -> Option<String> {
+        self.0.lock().get(&disk).cloned()
+    }
+}
+
+impl Context {
+    /// A node cannot make a disk that was wished for.
+    pub(super) async fn disk_refusal(&self, node: NodeId, disk: DiskId, reason: &str) -> Result<(), Status> {
+        // Kept first: whoever sees the wish gone looks for the words at once.
+        if self.state().await?.map().wishes().any(|wish| wish.id == disk && wish.node == node) {
+            tracing::warn!(%node, %disk, reason, "a node refuses a disk");
+            self.refusals.put(disk, reason);
+        }
+        self.run(Command::RefuseDisk { node, disk }).await?;
+        Ok(())
+    }
+
+    fn is_up(&self, node: NodeId) -> bool {
+        self.attachments.read(|registry, now| registry.is_up(Member::Node(node), now))
+    }
+
+    /// Waits until a wish is carried out or refused, at most for [`ADD_WAIT`].
+    async fn settled(&self, id: DiskId) -> Result<(), Status> {
+        let deadline = Instant::now() + ADD_WAIT;
+        let mut epochs = self.published.epochs();
+        loop {
+            epochs.mark_unchanged();
+            let state = self.published.state();
+            if !state.map().wishes().any(|wish| wish.id == id) {
+                return Ok(());
+            }
+            drop(state);
+            tokio::select! {
+                changed = timeout_at(deadline, epochs.changed()) => match changed {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return Err(stopping()),
+                    Err(_) => return Ok(()),
+                },
+                () = self.stop.cancelled() => return Err(stopping()),
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Disks for Context {
+    async fn list(&self, _: Request<ListDisksRequest>) -> Result<Response<ListDisksResponse>, Status> {
+        self.refresh_all().await?;
+        let disks = self.view(|view| view.disks()).await?;
+        Ok(Response::new(ListDisksResponse { disks }))
+    }
+
+    async fn add(&self, request: Request<AddDiskRequest>) -> Result<Response<Disk>, Status> {
+        let AddDiskRequest { node: name, path, capacity_bytes } = request.into_inner();
+        let command = Command::AddDisk {
+            node: name.clone(),
+            path: path.clone(),
+            capacity_bytes: (capacity_bytes > 0).then_some(capacity_bytes),
+            uuid: lunette_proto::ids::DiskUuid(uuid::Uuid::new_v4().as_u128()),
+        };
+        // What is wrong in itself is said first; then, whether the node is there to carry it out.
+        let state = self.state().await?;
+        let decision = state.decide(&command).map_err(|rejection| rejected(&rejection))?;
+        let node = node_named(state.map(), &name);
+        if !node.is_some_and(|node| self.is_up(node)) {
+            let sentence = if decision.changes.is_empty() {
+                format!("node {name} is down; {path} is added once it is back, see `disk list`")
+            } else {
+                format!("node {name} is down; start it, then add {path} again")
+            };
+            return Err(status(Code::FailedPrecondition, "NODE_DOWN", sentence));
+        }
+        let id = match self.run(command).await?.response {
+            Outcome::Disk(id) => id,
+            other => return Err(unexpected(&other)),
+        };
+        self.settled(id).await?;
+        // The node says more of its disk than the map: how it is, and what.
+        self.attachments.refresh(node.map(Member::Node).into_iter()).await;
+        let disks = self.view(|view| view.disks()).await?;
+        disks.into_iter().find(|disk| disk.id == id.0).map(Response::new).ok_or_else(|| {
+            let reason = self.refusals.get(id).unwrap_or_else(|| "its log says why".to_owned());
+            status(Code::FailedPrecondition, "DISK_REFUSED", format!("node {name} refuses {path}: {reason}"))
+        })
+    }
+}
+
+fn node_named(map: &ClusterMap, name: &str) -> Option<NodeId> {
+    map.nodes.values().find(|node| node.name == name).map(|node| node.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards against a node whose words fill the memory or break the line that they are printed in.
+    #[test]
+    fn refusals_are_bounded() {
+        let refusals = Refusals::default();
+        for id in 0..1000 {
+            refusals.put(DiskId(id), "no\nroom");
+        }
+        assert_eq!(refusals.0.lock().len(), REFUSALS_MAX);
+        assert_eq!(refusals.get(DiskId(0)), None);
+        assert_eq!(refusals.get(DiskId(999)).as_deref(), Some("no room"));
+        refusals.put(DiskId(1000), &"x\u{1b}".repeat(5000));
+        assert_eq!(refusals.get(DiskId(1000)).map(|reason| reason.len()), Some(REASON_CHARS_MAX));
+    }
+}
