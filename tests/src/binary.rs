@@ -11,11 +11,7 @@ pub fn lunette_bin() -> PathBuf {
     let path = match std::env::var_os("LUNETTE_BIN") {
         // Cargo runs a test in its package's folder; a relative path is meant from the repository.
         Some(path) => repository().join(path),
-        None => {
-            let test = std::env::current_exe().expect("a running test has a path");
-            let profile = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
-            profile.join("lunette")
-        }
+        None => beside_test("lunette"),
     };
     assert!(
         path.is_file(),
@@ -23,6 +19,17 @@ pub fn lunette_bin() -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A program that Cargo built beside the running test.
+///
+/// # Panics
+/// If the running program is no test.
+#[must_use]
+pub fn beside_test(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a path");
+    let profile = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
+    profile.join(name)
 }
 
 /// The repository's top folder.

@@ -8,18 +8,21 @@
 //! ```
 //!
 //! Nothing of Lunette is linked in: a test sees what an operator and an initiator see. That also
-//! makes the bytes of [`pdu`] a second reading of RFC 7143 beside the product's own.
+//! makes the bytes of [`pdu`] a second reading of RFC 7143 beside the product's own. One test program
+//! is different: `tests/power` has a storage node to itself, on a disk that fails ([`faultdisk`]).
 //!
 //! Helpers panic with what they saw: they run in tests only, and the message is the failure report.
 
 pub mod binary;
 pub mod command;
 pub mod conformance;
+pub mod faultdisk;
 pub mod guest;
 pub mod image;
 pub mod initiator;
 pub mod pdu;
 pub mod ports;
+pub mod random;
 pub mod server;
 pub mod vpd;
 
