@@ -16,6 +16,9 @@
 pub mod engine;
 mod node;
 mod server;
+#[cfg(test)]
+mod sim;
+pub mod store;
 
 pub use engine::{DiskConfig, DiskError, Identity, format_disk, inspect_identity};
 pub use node::{DiskStatus, Node};

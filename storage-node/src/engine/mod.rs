@@ -18,6 +18,7 @@
 
 mod answer;
 mod commit;
+mod disk;
 mod error;
 pub mod extent;
 mod extents;
@@ -36,6 +37,7 @@ use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
 use lunette_proto::node::{Change, Durability};
 
 pub use answer::Completion;
+pub use disk::DiskEngine;
 pub use error::DiskError;
 pub use identity::{Identity, format_disk, inspect_identity};
 pub use plain::PlainEngine;
@@ -131,7 +133,7 @@ impl DiskConfig {
 }
 
 /// Whether a byte range is one that the protocol allows.
-fn valid_range(offset: u32, len: u64) -> bool {
+pub(crate) fn valid_range(offset: u32, len: u64) -> bool {
     len != 0
         && offset.is_multiple_of(BLOCK_BYTES)
         && len.is_multiple_of(u64::from(BLOCK_BYTES))

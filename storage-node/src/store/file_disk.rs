@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags, fadvise, fallocate, fdatasync, flock};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev, retry_on_intr};
 
-use super::Disk;
+use super::{Disk, Identity};
 use crate::engine::DiskError;
 use durable::DurableWriter;
 
@@ -145,6 +145,14 @@ impl FileDisk {
             #[cfg(test)]
             fail_syncs: AtomicBool::new(false),
         })
+    }
+
+    /// Which disk it is, by its superblocks; `None` if it is none.
+    ///
+    /// # Errors
+    /// It cannot be read, or is of another format.
+    pub fn identity(&self) -> Result<Option<Identity>, DiskError> {
+        super::format::identity_of(&self.file, &self.path)
     }
 
     /// The file or device.

@@ -113,7 +113,7 @@ pub fn inspect_identity(path: &Path) -> Result<Option<Identity>, DiskError> {
 }
 
 /// What the superblocks say.
-fn identity_of(file: &File, path: &Path) -> Result<Option<Identity>, DiskError> {
+pub(super) fn identity_of(file: &File, path: &Path) -> Result<Option<Identity>, DiskError> {
     let mut refusal = None;
     for copy in 0..2 {
         let offset = Layout::superblock(copy);
@@ -238,15 +238,15 @@ fn make_file(path: &Path, identity: &Identity, layout: &Layout) -> Result<(), Di
     disk.resize(PAGE_BYTES).map_err(DiskError::io(path, "make room for it"))?;
     write_note(&disk)?;
     disk.resize(layout.total_bytes).map_err(DiskError::io(path, "make room for it"))?;
-    // Everything but the units, which take room when they are needed: what the disk needs for itself is never refused.
-    disk.reserve(0, layout.units_offset).map_err(DiskError::io(path, "make room for it"))?;
+    // What follows takes room when it is needed, and is refused then without harm.
+    disk.reserve(0, layout.pages_offset).map_err(DiskError::io(path, "make room for it"))?;
     fill(disk, identity, layout)
 }
 
 /// Formats all of a file or a device.
 fn format_whole(disk: FileDisk, identity: &Identity, options: &FormatOptions) -> Result<(), DiskError> {
     let path = disk.path().to_owned();
-    if let Some(found) = identity_of(disk.file(), &path)? {
+    if let Some(found) = disk.identity()? {
         return Err(formatted(&path, &found));
     }
     let size_bytes = disk.size_bytes();

@@ -1,0 +1,234 @@
+//! What a change does to an extent, decided before anything is written.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use lunette_proto::ids::{ExtentId, Version};
+
+use super::descriptor::{BlockState, Descriptor, Entry, UNIT_BLOCKS};
+use super::extents::{Extent, UnitRef};
+
+/// An extent as it will be after the batch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Draft {
+    pub(crate) extent: Extent,
+    /// Whether it has a page.
+    pub(crate) is_placed: bool,
+    /// Descriptors that were looked at.
+    pub(crate) descriptors: BTreeMap<u8, Descriptor>,
+    /// Slots whose descriptor changes.
+    pub(crate) changed: u64,
+}
+
+/// Which change is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) id: ExtentId,
+    pub(crate) blocks: Range<u32>,
+    pub(crate) version: Version,
+    /// Data, or zeros.
+    pub(crate) data: bool,
+    /// A repair writes a block of equal version again: what is there may be damaged.
+    pub(crate) repair: bool,
+}
+
+/// What a change does to one slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// A whole unit of data: into a fresh unit, if there is one.
+    Whole { slot: u8 },
+    /// Blocks get data in place. Blocks are counted in the unit.
+    Data { slot: u8, blocks: Range<u32> },
+    /// Blocks become zeros, in the descriptor.
+    Zeros { slot: u8, blocks: Range<u32> },
+    /// The whole slot becomes a hole.
+    Hole { slot: u8 },
+}
+
+/// What a change does, and the units that it needs.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) parts: Vec<Part>,
+    /// Slots that get a unit for data, and have none.
+    pub(crate) growth: u32,
+    /// Slots that get one to say which of their blocks are zeros.
+    pub(crate) zeros: u32,
+    /// Slots whose unit is replaced, if there is a fresh one.
+    pub(crate) replaced: u32,
+}
+
+impl Wanted {
+    fn applies(&self, entry: &Entry) -> bool {
+        match entry.state {
+            BlockState::Lost => true,
+            _ if self.repair => self.version >= entry.version,
+            _ => self.version > entry.version,
+        }
+    }
+
+    /// The part of a slot that the change covers, in blocks of the unit.
+    fn in_slot(&self, slot: u8) -> Range<u32> {
+        let first = u32::from(slot) * UNIT_BLOCKS;
+        self.blocks.start.max(first) - first..self.blocks.end.min(first + UNIT_BLOCKS) - first
+    }
+}
+
+impl Draft {
+    /// Decides. `load` finds the descriptor of a slot's unit.
+    pub(crate) fn plan(&mut self, wanted: &Wanted, load: impl Fn(u8, UnitRef) -> Descriptor) -> Plan {
+        let mut plan = Plan::default();
+        // Then every block is older, whatever the descriptors say.
+        let all_older = wanted.version > self.extent.newest;
+        let slots = wanted.blocks.start / UNIT_BLOCKS..wanted.blocks.end.div_ceil(UNIT_BLOCKS);
+        for slot in slots.filter_map(|slot| u8::try_from(slot).ok()) {
+            let blocks = wanted.in_slot(slot);
+            let is_whole = blocks == (0..UNIT_BLOCKS);
+            let Some(unit) = self.extent.unit(slot) else {
+                if !wanted.applies(&Entry::zeros(self.extent.floor(slot))) {
+                    continue;
+                }
+                match (wanted.data, is_whole) {
+                    (true, true) => plan.parts.push(Part::Whole { slot }),
+                    (true, false) => plan.parts.push(Part::Data { slot, blocks }),
+                    (false, true) => plan.parts.push(Part::Hole { slot }),
+                    (false, false) => plan.parts.push(Part::Zeros { slot, blocks }),
+                }
+                plan.growth += u32::from(wanted.data);
+                plan.zeros += u32::from(!wanted.data && !is_whole);
+                continue;
+            };
+            let runs = if is_whole && all_older {
+                vec![blocks]
+            } else {
+                let descriptor = self.descriptors.entry(slot).or_insert_with(|| load(slot, unit));
+                runs(blocks, |index| wanted.applies(&descriptor.blocks[index as usize]))
+            };
+            for blocks in runs {
+                let is_whole = blocks == (0..UNIT_BLOCKS);
+                plan.replaced += u32::from(wanted.data && is_whole);
+                plan.parts.push(match (wanted.data, is_whole) {
+                    (true, true) => Part::Whole { slot },
+                    (true, false) => Part::Data { slot, blocks },
+                    (false, true) => Part::Hole { slot },
+                    (false, false) => Part::Zeros { slot, blocks },
+                });
+            }
+        }
+        plan
+    }
+
+    /// Makes `slot` have a fresh unit; the one that it had. Its blocks are zeros of the version of the hole that was
+    /// there, or nothing at all if `whole` of them are about to be written.
+    pub(crate) fn fresh(&mut self, id: ExtentId, slot: u8, unit: u32, whole: bool) -> Option<u32> {
+        let floor = if whole { Version::NONE } else { self.extent.floor(slot) };
+        self.descriptors.insert(slot, Descriptor::fresh(unit, id, slot, floor));
+        // The checksum follows when the descriptor is complete.
+        self.extent.set_unit(slot, UnitRef { unit, crc: 0 }).map(|old| old.unit)
+    }
+
+    /// Blocks of a slot get entries.
+    pub(crate) fn set(&mut self, slot: u8, first: u32, entries: impl Iterator<Item = Entry>, lsn: u64) {
+        let Some(descriptor) = self.descriptors.get_mut(&slot) else { return };
+        let base = descriptor.first_block();
+        for (index, entry) in (first..).zip(entries) {
+            let old = descriptor.blocks[index as usize];
+            descriptor.blocks[index as usize] = entry.over(descriptor.extent, base + index, &old);
+            self.extent.newest = self.extent.newest.max(entry.version);
+        }
+        descriptor.lsn = lsn;
+        self.changed |= 1 << slot;
+    }
+
+    /// Slots become a hole; the units that they had.
+    pub(crate) fn hole(&mut self, slots: u64, version: Version) -> Vec<u32> {
+        self.descriptors.retain(|slot, _| slots >> slot & 1 == 0);
+        self.changed &= !slots;
+        self.extent.newest = self.extent.newest.max(version);
+        self.extent.set_hole(slots, version)
+    }
+}
+
+fn runs(blocks: Range<u32>, applies: impl Fn(u32) -> bool) -> Vec<Range<u32>> {
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    for index in blocks.filter(|index| applies(*index)) {
+        match runs.last_mut() {
+            Some(run) if run.end == index => run.end += 1,
+            _ => runs.push(index..index + 1),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use lunette_proto::ids::{Generation, Namespace};
+
+    use super::super::descriptor::Digest;
+    use super::*;
+
+    const ID: ExtentId = ExtentId { namespace: Namespace(1), index: 0 };
+
+    fn version(seq: u64) -> Version {
+        Version { generation: Generation(1), seq }
+    }
+
+    fn wanted(blocks: Range<u32>, seq: u64, data: bool) -> Wanted {
+        Wanted { id: ID, blocks, version: version(seq), data, repair: false }
+    }
+
+    fn none(_: u8, _: UnitRef) -> Descriptor {
+        panic!("no descriptor is needed")
+    }
+
+    /// Guards the cutting of changes: whole units are redirected, the rest is done in place.
+    #[test]
+    fn parts() {
+        let plan = Draft::default().plan(&wanted(10..50, 1, true), none);
+        let expected = [
+            Part::Data { slot: 0, blocks: 10..16 },
+            Part::Whole { slot: 1 },
+            Part::Whole { slot: 2 },
+            Part::Data { slot: 3, blocks: 0..2 },
+        ];
+        assert_eq!((plan.parts.as_slice(), plan.growth, plan.replaced), (expected.as_slice(), 4, 0));
+        let plan = Draft::default().plan(&wanted(10..32, 1, false), none);
+        assert_eq!(plan.parts, [Part::Zeros { slot: 0, blocks: 10..16 }, Part::Hole { slot: 1 }]);
+        assert_eq!((plan.growth, plan.zeros), (0, 1));
+    }
+
+    /// Guards invariants 5 and 9: of a unit, only blocks that are older change; a repair changes those of equal version
+    /// too.
+    #[test]
+    fn only_older_blocks_change() {
+        let mut draft = Draft::default();
+        draft.fresh(ID, 0, 7, false);
+        let entry = |seq| Entry::data(ID, 5, version(seq), Digest::of(&[1; 4096]));
+        draft.set(0, 5, [entry(9), entry(3)].into_iter(), 1);
+        assert_eq!(draft.extent.newest, version(9));
+        let plan = draft.plan(&wanted(0..16, 4, true), none);
+        assert_eq!(plan.parts, [Part::Data { slot: 0, blocks: 0..5 }, Part::Data { slot: 0, blocks: 6..16 }]);
+        let plan = draft.plan(&wanted(5..7, 3, false), none);
+        assert_eq!(plan.parts, []);
+        let repair = Wanted { repair: true, ..wanted(5..7, 3, false) };
+        assert_eq!(draft.plan(&repair, none).parts, [Part::Zeros { slot: 0, blocks: 6..7 }]);
+        let plan = draft.plan(&wanted(0..16, 10, true), none);
+        assert_eq!((plan.parts.as_slice(), plan.replaced), ([Part::Whole { slot: 0 }].as_slice(), 1));
+        assert_eq!(draft.hole(1, version(10)), [7]);
+        assert_eq!(draft.plan(&wanted(3..4, 10, true), none).parts, []);
+        assert_eq!((draft.changed, draft.descriptors.len()), (0, 0));
+    }
+
+    /// Guards against damage that spreads: a block of which nothing is known takes any change, and its neighbours
+    /// stay lost.
+    #[test]
+    fn lost_blocks_take_changes() {
+        let mut draft = Draft::default();
+        draft.extent.set_unit(0, UnitRef { unit: 1, crc: 2 });
+        draft.extent.newest = version(9);
+        let load = |slot, unit: UnitRef| Descriptor::lost(unit.unit, ID, slot);
+        assert_eq!(draft.plan(&wanted(2..3, 1, true), load).parts, [Part::Data { slot: 0, blocks: 2..3 }]);
+        draft.set(0, 2, [Entry::zeros(version(1))].into_iter(), 1);
+        let states = draft.descriptors[&0].blocks.map(|block| block.state);
+        assert_eq!((states[1], states[2]), (BlockState::Lost, BlockState::Zeros));
+    }
+}

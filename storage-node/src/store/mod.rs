@@ -1,0 +1,82 @@
+//! What a disk holds, and every rule by which it changes: the part that must never lose or change a byte.
+//!
+//! Sans-IO over [`Disk`]: no thread, no clock, no random number. A [`Store`] is the one that writes; any number of
+//! readers share its [`View`].
+//!
+//! ```text
+//!     superblock A | superblock B | WAL ring | checkpoint area A | B | metadata pages | descriptors | units of 64 KiB
+//! ```
+//!
+//! # How a change becomes durable
+//!
+//! 1. [`Store::prepare`] decides everything (generation, versions, room) and adds a record to the batch. Nothing is
+//!    changed yet; only volatile changes, which may be lost, are shown to readers, from memory.
+//! 2. [`Store::commit`] writes the data of whole units into fresh units and syncs them; then it writes the batch,
+//!    records and the data of small changes, to the WAL, durably. A record that is valid says that its data is
+//!    durable.
+//! 3. Then, and not earlier, small changes are written in place (to be synced some time), and readers see
+//!    everything.
+//! 4. A checkpoint writes descriptors in place, changed pages and the state of namespaces to the place that is not in
+//!    use, syncs, and makes all of it count by one superblock. The WAL before it can be used again, and
+//!    so can units that were given back before it: while a record can be replayed, every unit that it names is what it
+//!    was.
+//!
+//! Opening reads the newest superblock and what it names, and does the batches after it once more, in order. A batch
+//! counts as a whole or not at all; only the last one can be torn, and nobody was told of it. Then it
+//! makes a checkpoint: nothing is served that a second crash could take back.
+//!
+//! # How damage is found
+//!
+//! Superblock -> directory of pages -> page -> descriptor of a unit -> block: each holds the checksum of the next, and
+//! each checksum covers where its bytes belong. So not only flipped bits are found, but writes that went to another
+//! place, and writes that never happened ([`Damage`]).
+//!
+//! # Formats
+//!
+//! All little-endian, CRC-32C, reserved bytes zero. [`layout`]: where the parts lie; [`superblock`]; [`wal`]: batches
+//! and records; [`pages`]: pages of metadata, the directory and the checkpoint area; [`descriptor`]: descriptors and
+//! checksums of blocks.
+//!
+//! Units are counted ([`units`]): one that more than one extent uses is never changed in place. Descriptors and
+//! namespaces have a field for the snapshot that they belong to.
+
+mod cache;
+pub mod checkpoint;
+pub mod core;
+pub mod descriptor;
+pub mod disk;
+pub mod draft;
+pub mod extents;
+pub mod file_disk;
+pub mod format;
+pub mod layout;
+pub mod namespaces;
+pub mod pages;
+pub mod recovery;
+pub mod superblock;
+pub mod units;
+pub mod view;
+pub mod wal;
+
+use lunette_proto::ids::{ClusterId, DiskId, DiskUuid};
+
+pub use checkpoint::Checkpoint;
+pub use core::{Fatal, Prepared, Store};
+pub use descriptor::Damage;
+pub use disk::Disk;
+pub use file_disk::FileDisk;
+pub use format::{FormatOptions, format_disk, inspect_identity};
+pub use layout::Layout;
+pub use recovery::{OpenError, Recovered};
+pub use view::{Missed, View};
+
+/// Which disk it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster that it belongs to.
+    pub cluster: ClusterId,
+    /// Its id in the cluster.
+    pub disk: DiskId,
+    /// Its own identity, drawn when it was formatted.
+    pub uuid: DiskUuid,
+}

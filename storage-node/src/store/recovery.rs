@@ -1,0 +1,456 @@
+//! Opening a disk: the newest checkpoint, and the batches after it once more.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lunette_proto::checksum::crc32c;
+use lunette_proto::ids::{ExtentId, Namespace};
+use lunette_proto::limits::BLOCK_BYTES;
+
+use super::core::{Fatal, Store};
+use super::descriptor::{BlockState, Descriptor, Entry, UNIT_BLOCKS};
+use super::disk::Disk;
+use super::extents::{Extent, Extents, UnitRef};
+use super::layout::{DESCRIPTOR_BYTES, Layout, PAGE_BYTES};
+use super::namespaces::Namespaces;
+use super::pages::{PageRef, Pages, decode_area, decode_page};
+use super::superblock::{FORMAT_VERSION, NotSuper, Superblock};
+use super::units::Units;
+use super::view::{Dirty, State, View};
+use super::wal::record::Place;
+use super::wal::{Batch, Found, Point, Record, Scan, Wal};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// Pages that are read at a time.
+const PAGES_AT_ONCE: u32 = 128;
+/// One page in so many is kept for recovery, which may pack extents differently.
+const PAGES_SLACK: u32 = 8;
+
+/// Why a disk cannot be opened. Nothing that it holds was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The medium failed.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// It bears no store.
+    #[error("it holds no Lunette disk")]
+    NotFormatted,
+    /// It is of another format.
+    #[error("it has format version {0}, and this program knows version {FORMAT_VERSION}")]
+    Version(u32),
+    /// It is damaged in a way that no crash explains.
+    #[error("it is damaged at byte {offset}: {what}")]
+    Damaged {
+        /// Where.
+        offset: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+impl OpenError {
+    fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
+
+    fn damaged(offset: u64, what: &'static str) -> Self {
+        Self::Damaged { offset, what }
+    }
+}
+
+impl From<Fatal> for OpenError {
+    fn from(Fatal(reason): Fatal) -> Self {
+        Self::Io { action: "write to it", source: io::Error::other(reason) }
+    }
+}
+
+/// What opening found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Batches that were done again.
+    pub batches: u64,
+    /// Their records.
+    pub records: u64,
+    /// The last batch had begun to reach the medium; nobody was told of it, and it counts as not done.
+    pub torn_tail: bool,
+    /// Blocks whose data in the WAL is damaged: they are lost until they are repaired or written.
+    pub lost_blocks: u64,
+}
+
+/// The newest superblock of a disk.
+///
+/// # Errors
+/// There is none that can be used.
+pub fn read_superblock<D: Disk>(disk: &D) -> Result<Superblock, OpenError> {
+    let mut newest: Option<Superblock> = None;
+    let mut trouble = OpenError::NotFormatted;
+    for copy in 0..2 {
+        let offset = Layout::superblock(copy);
+        let mut page = [0; PAGE_BYTES as usize];
+        match disk.read(offset, &mut page) {
+            Err(error) => trouble = OpenError::io("read its superblock")(error),
+            Ok(()) => match Superblock::decode(&page) {
+                Ok(found) if newest.is_none_or(|newest| found.checkpoint > newest.checkpoint) => {
+                    newest = Some(found)
+                }
+                Ok(_) => {}
+                Err(NotSuper::Version(version)) => return Err(OpenError::Version(version)),
+                Err(NotSuper::Damaged) => {
+                    trouble = OpenError::damaged(offset, "both superblocks are damaged")
+                }
+                Err(NotSuper::Foreign) => {}
+            },
+        }
+    }
+    newest.ok_or(trouble)
+}
+
+/// What a checkpoint holds.
+pub(crate) struct Loaded {
+    pub(crate) namespaces: Namespaces,
+    pub(crate) extents: Extents,
+    pub(crate) pages: Pages,
+}
+
+/// Reads what a superblock names.
+pub(crate) fn load<D: Disk>(disk: &D, superblock: &Superblock) -> Result<Loaded, OpenError> {
+    let layout = &superblock.layout;
+    if layout.unit(layout.units) > disk.size_bytes() {
+        return Err(OpenError::damaged(disk.size_bytes(), "the medium is shorter than the disk"));
+    }
+    let area_offset = layout.area_offsets[usize::from(superblock.area)];
+    let len = usize::try_from(superblock.area_len).unwrap_or(usize::MAX);
+    let mut area = vec![0; len.next_multiple_of(PAGE_BYTES as usize)];
+    disk.read(area_offset, &mut area).map_err(OpenError::io("read its checkpoint"))?;
+    area.truncate(len);
+    let damaged = || OpenError::damaged(area_offset, "the checkpoint area is not what the superblock says");
+    if crc32c(&area) != superblock.area_crc {
+        return Err(damaged());
+    }
+    let (directory, state) = decode_area(superblock.checkpoint, &area).ok_or_else(damaged)?;
+    let namespaces = Namespaces::decode(state).ok_or_else(damaged)?;
+    if directory.len() > layout.pages as usize {
+        return Err(damaged());
+    }
+    let mut loaded = Loaded { namespaces, extents: Extents::default(), pages: Pages::new(layout.pages) };
+    let mut used_units = vec![0u64; (layout.units as usize).div_ceil(64)];
+    let mut chunk = Vec::new();
+    for (index, group) in directory.chunks(PAGES_AT_ONCE as usize).enumerate() {
+        let first = u32::try_from(index).unwrap_or(u32::MAX).saturating_mul(PAGES_AT_ONCE);
+        chunk.resize(group.len() * 2 * PAGE_BYTES as usize, 0);
+        disk.read(layout.page(first, 0), &mut chunk).map_err(OpenError::io("read its metadata"))?;
+        for ((page, reference), places) in
+            (first..).zip(group).zip(chunk.chunks_exact(2 * PAGE_BYTES as usize))
+        {
+            load_page(superblock, page, *reference, places, &mut loaded, &mut used_units)?;
+        }
+    }
+    Ok(loaded)
+}
+
+fn load_page(
+    superblock: &Superblock,
+    page: u32,
+    reference: PageRef,
+    places: &[u8],
+    loaded: &mut Loaded,
+    used: &mut [u64],
+) -> Result<(), OpenError> {
+    let layout = &superblock.layout;
+    let Some(place) = reference.place else {
+        loaded.pages.restore(reference, std::iter::empty());
+        return Ok(());
+    };
+    let damaged = |what| OpenError::damaged(layout.page(page, place), what);
+    let bytes = &places[usize::from(place) * PAGE_BYTES as usize..][..PAGE_BYTES as usize];
+    let extents = decode_page(superblock.identity.uuid, page, reference.crc, bytes)
+        .ok_or_else(|| damaged("a page of metadata is not what the directory says"))?;
+    loaded.pages.restore(reference, extents.iter().map(|(id, extent)| (*id, extent)));
+    for (id, extent) in extents {
+        for (_, UnitRef { unit, .. }) in extent.units() {
+            let word = used.get_mut(unit as usize / 64).filter(|_| unit < layout.units);
+            let word = word.ok_or_else(|| damaged("an extent has a unit that is not there"))?;
+            if *word >> (unit % 64) & 1 == 1 {
+                return Err(damaged("two extents have the same unit"));
+            }
+            *word |= 1 << (unit % 64);
+        }
+        if loaded.extents.insert(id, extent).is_some() {
+            return Err(damaged("an extent is in two pages"));
+        }
+    }
+    Ok(())
+}
+
+impl<D: Disk> Store<D> {
+    /// Opens a disk; when it returns, what it serves is durable.
+    ///
+    /// # Errors
+    /// It is no disk of this format, damaged, or the medium fails.
+    pub fn open(disk: D) -> Result<(Self, Recovered), OpenError> {
+        let superblock = read_superblock(&disk)?;
+        let Loaded { namespaces, extents, pages } = load(&disk, &superblock)?;
+        let mut replay = Replay {
+            disk: &disk,
+            superblock: &superblock,
+            namespaces,
+            extents,
+            descriptors: BTreeMap::new(),
+            before: BTreeMap::new(),
+            recovered: Recovered::default(),
+        };
+        let next = replay.run()?;
+        let Replay { namespaces, extents, descriptors, before, recovered, .. } = replay;
+        let (state, pages) = settle(&superblock, pages, namespaces, extents, descriptors, &before)?;
+        let used = state.extents.iter().flat_map(|(_, extent)| extent.units().map(|(_, unit)| unit.unit));
+        let units = Units::new(superblock.layout.units, used.collect::<Vec<_>>().into_iter());
+        // What is left of a batch that is given up can never be taken for one that follows.
+        let next = Point { number: next.number + 1, ..next };
+        let wal = Wal::new(superblock.identity.uuid, superblock.layout.wal_bytes, next);
+        let view = Arc::new(View::new(disk, superblock.layout, superblock.identity.uuid, state));
+        let mut store = Self::new(superblock, view, wal, units, pages);
+        store.pages.set_max(superblock.layout.pages - superblock.layout.pages / PAGES_SLACK);
+        let checkpoint = store.begin_checkpoint()?;
+        checkpoint.write(&store.view.disk).map_err(OpenError::io("write a checkpoint"))?;
+        store.finish_checkpoint(checkpoint)?;
+        Ok((store, recovered))
+    }
+}
+
+/// Does the batches after a checkpoint once more.
+struct Replay<'a, D> {
+    disk: &'a D,
+    superblock: &'a Superblock,
+    namespaces: Namespaces,
+    extents: Extents,
+    /// Descriptors that records changed.
+    descriptors: BTreeMap<u32, Descriptor>,
+    /// Extents that records changed: page and length of their record before, if they had one.
+    before: BTreeMap<ExtentId, Option<(u32, usize)>>,
+    recovered: Recovered,
+}
+
+impl<D: Disk> Replay<'_, D> {
+    /// All batches; where the ring goes on.
+    fn run(&mut self) -> Result<Point, OpenError> {
+        let layout = &self.superblock.layout;
+        let next = Point {
+            place: self.superblock.wal_position,
+            number: self.superblock.wal_batch,
+            chain: self.superblock.wal_chain,
+            lsn: self.superblock.lsn + 1,
+        };
+        let uuid = self.superblock.identity.uuid;
+        let mut scan = Scan::new(self.disk, layout, uuid, next).map_err(OpenError::io("read its journal"))?;
+        if scan.newest().checkpoint > self.superblock.checkpoint {
+            let what = "the superblock is older than the journal says; the newest is lost";
+            return Err(OpenError::damaged(Layout::superblock(0), what));
+        }
+        loop {
+            match scan.next().map_err(OpenError::io("read its journal"))? {
+                Found::Batch(batch) => self.batch(&batch)?,
+                Found::End { torn } => {
+                    self.recovered.torn_tail = torn;
+                    return Ok(scan.point());
+                }
+                Found::Damaged(place) => {
+                    let what = "a batch of the journal that was durable is damaged";
+                    return Err(OpenError::damaged(layout.wal_offset + place, what));
+                }
+            }
+        }
+    }
+
+    fn batch(&mut self, batch: &Batch) -> Result<(), OpenError> {
+        self.recovered.batches += 1;
+        self.recovered.lost_blocks += batch.damaged.len() as u64;
+        let mut at = 0;
+        for (lsn, record) in (batch.header.first_lsn..).zip(&batch.records) {
+            self.recovered.records += 1;
+            match record {
+                Record::Seal(id, generation, epoch) => {
+                    if self.namespaces.check_not_older(*id, *generation, *epoch).is_err() {
+                        return Err(self.wrong("the journal seals with an older generation"));
+                    }
+                    self.namespaces.seal(*id, *generation, *epoch);
+                }
+                Record::Watermark(id, mark) => {
+                    self.namespaces.watermark(*id, *mark);
+                }
+                Record::Delete(id) => self.delete(*id),
+                Record::Hole { extent, version, slots } => {
+                    self.touch(*extent);
+                    let Some(found) = self.extents.get_mut(*extent) else { continue };
+                    found.newest = found.newest.max(*version);
+                    for unit in found.set_hole(*slots, *version) {
+                        self.descriptors.remove(&unit);
+                    }
+                    let newest = found.newest;
+                    self.namespaces.changed(extent.namespace, extent.index, *version, newest);
+                }
+                Record::Zero(place) => {
+                    let zeros = (0..place.blocks).map(|_| Entry::zeros(place.version)).collect();
+                    self.place(place, lsn, zeros)?;
+                }
+                Record::Write(write) => {
+                    let place = &write.place;
+                    let base = u32::from(place.slot) * UNIT_BLOCKS + u32::from(place.first);
+                    let mut entries = (base..)
+                        .zip(&write.digests)
+                        .map(|(block, digest)| Entry::data(place.extent, block, place.version, *digest))
+                        .collect::<Vec<_>>();
+                    if !write.placed {
+                        for (index, entry) in (at..).zip(&mut entries) {
+                            if batch.damaged.contains(&index) {
+                                entry.state = BlockState::Lost;
+                            }
+                        }
+                        let data = &batch.data[at as usize * BLOCK..][..entries.len() * BLOCK];
+                        at += u32::from(place.blocks);
+                        let offset = self.superblock.layout.unit(place.unit);
+                        let offset = offset + u64::from(place.first) * u64::from(BLOCK_BYTES);
+                        self.check_unit(place.unit)?;
+                        self.disk
+                            .write(offset, &[Bytes::copy_from_slice(data)])
+                            .map_err(OpenError::io("write data again"))?;
+                    }
+                    self.place(place, lsn, entries)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, what: &'static str) -> OpenError {
+        OpenError::damaged(self.superblock.layout.wal_offset, what)
+    }
+
+    fn check_unit(&self, unit: u32) -> Result<(), OpenError> {
+        if unit < self.superblock.layout.units {
+            Ok(())
+        } else {
+            Err(self.wrong("a record has a unit that is not there"))
+        }
+    }
+
+    /// Notes how an extent was, before its first change.
+    fn touch(&mut self, id: ExtentId) {
+        let extents = &self.extents;
+        self.before
+            .entry(id)
+            .or_insert_with(|| extents.get(id).map(|extent| (extent.page, extent.record_len())));
+        if self.extents.get(id).is_none() {
+            self.extents.insert(id, Extent::default());
+        }
+    }
+
+    fn delete(&mut self, id: Namespace) {
+        self.namespaces.delete(id);
+        let indexes = self.extents.remove_namespace(id);
+        for (index, extent) in indexes {
+            let was = Some((extent.page, extent.record_len()));
+            self.before.entry(ExtentId { namespace: id, index }).or_insert(was);
+            for (_, unit) in extent.units() {
+                self.descriptors.remove(&unit.unit);
+            }
+        }
+    }
+
+    /// Blocks of a unit get entries.
+    fn place(&mut self, place: &Place, lsn: u64, entries: Vec<Entry>) -> Result<(), OpenError> {
+        self.check_unit(place.unit)?;
+        self.touch(place.extent);
+        let wrong = self.wrong("a record changes a unit that is not its extent's");
+        let Some(extent) = self.extents.get_mut(place.extent) else { return Err(wrong) };
+        if place.fresh {
+            let is_whole = u32::from(place.blocks) == UNIT_BLOCKS && place.first == 0;
+            let floor = if is_whole { lunette_proto::ids::Version::NONE } else { extent.floor(place.slot) };
+            let fresh = Descriptor::fresh(place.unit, place.extent, place.slot, floor);
+            if let Some(old) = extent.set_unit(place.slot, UnitRef { unit: place.unit, crc: 0 }) {
+                self.descriptors.remove(&old.unit);
+            }
+            self.descriptors.insert(place.unit, fresh);
+        }
+        let Some(unit) = extent.unit(place.slot).filter(|unit| unit.unit == place.unit) else {
+            return Err(wrong);
+        };
+        extent.newest = extent.newest.max(place.version);
+        let newest = extent.newest;
+        let descriptor = match self.descriptors.entry(place.unit) {
+            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::btree_map::Entry::Vacant(free) => {
+                free.insert(load_descriptor(self.disk, self.superblock, place, unit.crc))
+            }
+        };
+        let base = descriptor.first_block();
+        for (index, entry) in (u32::from(place.first)..).zip(entries) {
+            let old = descriptor.blocks[index as usize];
+            descriptor.blocks[index as usize] = entry.over(place.extent, base + index, &old);
+        }
+        descriptor.lsn = lsn;
+        self.namespaces.changed(place.extent.namespace, place.extent.index, place.version, newest);
+        Ok(())
+    }
+}
+
+/// The descriptor that a record changes: as the checkpoint has it, or newer, if the next checkpoint was being
+/// written when the disk stopped.
+fn load_descriptor<D: Disk>(disk: &D, superblock: &Superblock, place: &Place, crc: u32) -> Descriptor {
+    let mut sector = [0; DESCRIPTOR_BYTES as usize];
+    let read = disk.read(superblock.layout.descriptor(place.unit), &mut sector);
+    let uuid = superblock.identity.uuid;
+    let decoded = read.ok().and_then(|()| {
+        Descriptor::decode(uuid, &sector, place.unit, place.extent, place.slot)
+            .ok()
+            .filter(|(descriptor, found)| *found == crc || descriptor.lsn > superblock.lsn)
+    });
+    match decoded {
+        Some((descriptor, _)) => descriptor,
+        None => {
+            tracing::error!(extent = %place.extent, unit = place.unit, "damaged descriptor on the disk");
+            Descriptor::lost(place.unit, place.extent, place.slot)
+        }
+    }
+}
+
+/// Brings pages and descriptors to what the records left behind.
+fn settle(
+    superblock: &Superblock,
+    mut pages: Pages,
+    namespaces: Namespaces,
+    mut extents: Extents,
+    descriptors: BTreeMap<u32, Descriptor>,
+    before: &BTreeMap<ExtentId, Option<(u32, usize)>>,
+) -> Result<(State, Pages), OpenError> {
+    let mut state = State { namespaces, ..State::default() };
+    for (unit, descriptor) in descriptors {
+        let (sector, crc) = descriptor.encode(superblock.identity.uuid);
+        if let Some(extent) = extents.get_mut(descriptor.extent) {
+            extent.set_unit(descriptor.slot, UnitRef { unit, crc });
+        }
+        state.dirty.insert(unit, Arc::new(Dirty { descriptor: Arc::new(descriptor), sector, crc }));
+    }
+    for (id, was) in before {
+        if let (None, Some((page, len))) = (extents.get(*id), was) {
+            pages.remove(*page, *id, *len);
+        }
+    }
+    for (id, was) in before {
+        let Some(extent) = extents.get_mut(*id) else { continue };
+        extent.page = pages.place(*id, *was, extent.record_len()).ok_or_else(|| {
+            OpenError::damaged(
+                superblock.layout.pages_offset,
+                "there is no room for the metadata of an extent",
+            )
+        })?;
+    }
+    state.extents = extents;
+    Ok((state, pages))
+}

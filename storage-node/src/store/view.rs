@@ -1,0 +1,449 @@
+//! What readers share: the state, and how blocks are read and verified.
+//!
+//! A reader notes where the data is, reads it without holding a lock, and verifies. A change that came in between makes a
+//! checksum fail; then it looks again, the last time with changes kept out. So a slow medium never makes a change
+//! wait for a read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use lunette_proto::ids::{DiskUuid, Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, EXTENT_BYTES};
+use lunette_proto::node::{BlockVersion, Failure};
+use parking_lot::{Mutex, RwLock};
+
+use super::cache::Cache;
+use super::descriptor::{BlockState, Damage, Descriptor, UNIT_BLOCKS};
+use super::disk::Disk;
+use super::extents::{Extents, SLOTS, UnitRef};
+use super::layout::{DESCRIPTOR_BYTES, Layout};
+use super::namespaces::Namespaces;
+use crate::engine::Space;
+
+static ZEROS: [u8; EXTENT_BYTES as usize] = [0; EXTENT_BYTES as usize];
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// Looks without keeping changes out, before the one that does.
+const FREE_LOOKS: usize = 2;
+
+/// Why a read gave nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Missed {
+    /// It would have to wait for the medium.
+    Wait,
+    /// It cannot be served.
+    Failed(Failure),
+}
+
+/// A block that is not what it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bad {
+    /// Which block of the extent.
+    pub block: u32,
+    /// What happened to it.
+    pub damage: Damage,
+}
+
+enum Stopped {
+    Wait,
+    Bad(Bad),
+}
+
+/// What readers share with the one that writes.
+pub struct View<D> {
+    pub(crate) disk: D,
+    pub(crate) layout: Layout,
+    pub(crate) uuid: DiskUuid,
+    pub(crate) state: RwLock<State>,
+    /// Held for writing while data is changed in place, until the state says so.
+    pub(crate) applying: RwLock<()>,
+    cache: Mutex<Cache>,
+    pub(crate) capacity_bytes: AtomicU64,
+    pub(crate) used_bytes: AtomicU64,
+}
+
+/// What is known in memory.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) namespaces: Namespaces,
+    pub(crate) extents: Extents,
+    /// Descriptors that are newer than on the disk.
+    pub(crate) dirty: HashMap<u32, Arc<Dirty>>,
+    /// Volatile changes that are not in the WAL yet, by block.
+    pub(crate) volatile: HashMap<ExtentId, BTreeMap<u32, Volatile>>,
+}
+
+/// A descriptor that is newer than on the disk.
+#[derive(Debug)]
+pub(crate) struct Dirty {
+    pub(crate) descriptor: Arc<Descriptor>,
+    pub(crate) sector: Bytes,
+    pub(crate) crc: u32,
+}
+
+/// A block as a volatile change made it.
+#[derive(Clone, Debug)]
+pub(crate) struct Volatile {
+    pub(crate) version: Version,
+    /// `None`: zeros.
+    pub(crate) data: Option<Bytes>,
+}
+
+/// Where the blocks of one slot are.
+struct Piece {
+    slot: u8,
+    blocks: Range<u32>,
+    found: Found,
+}
+
+enum Found {
+    Zeros(Version),
+    Unit(UnitRef, Option<Arc<Dirty>>),
+}
+
+impl<D> std::fmt::Debug for View<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View").field("uuid", &self.uuid).finish_non_exhaustive()
+    }
+}
+
+impl<D: Disk> View<D> {
+    pub(crate) fn new(disk: D, layout: Layout, uuid: DiskUuid, state: State) -> Self {
+        Self {
+            disk,
+            layout,
+            uuid,
+            state: RwLock::new(state),
+            applying: RwLock::new(()),
+            cache: Mutex::default(),
+            capacity_bytes: AtomicU64::new(0),
+            used_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether an owner of `generation` under `epoch` may act in a namespace.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self, namespace: Namespace, generation: Generation, epoch: Epoch) -> Result<(), Failure> {
+        self.state.read().namespaces.check(namespace, generation, epoch)
+    }
+
+    /// Space offered and taken, in whole units.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        Space {
+            capacity_bytes: self.capacity_bytes.load(Ordering::Relaxed),
+            used_bytes: self.used_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Reads blocks of an extent, verified. Blocks never written are zeros.
+    ///
+    /// # Errors
+    /// [`Missed::Wait`] unless `wait`, if the medium is needed or somebody else is in the way; otherwise
+    /// [`Failure::Corrupt`].
+    pub fn read(&self, extent: ExtentId, blocks: Range<u32>, wait: bool) -> Result<Bytes, Missed> {
+        self.look(extent, wait, |view, wait| {
+            let (pieces, volatile) = view.pieces(extent, blocks.clone());
+            view.assemble(extent, &blocks, &pieces, &volatile, wait)
+        })
+    }
+
+    /// Reads blocks of an extent from the medium, those that volatile changes hide too.
+    ///
+    /// # Errors
+    /// What is wrong with the first bad one.
+    pub fn verify(&self, extent: ExtentId, blocks: Range<u32>) -> Result<(), Bad> {
+        let look = || {
+            let (pieces, _) = self.pieces(extent, blocks.clone());
+            match self.assemble(extent, &blocks, &pieces, &[], true) {
+                Ok(_) | Err(Stopped::Wait) => Ok(()),
+                Err(Stopped::Bad(bad)) => Err(bad),
+            }
+        };
+        look().or_else(|_| {
+            let _still = self.applying.read();
+            look()
+        })
+    }
+
+    /// The versions of an extent's blocks, as runs from block 0 on; what follows the last was never written.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn versions(&self, extent: ExtentId, wait: bool) -> Result<Vec<BlockVersion>, Missed> {
+        let entries = self.look(extent, wait, |view, wait| {
+            let (pieces, volatile) = view.pieces(extent, 0..EXTENT_BLOCKS);
+            let mut entries = vec![(Version::NONE, true); EXTENT_BLOCKS as usize];
+            for piece in &pieces {
+                let blocks = piece.blocks.start as usize..piece.blocks.end as usize;
+                match &piece.found {
+                    Found::Zeros(version) => entries[blocks].fill((*version, true)),
+                    Found::Unit(unit, dirty) => {
+                        let descriptor =
+                            match view.descriptor(extent, piece.slot, *unit, dirty.as_ref(), wait) {
+                                Err(Stopped::Bad(_)) => {
+                                    Arc::new(Descriptor::lost(unit.unit, extent, piece.slot))
+                                }
+                                other => other?,
+                            };
+                        for (entry, block) in entries[blocks].iter_mut().zip(&descriptor.blocks) {
+                            let hole = matches!(block.state, BlockState::Absent | BlockState::Zeros);
+                            *entry = (block.version, hole);
+                        }
+                    }
+                }
+            }
+            for (block, change) in volatile {
+                entries[block as usize] = (change.version, change.data.is_none());
+            }
+            Ok(entries)
+        })?;
+        let mut runs: Vec<BlockVersion> = Vec::new();
+        for (version, hole) in entries {
+            match runs.last_mut() {
+                Some(run) if (run.version, run.hole) == (version, hole) => run.blocks += 1,
+                _ => runs.push(BlockVersion { blocks: 1, version, hole }),
+            }
+        }
+        if runs.last().is_some_and(|run| run.version == Version::NONE && run.hole) {
+            runs.pop();
+        }
+        Ok(runs)
+    }
+
+    /// Looks as often as needed to tell damage from a change that came in between.
+    fn look<T>(
+        &self,
+        extent: ExtentId,
+        wait: bool,
+        look: impl Fn(&Self, bool) -> Result<T, Stopped>,
+    ) -> Result<T, Missed> {
+        if !wait {
+            return look(self, false).map_err(|_| Missed::Wait);
+        }
+        for _ in 0..FREE_LOOKS {
+            if let Ok(found) = look(self, true) {
+                return Ok(found);
+            }
+        }
+        let _still = self.applying.read();
+        look(self, true).map_err(|stopped| match stopped {
+            Stopped::Bad(Bad { block, damage }) => {
+                tracing::error!(%extent, block, %damage, "damaged data on the disk");
+                Missed::Failed(Failure::Corrupt { offset: block * BLOCK_BYTES })
+            }
+            Stopped::Wait => Missed::Failed(Failure::Busy),
+        })
+    }
+
+    fn pieces(&self, id: ExtentId, blocks: Range<u32>) -> (Vec<Piece>, Vec<(u32, Volatile)>) {
+        let state = self.state.read();
+        let extent = state.extents.get(id);
+        let mut pieces = Vec::with_capacity(blocks.len().div_ceil(UNIT_BLOCKS as usize) + 1);
+        let mut first = blocks.start;
+        while first < blocks.end {
+            let end = (first / UNIT_BLOCKS + 1) * UNIT_BLOCKS;
+            let end = end.min(blocks.end);
+            let slot = u8::try_from(first / UNIT_BLOCKS).unwrap_or(SLOTS - 1);
+            let found = match extent.map(|extent| (extent.unit(slot), extent)) {
+                Some((Some(unit), _)) => Found::Unit(unit, state.dirty.get(&unit.unit).cloned()),
+                Some((None, extent)) => Found::Zeros(extent.floor(slot)),
+                None => Found::Zeros(Version::NONE),
+            };
+            pieces.push(Piece { slot, blocks: first..end, found });
+            first = end;
+        }
+        let volatile = match state.volatile.get(&id) {
+            Some(changes) => changes.range(blocks).map(|(block, change)| (*block, change.clone())).collect(),
+            None => Vec::new(),
+        };
+        (pieces, volatile)
+    }
+
+    fn assemble(
+        &self,
+        id: ExtentId,
+        blocks: &Range<u32>,
+        pieces: &[Piece],
+        volatile: &[(u32, Volatile)],
+        wait: bool,
+    ) -> Result<Bytes, Stopped> {
+        let len = blocks.len() * BLOCK;
+        let is_hole = pieces.iter().all(|piece| matches!(piece.found, Found::Zeros(_)));
+        if is_hole && volatile.iter().all(|(_, change)| change.data.is_none()) {
+            return Ok(Bytes::from_static(&ZEROS[..len]));
+        }
+        if let [(_, Volatile { data: Some(data), .. })] = volatile
+            && data.len() == len
+        {
+            return Ok(data.clone());
+        }
+        let hidden = |block: u32| volatile.binary_search_by_key(&block, |(block, _)| *block).is_ok();
+        let mut out = BytesMut::zeroed(len);
+        let mut runs = Runs::default();
+        let mut descriptors = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            let Found::Unit(unit, dirty) = &piece.found else { continue };
+            if piece.blocks.clone().all(hidden) {
+                continue;
+            }
+            let descriptor = self.descriptor(id, piece.slot, *unit, dirty.as_ref(), wait)?;
+            for block in piece.blocks.clone() {
+                let index = block % UNIT_BLOCKS;
+                match descriptor.blocks[index as usize].state {
+                    BlockState::Absent | BlockState::Zeros => {}
+                    _ if hidden(block) => {}
+                    BlockState::Data => {
+                        let offset = self.layout.unit(unit.unit) + u64::from(index * BLOCK_BYTES);
+                        runs.push(offset, block, descriptors.len());
+                    }
+                    BlockState::Lost => return Err(Stopped::Bad(Bad { block, damage: Damage::Unreadable })),
+                }
+            }
+            descriptors.push(descriptor);
+        }
+        for run in &runs.0 {
+            let at = (run.blocks[0].0 - blocks.start) as usize * BLOCK;
+            let out = &mut out[at..at + run.blocks.len() * BLOCK];
+            self.read_run(run, &descriptors, out, wait)?;
+        }
+        for (block, change) in volatile {
+            let at = (block - blocks.start) as usize * BLOCK;
+            if let Some(data) = &change.data {
+                out[at..at + BLOCK].copy_from_slice(data);
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    fn read_run(
+        &self,
+        run: &Run,
+        descriptors: &[Arc<Descriptor>],
+        out: &mut [u8],
+        wait: bool,
+    ) -> Result<(), Stopped> {
+        let read =
+            if wait { self.disk.read(run.offset, out) } else { self.disk.read_cached(run.offset, out) };
+        match read {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(Stopped::Wait),
+            Err(_) if !wait => return Err(Stopped::Wait),
+            // Find the first block that cannot be read, so that no more is repaired than needed.
+            Err(_) if run.blocks.len() > 1 => {
+                for (index, block) in run.blocks.iter().enumerate() {
+                    let single = Run { offset: run.offset + (index * BLOCK) as u64, blocks: vec![*block] };
+                    self.read_run(&single, descriptors, &mut out[index * BLOCK..(index + 1) * BLOCK], wait)?;
+                }
+                return Ok(());
+            }
+            Err(error) => {
+                let block = run.blocks[0].0;
+                tracing::warn!(block, %error, "read failed");
+                return Err(Stopped::Bad(Bad { block, damage: Damage::Unreadable }));
+            }
+        }
+        for ((block, descriptor), data) in run.blocks.iter().zip(out.chunks_exact(BLOCK)) {
+            descriptors[*descriptor]
+                .verify(block % UNIT_BLOCKS, data)
+                .map_err(|damage| Stopped::Bad(Bad { block: *block, damage }))?;
+        }
+        Ok(())
+    }
+
+    /// The descriptor of the unit in a slot.
+    fn descriptor(
+        &self,
+        id: ExtentId,
+        slot: u8,
+        unit: UnitRef,
+        dirty: Option<&Arc<Dirty>>,
+        wait: bool,
+    ) -> Result<Arc<Descriptor>, Stopped> {
+        let bad = |damage| Stopped::Bad(Bad { block: u32::from(slot) * UNIT_BLOCKS, damage });
+        if let Some(dirty) = dirty {
+            return Ok(dirty.descriptor.clone());
+        }
+        if let Some(descriptor) = self.cache.lock().get(unit.unit, unit.crc)
+            && (descriptor.extent, descriptor.slot) == (id, slot)
+        {
+            return Ok(descriptor);
+        }
+        let mut sector = [0; DESCRIPTOR_BYTES as usize];
+        let offset = self.layout.descriptor(unit.unit);
+        let read = if wait {
+            self.disk.read(offset, &mut sector)
+        } else {
+            self.disk.read_cached(offset, &mut sector)
+        };
+        match read {
+            Ok(()) => {}
+            Err(_) if !wait => return Err(Stopped::Wait),
+            Err(error) => {
+                tracing::warn!(unit = unit.unit, %error, "reading a descriptor failed");
+                return Err(bad(Damage::Unreadable));
+            }
+        }
+        let (descriptor, crc) = Descriptor::decode(self.uuid, &sector, unit.unit, id, slot).map_err(bad)?;
+        if crc != unit.crc {
+            return Err(bad(Damage::Stale));
+        }
+        let descriptor = Arc::new(descriptor);
+        self.cache.lock().insert(descriptor.clone(), crc);
+        Ok(descriptor)
+    }
+
+    /// The descriptor of the unit in a slot, for the one that writes; if it is damaged, one that says that
+    /// nothing is known of the blocks.
+    pub(crate) fn current(&self, id: ExtentId, slot: u8, unit: UnitRef) -> Descriptor {
+        let dirty = self.state.read().dirty.get(&unit.unit).cloned();
+        match self.descriptor(id, slot, unit, dirty.as_ref(), true) {
+            Ok(descriptor) => (*descriptor).clone(),
+            Err(_) => {
+                tracing::error!(extent = %id, slot, unit = unit.unit, "damaged descriptor on the disk");
+                Descriptor::lost(unit.unit, id, slot)
+            }
+        }
+    }
+
+    /// These descriptors are on the disk now.
+    pub(crate) fn written(&self, descriptors: &[Arc<Dirty>]) {
+        let mut state = self.state.write();
+        let mut cache = self.cache.lock();
+        for written in descriptors {
+            let unit = written.descriptor.unit;
+            if state.dirty.get(&unit).is_some_and(|dirty| Arc::ptr_eq(dirty, written)) {
+                state.dirty.remove(&unit);
+                cache.insert(written.descriptor.clone(), written.crc);
+            }
+        }
+    }
+}
+
+/// Blocks that lie next to each other on the disk and in the extent.
+struct Run {
+    offset: u64,
+    /// Block of the extent, and which descriptor it has.
+    blocks: Vec<(u32, usize)>,
+}
+
+#[derive(Default)]
+struct Runs(Vec<Run>);
+
+impl Runs {
+    fn push(&mut self, offset: u64, block: u32, descriptor: usize) {
+        if let Some(run) = self.0.last_mut() {
+            let len = run.blocks.len();
+            if run.offset + (len * BLOCK) as u64 == offset && run.blocks[len - 1].0 + 1 == block {
+                run.blocks.push((block, descriptor));
+                return;
+            }
+        }
+        self.0.push(Run { offset, blocks: vec![(block, descriptor)] });
+    }
+}
