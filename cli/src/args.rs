@@ -159,6 +159,20 @@ pub(crate) enum Cluster {
 pub(crate) enum Disk {
     /// List the disks of all nodes
     List,
+    /// Make a place of a node a disk of the cluster
+    Add(DiskAdd),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiskAdd {
+    /// The node's name
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: String,
+    /// A directory, a preallocated file or a block device that holds nothing: an absolute path on the node
+    pub(crate) path: String,
+    /// What it offers [default: what there is]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) capacity: Option<Size>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -419,6 +433,8 @@ mod tests {
             "gateway run --config gateway.toml --log-format json",
             "cluster status",
             "disk list",
+            "disk add --node node1 /srv/disk2",
+            "disk add /dev/sdb --node node1 --capacity 1TiB --json",
             "pool create p --replicas 2 --failure-domain rack --min-size 2 --partitions 64",
             "pool list",
             "pool show p",
@@ -473,6 +489,9 @@ mod tests {
             "target chap t --user u --mutual-secret-file f",
             "target chap t --user u --algorithm crc32",
             "target chap t --user u --secret s3cr3t",
+            "disk add /srv/disk2",
+            "disk add --node node1",
+            "disk add --node node1 /srv/disk2 --capacity 0",
             "pool create p",
             "pool create p --replicas 3 --failure-domain moon",
             "node",

@@ -31,6 +31,7 @@ pub(super) fn disk(disk: &Disk) -> Value {
     json!({
         "id": disk.id, "uuid": disk.uuid, "node": disk.node, "label": disk.label, "state": disk.state,
         "capacity_bytes": disk.capacity_bytes, "used_bytes": disk.used_bytes, "weight": disk.weight,
+        "path": disk.label, "kind": some(&disk.kind), "reason": some(&disk.reason),
     })
 }
 

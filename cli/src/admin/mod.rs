@@ -28,7 +28,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Status(status) if status.watch => status::watch(&connect().await?, format).await,
         Command::Status(_) => status::once(&connect().await?, format).await,
         Command::Node(Node::List) => node::list(&connect().await?, format).await,
-        Command::Disk(_) => disk::list(&connect().await?, format).await,
+        Command::Disk(command) => disk::run(command, &connect().await?, format).await,
         Command::Pool(command) => pool::run(command, &connect().await?, format).await,
         Command::Volume(command) => volume::run(command, &connect().await?, format).await,
         Command::Target(command) => target::run(command, &admin, format).await,

@@ -1,10 +1,11 @@
 //! The parts of a running system: `lunette node run`, `lunette gateway run`, and what `lunette up`
 //! puts into one process.
 //!
-//! - [`node`], [`storage`]: a storage node and its disks;
+//! - [`node`], [`storage`], [`added`]: a storage node and its disks;
 //! - [`gateway`], [`exporter`], [`ownership`], [`secrets`]: a gateway that follows the map;
 //! - [`member`]: what both say to the control plane; [`stop`]: when to stop.
 
+pub(crate) mod added;
 pub(crate) mod exporter;
 pub(crate) mod gateway;
 pub(crate) mod member;

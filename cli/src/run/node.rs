@@ -10,6 +10,7 @@ use lunette_control::client::{Attached, Attachment};
 use lunette_control::{Control, ControlConfig};
 use tokio_util::sync::CancellationToken;
 
+use super::added::{AddedDisks, Refused};
 use super::member::{PATIENCE, control_plane, register};
 use super::stop;
 use super::storage::{Prepared, Storage, StorageConfig, StorageDisk};
@@ -79,6 +80,7 @@ impl NodeProcess {
 /// A node that serves and that the control plane hears of.
 pub(crate) struct StorageMember {
     storage: Storage,
+    added: AddedDisks,
     attachment: Attachment,
 }
 
@@ -86,7 +88,7 @@ impl StorageMember {
     /// Announces the node, opens its disks, serves them.
     async fn start(prepared: Prepared, admin: &[Address], stop: &CancellationToken) -> Result<Self> {
         let registered = Self::register(&prepared, admin, stop).await?;
-        Self::serve(prepared, registered, admin).await
+        Self::serve(prepared, registered, admin, stop).await
     }
 
     /// Announces the node.
@@ -99,16 +101,25 @@ impl StorageMember {
         register(control_plane(admin)?.register_node(PATIENCE, &request), admin, stop).await
     }
 
-    /// Opens the disks of a node that was announced, and serves them.
+    /// Opens the disks of a node that was announced, those that were added by command too, and serves them.
     pub(crate) async fn serve(
         prepared: Prepared,
         registered: RegisterNodeResponse,
         admin: &[Address],
+        stop: &CancellationToken,
     ) -> Result<Self> {
         let control = control_plane(admin)?;
         let storage = prepared.serve(&registered).await?;
-        let attached = Arc::new(AttachedNode { report: Box::new(storage.reporter()) });
-        Ok(Self { storage, attachment: Attachment::start(control, attached) })
+        let added = match AddedDisks::start(control.clone(), &storage, stop).await {
+            Ok(added) => added,
+            Err(error) => {
+                storage.close().await;
+                return Err(error);
+            }
+        };
+        let attached =
+            Arc::new(AttachedNode { open: Box::new(storage.reporter()), refused: added.refused() });
+        Ok(Self { storage, added, attachment: Attachment::start(control, attached) })
     }
 
     pub(crate) fn storage(&self) -> &Storage {
@@ -117,17 +128,21 @@ impl StorageMember {
 
     pub(crate) async fn close(self) {
         self.attachment.stop().await;
+        self.added.stop().await;
         self.storage.close().await;
     }
 }
 
 struct AttachedNode {
-    report: Box<dyn Fn() -> NodeReport + Send + Sync>,
+    open: Box<dyn Fn() -> NodeReport + Send + Sync>,
+    refused: Arc<Refused>,
 }
 
 impl Attached for AttachedNode {
     fn report(&self) -> Report {
-        Report { member: Some(Member::Node((self.report)())) }
+        let mut report = (self.open)();
+        report.disks.extend(self.refused.reports());
+        Report { member: Some(Member::Node(report)) }
     }
 
     fn kick(&self, tsih: u32) {

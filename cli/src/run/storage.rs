@@ -8,9 +8,11 @@
 //! own, a new one draws one. What was drawn is written down beside the disk before it is announced,
 //! so that a crash between announcing and formatting does not leave a disk that nobody has.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +21,10 @@ use lunette_control::api::cluster::{
     DiskReport, NodeDisk, NodeReport, RegisterNodeRequest, RegisterNodeResponse,
 };
 use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, NodeId};
-use lunette_storage_node::{DiskConfig, DiskError, Identity, Node, format_disk, inspect_identity, serve};
+use lunette_storage_node::{
+    DiskConfig, DiskError, DiskStatus, Identity, Node, format_disk, inspect_identity, serve,
+};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -113,7 +118,7 @@ impl Prepared {
                 let id = DiskId(id);
                 if inspect(&disk.path, cluster)?.is_none() {
                     private_dir(&disk.path)?;
-                    format_disk(&disk.path, &Identity::new(cluster, id, uuid))?;
+                    make_disk(&disk.path, cluster, id, uuid, Some(disk.capacity_bytes))?;
                 }
                 let _ = fs::remove_file(note(&disk.path));
                 configs.push(DiskConfig {
@@ -152,12 +157,17 @@ impl Storage {
     /// What it tells the control plane from time to time.
     pub(crate) fn reporter(&self) -> impl Fn() -> NodeReport + Send + Sync + 'static {
         let (id, node) = (self.id, Arc::clone(&self.node));
+        // Looked at once: a disk that hangs must not hold reports up.
+        let kinds = Mutex::new(BTreeMap::<DiskId, &'static str>::new());
         move || {
-            let disk = |disk: lunette_storage_node::DiskStatus| DiskReport {
+            let disk = |disk: DiskStatus| DiskReport {
                 disk: disk.disk.0,
                 capacity_bytes: disk.capacity_bytes,
                 used_bytes: disk.used_bytes,
                 failed: disk.failure.is_some(),
+                refused: false,
+                reason: disk.failure.unwrap_or_default(),
+                kind: (*kinds.lock().entry(disk.disk).or_insert_with(|| kind(&disk.path))).to_owned(),
             };
             NodeReport { node: id, disks: node.disks().into_iter().map(disk).collect() }
         }
@@ -173,6 +183,28 @@ impl Storage {
         if let Err(error) = spawn_blocking(move || node.close()).await {
             tracing::error!(%error, "the node was not closed");
         }
+    }
+}
+
+/// Formats what `path` leads to, if it holds nothing.
+pub(crate) fn make_disk(
+    path: &Path,
+    cluster: ClusterId,
+    id: DiskId,
+    uuid: DiskUuid,
+    _capacity_bytes: Option<u64>,
+) -> Result<()> {
+    format_disk(path, &Identity::new(cluster, id, uuid))?;
+    Ok(())
+}
+
+/// What a disk lies on, as it is listed.
+fn kind(path: &Path) -> &'static str {
+    match fs::metadata(path).map(|data| data.file_type()) {
+        Ok(kind) if kind.is_dir() => "directory",
+        Ok(kind) if kind.is_file() => "file",
+        Ok(kind) if kind.is_block_device() => "device",
+        _ => "",
     }
 }
 

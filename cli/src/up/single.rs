@@ -113,7 +113,7 @@ impl System {
         }
         let starts = registered
             .into_iter()
-            .map(|(prepared, response)| StorageMember::serve(prepared, response, admin));
+            .map(|(prepared, response)| StorageMember::serve(prepared, response, admin, stop));
         self.nodes = try_join_all(starts).await?;
         Ok(())
     }

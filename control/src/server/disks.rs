@@ -131,7 +131,7 @@ impl Disks for Context {
         let disks = self.view(|view| view.disks()).await?;
         disks.into_iter().find(|disk| disk.id == id.0).map(Response::new).ok_or_else(|| {
             let reason = self.refusals.get(id).unwrap_or_else(|| "its log says why".to_owned());
-            status(Code::FailedPrecondition, "DISK_REFUSED", format!("node {name} refuses {path}: {reason}"))
+            status(Code::FailedPrecondition, "DISK_REFUSED", format!("node {name} refuses: {reason}"))
         })
     }
 }
