@@ -1,0 +1,272 @@
+//! The load: changes of all kinds and sizes, over each other, many at a time; and what is expected of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use bytes::Bytes;
+use lunette_proto::ids::{ExtentId, Generation, Namespace, Version, VolumeId};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, EXTENT_BYTES};
+use lunette_proto::node::{Change, Durability, Failure, Reply, ReplyBody, RequestBody};
+use lunette_tests::random::Random;
+
+use super::connection::Connection;
+use super::model::{Model, Sent, Violation};
+use super::stamp::{self, BLOCK, Place};
+
+/// Namespaces, and extents of each.
+const NAMESPACES: u64 = 2;
+const EXTENTS: u64 = 4;
+/// Requests on their way, and their blocks.
+const REQUESTS_MAX: usize = 24;
+const BLOCKS_MAX: u32 = 4096;
+/// Blocks of a unit of the store.
+const UNIT_BLOCKS: u32 = 16;
+
+/// What was sent and is not answered.
+#[derive(Debug)]
+enum Pending {
+    Change { version: Version, durability: Durability, blocks: u32 },
+    Flush { covers: BTreeSet<Version> },
+    Read { extent: ExtentId, blocks: Range<u32>, visible: Vec<Version> },
+    Watermark,
+}
+
+/// A load that goes on over many lives of a node.
+#[derive(Debug)]
+pub(crate) struct Load {
+    random: Random,
+    model: Model,
+    generation: Generation,
+    seq: u64,
+    pending: BTreeMap<u64, Pending>,
+    pending_blocks: u32,
+    /// Acknowledged and volatile, by namespace.
+    volatile: BTreeMap<Namespace, BTreeSet<Version>>,
+    /// The highest watermark of this generation that was sent, by namespace.
+    watermarks: BTreeMap<Namespace, u64>,
+    /// Changes and flushes that were acknowledged.
+    pub(crate) acknowledged: u64,
+    /// Answers [`Failure::DiskFailed`].
+    pub(crate) disk_failed: u64,
+    /// Answers [`Failure::NoSpace`].
+    pub(crate) no_space: u64,
+}
+
+fn namespaces() -> impl Iterator<Item = Namespace> {
+    (1..=NAMESPACES).map(|volume| Namespace::volume(VolumeId(volume)))
+}
+
+impl Load {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut model = Model::default();
+        for namespace in namespaces() {
+            for index in 0..EXTENTS {
+                model.visible(ExtentId { namespace, index }, 0..0);
+            }
+        }
+        Self {
+            random: Random::new(seed),
+            model,
+            generation: Generation(0),
+            seq: 0,
+            pending: BTreeMap::new(),
+            pending_blocks: 0,
+            volatile: BTreeMap::new(),
+            watermarks: BTreeMap::new(),
+            acknowledged: 0,
+            disk_failed: 0,
+            no_space: 0,
+        }
+    }
+
+    pub(crate) fn random(&mut self) -> &mut Random {
+        &mut self.random
+    }
+
+    /// A new life of the node: takes the namespaces over and compares every block with what may be there.
+    pub(crate) fn take_over(&mut self, node: &mut Connection) -> Result<(), Violation> {
+        self.pending.clear();
+        self.pending_blocks = 0;
+        self.volatile.clear();
+        let before = self.generation;
+        self.generation = Generation(before.0 + 1);
+        for namespace in namespaces() {
+            let generation = self.generation;
+            let ReplyBody::Sealed(sealed) = node.ask(RequestBody::Seal { namespace, generation }) else {
+                panic!("not the answer to a seal");
+            };
+            let watermark = self.watermarks.remove(&namespace).unwrap_or_default();
+            for index in 0..EXTENTS {
+                let newest = self.verify(node, ExtentId { namespace, index })?;
+                let differs = newest.generation == before && newest.seq > watermark;
+                let named = sealed.dirty.iter().any(|dirty| dirty.index == index && dirty.newest >= newest);
+                assert!(
+                    !differs || named,
+                    "extent {index} of {namespace} has {newest} and is not named as dirty"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares an extent with what may be there. The newest version in it.
+    fn verify(&mut self, node: &mut Connection, extent: ExtentId) -> Result<Version, Violation> {
+        let generation = self.generation;
+        let ReplyBody::Versions(runs) = node.ask(RequestBody::Versions { extent, generation }) else {
+            panic!("not the answer to a question for versions");
+        };
+        let read = RequestBody::Read { extent, generation, offset: 0, len: EXTENT_BYTES };
+        let ReplyBody::Data(data) = node.ask(read) else { panic!("not the answer to a read") };
+        let versions = runs.iter().flat_map(|run| std::iter::repeat_n(run.version, run.blocks as usize));
+        let mut versions = versions.chain(std::iter::repeat(Version::NONE));
+        let mut newest = Version::NONE;
+        for (block, bytes) in (0..).zip(data.chunks(BLOCK)) {
+            let place = Place { extent, block };
+            let claimed = versions.next().expect("without end");
+            newest = newest.max(claimed);
+            self.model.settle(place, claimed, stamp::read(place, bytes))?;
+        }
+        Ok(newest)
+    }
+
+    /// Sends until `answers` more have come, or the node is gone.
+    pub(crate) fn run(&mut self, node: &mut Connection, answers: u64) -> Result<(), Violation> {
+        let mut left = answers;
+        while left > 0 {
+            if !self.fill(node) {
+                break;
+            }
+            let Some((id, reply)) = node.receive() else { break };
+            self.answered(id, reply)?;
+            left -= 1;
+        }
+        Ok(())
+    }
+
+    /// Sends as much as may be on its way. Whether the node lives.
+    pub(crate) fn fill(&mut self, node: &mut Connection) -> bool {
+        while self.pending.len() < REQUESTS_MAX && self.pending_blocks < BLOCKS_MAX {
+            let (body, pending) = self.draw();
+            let Some(id) = node.send(body) else { return false };
+            if let Pending::Change { blocks, .. } = pending {
+                self.pending_blocks += blocks;
+            }
+            self.pending.insert(id, pending);
+        }
+        true
+    }
+
+    /// Takes the answers that are there or will come, sending nothing more.
+    pub(crate) fn drain(&mut self, node: &mut Connection) -> Result<(), Violation> {
+        while !self.pending.is_empty() {
+            let Some((id, reply)) = node.receive() else { break };
+            self.answered(id, reply)?;
+        }
+        Ok(())
+    }
+
+    fn draw(&mut self) -> (RequestBody, Pending) {
+        let volume = 1 + self.random.below(NAMESPACES);
+        let namespace = Namespace::volume(VolumeId(volume));
+        // Every other request goes to one extent, so that they meet.
+        let index = if self.random.one_in(2) { 0 } else { self.random.below(EXTENTS) };
+        let extent = ExtentId { namespace, index };
+        let generation = self.generation;
+        match self.random.below(32) {
+            0..18 => self.change(extent, false),
+            18..23 => self.change(extent, true),
+            23..28 => {
+                let blocks = self.blocks();
+                let visible = self.model.visible(extent, blocks.clone());
+                let (offset, len) = (blocks.start * BLOCK_BYTES, blocks.len() as u32 * BLOCK_BYTES);
+                let read = RequestBody::Read { extent, generation, offset, len };
+                (read, Pending::Read { extent, blocks, visible })
+            }
+            28..31 => {
+                let covers = self.volatile.get(&namespace).cloned().unwrap_or_default();
+                (RequestBody::Flush { namespace, generation }, Pending::Flush { covers })
+            }
+            _ => {
+                let unanswered = self.pending.values().filter_map(|pending| match pending {
+                    Pending::Change { version, .. } => Some(version.seq),
+                    _ => None,
+                });
+                let seq = unanswered.min().unwrap_or(self.seq + 1) - 1;
+                self.watermarks.insert(namespace, seq);
+                (RequestBody::Watermark { namespace, generation, seq }, Pending::Watermark)
+            }
+        }
+    }
+
+    /// A run of blocks: most are small, some are whole units, some are large and begin anywhere.
+    fn blocks(&mut self) -> Range<u32> {
+        let mut below = |limit: u32| self.random.below(u64::from(limit)) as u32;
+        let (start, count) = match below(16) {
+            0..9 => (below(EXTENT_BLOCKS), 1 + below(8)),
+            9..13 => (below(EXTENT_BLOCKS / UNIT_BLOCKS) * UNIT_BLOCKS, (1 + below(4)) * UNIT_BLOCKS),
+            13..15 => (below(EXTENT_BLOCKS), 1 + below(300)),
+            _ => (0, EXTENT_BLOCKS),
+        };
+        start..(start + count).min(EXTENT_BLOCKS)
+    }
+
+    fn change(&mut self, extent: ExtentId, zeros: bool) -> (RequestBody, Pending) {
+        let blocks = self.blocks();
+        self.seq += 1;
+        let version = Version { generation: self.generation, seq: self.seq };
+        let count = blocks.len() as u32;
+        let change = if zeros {
+            Change::Zeros { len: count * BLOCK_BYTES }
+        } else {
+            let mut data = Vec::with_capacity(blocks.len() * BLOCK);
+            blocks.clone().for_each(|block| stamp::write(Place { extent, block }, version, &mut data));
+            Change::Data(Bytes::from(data))
+        };
+        let durability = if self.random.one_in(3) { Durability::Volatile } else { Durability::Stable };
+        let offset = blocks.start * BLOCK_BYTES;
+        self.model.send(version, Sent { extent, blocks, zeros });
+        let body = RequestBody::Change { extent, version, offset, change, durability };
+        (body, Pending::Change { version, durability, blocks: count })
+    }
+
+    fn answered(&mut self, id: u64, reply: Reply) -> Result<(), Violation> {
+        let pending = self.pending.remove(&id).expect("an answer to what was sent");
+        if let Pending::Change { blocks, .. } = pending {
+            self.pending_blocks -= blocks;
+        }
+        match (pending, reply) {
+            // It may have happened, or not.
+            (_, Err(Failure::DiskFailed)) => self.disk_failed += 1,
+            (Pending::Change { version, .. }, Err(failure @ (Failure::Busy | Failure::NoSpace))) => {
+                self.no_space += u64::from(failure == Failure::NoSpace);
+                self.model.refuse(version);
+            }
+            (_, Err(Failure::Busy)) => {}
+            (Pending::Change { version, durability, .. }, Ok(ReplyBody::Done)) => {
+                self.acknowledged += 1;
+                self.model.acknowledge(version, durability == Durability::Stable);
+                if durability == Durability::Volatile {
+                    let namespace = self.model.namespace(version);
+                    self.volatile.entry(namespace).or_default().insert(version);
+                }
+            }
+            (Pending::Flush { covers }, Ok(ReplyBody::Done)) => {
+                self.acknowledged += 1;
+                covers.iter().for_each(|version| self.model.acknowledge(*version, true));
+                for versions in self.volatile.values_mut() {
+                    versions.retain(|version| !covers.contains(version));
+                }
+            }
+            (Pending::Watermark, Ok(ReplyBody::Done)) => {}
+            (Pending::Read { extent, blocks, visible }, Ok(ReplyBody::Data(data))) => {
+                assert_eq!(data.len(), blocks.len() * BLOCK);
+                for ((block, bytes), visible) in blocks.zip(data.chunks(BLOCK)).zip(visible) {
+                    let place = Place { extent, block };
+                    self.model.check_read(place, visible, stamp::read(place, bytes))?;
+                }
+            }
+            (pending, reply) => panic!("{pending:?} was answered {reply:?}"),
+        }
+        Ok(())
+    }
+}
