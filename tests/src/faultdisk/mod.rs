@@ -26,6 +26,7 @@
 //!
 //! Not there: hard and symbolic links, `mmap` with sharing, permissions (it is for root).
 
+mod backing;
 pub mod blocks;
 pub mod control;
 pub mod file;

@@ -3,22 +3,17 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::blocks::{BLOCK_BYTES, Blocks};
-use super::file::{Backing, Crashed, FaultFile};
+use super::backing::{BackingFile, load_names, store_names};
+use super::blocks::BLOCK_BYTES;
+use super::file::{Crashed, FaultFile};
 use super::tree::{Entry, ROOT, Tree};
 use crate::random::Random;
-
-/// Where the durable names stand, among the contents by inode.
-const NAMES: &str = "names";
 
 /// Faults that last until they are switched off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,13 +145,7 @@ impl State {
     /// The folder cannot be used, or is none of this program's.
     pub fn open(folder: &Path, capacity_bytes: u64) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let names = match fs::read(folder.join(NAMES)) {
-            Ok(names) => names,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let entries = decode_names(&names)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the file of names is damaged"))?;
+        let entries = load_names(folder)?;
         let mut files = BTreeMap::new();
         for (_, _, entry) in &entries {
             if let Entry::File(inode) = entry {
@@ -402,7 +391,7 @@ impl State {
             return Err(Errno::IO);
         }
         self.tree.sync(directory);
-        self.store_names().map_err(broken)?;
+        store_names(&self.folder, &self.tree.durable_entries()).map_err(broken)?;
         self.collect(None);
         self.stats.directory_syncs += 1;
         Ok(())
@@ -444,7 +433,7 @@ impl State {
             self.stats.kept_sectors += crashed.kept_sectors;
             self.stats.torn_writes += crashed.torn_writes;
         }
-        self.store_names()?;
+        store_names(&self.folder, &self.tree.durable_entries())?;
         self.collect(None);
         Ok(())
     }
@@ -467,12 +456,6 @@ impl State {
         }
     }
 
-    fn store_names(&self) -> io::Result<()> {
-        let new = self.folder.join("names.new");
-        fs::write(&new, encode_names(&self.tree.durable_entries()))?;
-        fs::rename(new, self.folder.join(NAMES))
-    }
-
     fn file(&self, inode: u64) -> Result<&Inode, Errno> {
         self.files.get(&inode).ok_or(Errno::NOENT)
     }
@@ -487,82 +470,4 @@ impl State {
 fn broken(error: io::Error) -> Errno {
     eprintln!("faultdisk: its own backing fails: {error}");
     Errno::REMOTEIO
-}
-
-/// One line for each entry: directory, inode, `d` or `f`, the name in hexadecimal digits.
-fn encode_names(entries: &[(u64, OsString, Entry)]) -> String {
-    let line = |(directory, name, entry): &(u64, OsString, Entry)| {
-        let kind = if matches!(entry, Entry::Directory(_)) { 'd' } else { 'f' };
-        let name: String = name.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{directory} {} {kind} {name}\n", entry.inode())
-    };
-    entries.iter().map(line).collect()
-}
-
-fn decode_names(bytes: &[u8]) -> Option<Vec<(u64, OsString, Entry)>> {
-    let line = |line: &str| {
-        let words: Vec<_> = line.split(' ').collect();
-        let [directory, inode, kind, name] = words[..] else { return None };
-        let inode = inode.parse().ok()?;
-        let entry = match kind {
-            "d" => Entry::Directory(inode),
-            "f" => Entry::File(inode),
-            _ => return None,
-        };
-        let digits =
-            |start: usize| name.get(start..start + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
-        let name = (0..name.len()).step_by(2).map(digits).collect::<Option<Vec<u8>>>()?;
-        Some((directory.parse().ok()?, OsString::from_vec(name), entry))
-    };
-    std::str::from_utf8(bytes).ok()?.lines().map(line).collect()
-}
-
-/// The durable content of a file, in a file of the host.
-#[derive(Debug)]
-struct BackingFile(File);
-
-impl BackingFile {
-    fn create(folder: &Path, inode: u64) -> io::Result<FaultFile<Self>> {
-        let options = File::options().read(true).write(true).create(true).truncate(true).to_owned();
-        Ok(FaultFile::new(Self(options.open(folder.join(inode.to_string()))?), 0, Blocks::default()))
-    }
-
-    fn open(folder: &Path, inode: u64) -> io::Result<FaultFile<Self>> {
-        let file = File::options().read(true).write(true).open(folder.join(inode.to_string()))?;
-        let size = file.metadata()?.len();
-        // Which of it were holes is not kept: after a restart of this program all of it has space.
-        let mut blocks = Blocks::default();
-        blocks.set(0..size.div_ceil(BLOCK_BYTES), true);
-        Ok(FaultFile::new(Self(file), size, blocks))
-    }
-}
-
-impl Backing for BackingFile {
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let mut filled = 0;
-        while filled < out.len() {
-            match self.0.read_at(&mut out[filled..], offset + filled as u64)? {
-                0 => break,
-                read => filled += read,
-            }
-        }
-        out[filled..].fill(0);
-        Ok(())
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
-    }
-
-    fn punch(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        if len == 0 {
-            return Ok(());
-        }
-        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&self.0, how, offset, len)?)
-    }
-
-    fn set_len(&mut self, len: u64) -> io::Result<()> {
-        if self.0.metadata()?.len() == len { Ok(()) } else { self.0.set_len(len) }
-    }
 }

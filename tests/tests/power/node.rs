@@ -6,30 +6,28 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use lunette_proto::ids::{ClusterId, DiskId, DiskUuid};
-use lunette_storage_node::{DiskConfig, Identity, Node, format_disk, serve};
+use lunette_storage_node::store::layout::WAL_BYTES_MIN;
+use lunette_storage_node::{DiskConfig, FormatOptions, Identity, Node, format_disk, serve};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(0x57a);
 pub(crate) const DISK: DiskId = DiskId(1);
 const CAPACITY_BYTES: u64 = 256 << 20;
-/// The smallest journal, so that it goes round often.
-const JOURNAL_BYTES: u64 = 8 << 20;
 /// Where the disk of the child lies.
 const CHILD: &str = "LUNETTE_TEST_POWER_CHILD";
 
-/// Makes a disk at `path`, durably.
+/// Makes a disk in a new folder, durably.
 pub(crate) fn format(path: &Path) {
-    std::fs::create_dir(path).expect("a folder for the disk");
-    let identity = Identity { segment_bytes: JOURNAL_BYTES, ..Identity::new(CLUSTER, DISK, DiskUuid(9)) };
-    format_disk(path, &identity).expect("format a disk");
-    let parent = path.parent().expect("a disk lies in a folder");
-    std::fs::File::open(parent).and_then(|parent| parent.sync_all()).expect("sync the folder's name");
+    let identity = Identity { cluster: CLUSTER, disk: DISK, uuid: DiskUuid(9) };
+    // The smallest journal, so that it goes round.
+    let options = FormatOptions { capacity_bytes: Some(CAPACITY_BYTES), wal_bytes: Some(WAL_BYTES_MIN) };
+    format_disk(path, &identity, &options).expect("format a disk");
 }
 
 /// Serves for as long as it lives, if this process is such a child.
 pub(crate) fn serve_if_child() {
     let Some(path) = std::env::var_os(CHILD) else { return };
-    let config = DiskConfig::new(Path::new(&path), Some(CAPACITY_BYTES));
+    let config = DiskConfig::new(Path::new(&path), None);
     let node = Node::open(CLUSTER, [config]).expect("open the disk");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
