@@ -279,6 +279,56 @@ fn disk_states() {
     state.apply(&set(2, DiskState::Out)).expect("another may leave");
 }
 
+/// Guards a disk that is added by command: a wish takes part in nothing, and what became of it is for ever.
+#[test]
+fn life_of_a_wish() {
+    let mut state = cluster();
+    let wish = |path: &str, uuid| Command::AddDisk {
+        node: "node1".into(),
+        path: path.into(),
+        capacity_bytes: None,
+        uuid: DiskUuid(uuid),
+    };
+    let id = |state: &mut State, command: &Command| match state.apply(command).expect("right").response {
+        Response::Disk(id) => id,
+        other => panic!("{other:?}"),
+    };
+    let node1 = lunette_proto::ids::NodeId(1);
+    let added = |disk| Command::DiskAdded { node: node1, disk, capacity_bytes: GIB };
+    let refused = |disk| Command::RefuseDisk { node: node1, disk };
+
+    let first = id(&mut state, &wish("/a", 11));
+    assert_eq!(first, DiskId(4));
+    assert_eq!(id(&mut state, &wish("/a/", 12)), first, "asked twice");
+    assert_eq!(reason(&state, &wish("/a/b", 12)), "DISK_PATH_TAKEN");
+    assert_eq!(reason(&state, &wish("/b", 11)), "DISK_UUID_INVALID");
+    assert_eq!(reason(&state, &wish("/b", 1)), "DISK_UUID_INVALID");
+    assert_eq!(reason(&state, &wish("/b", 0)), "DISK_UUID_INVALID");
+    assert_eq!(reason(&state, &pool("p", &[1, 4])), "TABLE_STALE", "no table names what does not serve");
+    state.apply(&refused(first)).expect("withdrawn");
+    assert!(state.map().added.is_empty());
+    assert_eq!(reason(&state, &added(first)), "DISK_NOT_FOUND");
+
+    let second = id(&mut state, &wish("/a", 11));
+    assert_eq!(second, DiskId(5), "ids are not used again");
+    state.apply(&added(second)).expect("serves");
+    let disk = &state.map().disks[&second];
+    assert_eq!((disk.uuid, disk.label.as_str(), disk.weight), (DiskUuid(11), "/a", 1024));
+    assert_eq!(reason(&state, &refused(second)), "DISK_IN_SERVICE");
+    assert_eq!(reason(&state, &wish("/a", 12)), "DISK_PATH_TAKEN");
+    state.apply(&pool("p", &[2, 5])).expect("and tables may name it");
+
+    // A configuration that names it has nothing to add; one of another node takes it along.
+    state.apply(&node("node1", 11)).expect("the same disk");
+    assert!(state.map().added.contains_key(&second));
+    state.apply(&node("node4", 11)).expect("carried to another node");
+    assert!(!state.map().added.contains_key(&second));
+    let third = id(&mut state, &wish("/c", 13));
+    state.apply(&node("node4", 13)).expect("carried there before it served");
+    assert_eq!(state.map().disks[&third].node, state.map().disks[&second].node);
+    assert!(state.map().added.is_empty());
+}
+
 /// Guards invariant 16: a node cannot move into another's failure domain, nor a disk to its node.
 #[test]
 fn domains_stay_apart() {
@@ -365,6 +415,21 @@ fn commands() -> impl Strategy<Value = Command> {
         2 => (iqns(), names()).prop_map(|(iqn, volume)| Command::UnmapLun { iqn, volume }),
         1 => iqns().prop_map(move |iqn| Command::Allow { iqn, acl: acl() }),
         1 => iqns().prop_map(move |iqn| Command::Deny { iqn, acl: acl() }),
+        2 => (0..3u8, 20..24u128).prop_map(|(path, uuid)| Command::AddDisk {
+            node: "node1".into(),
+            path: format!("/{path}"),
+            capacity_bytes: None,
+            uuid: DiskUuid(uuid),
+        }),
+        1 => (1..3u32, 4..9u32).prop_map(|(node, disk)| Command::DiskAdded {
+            node: lunette_proto::ids::NodeId(node),
+            disk: DiskId(disk),
+            capacity_bytes: GIB,
+        }),
+        1 => (1..3u32, 4..9u32).prop_map(|(node, disk)| Command::RefuseDisk {
+            node: lunette_proto::ids::NodeId(node),
+            disk: DiskId(disk),
+        }),
         2 => (0..6u32, prop_oneof![Just(DiskState::InSync), Just(DiskState::CatchingUp), Just(DiskState::Out)])
             .prop_map(|(disk, state)| Command::SetDiskState { disk: DiskId(disk), state }),
     ]
@@ -375,6 +440,18 @@ fn check_invariants(map: &ClusterMap) {
     check_map(map).expect("tables fit");
     for disk in map.disks.values() {
         assert!(map.nodes.contains_key(&disk.node));
+    }
+    let mut uuids: Vec<_> = map.disks.values().map(|disk| disk.uuid).collect();
+    uuids.extend(map.wishes().map(|wish| wish.uuid));
+    let all = uuids.len();
+    uuids.sort_unstable_by_key(|uuid| uuid.0);
+    uuids.dedup();
+    assert_eq!(uuids.len(), all, "one identity, one disk");
+    for added in map.added.values() {
+        assert!(map.nodes.contains_key(&added.node));
+        if let Some(disk) = map.disks.get(&added.id) {
+            assert_eq!((disk.uuid, disk.node), (added.uuid, added.node));
+        }
     }
     let mut names = BTreeMap::new();
     for volume in map.volumes.values() {

@@ -9,7 +9,7 @@ use openraft::testing::{StoreBuilder, Suite};
 use openraft::{
     CommittedLeaderId, EntryPayload, LogId, RaftLogReader as _, RaftSnapshotBuilder as _, StorageError, Vote,
 };
-use redb::ReadableTable as _;
+use redb::{ReadableDatabase as _, ReadableTable as _};
 use tempfile::TempDir;
 
 use super::*;
@@ -48,6 +48,44 @@ fn entry(index: u64) -> Entry {
     let portal = format!("127.0.0.1:{}", 1000 + index).parse().expect("an address");
     let command = Command::RegisterGateway { name: "gw".into(), portals: vec![portal] };
     Entry { log_id: log_id(index), payload: EntryPayload::Normal(command) }
+}
+
+/// Guards added disks over a restart and in a snapshot: the wish and what came of it are rows like any other.
+#[tokio::test]
+async fn added_disks_are_kept() {
+    use lunette_proto::ids::{DiskId, DiskUuid, NodeId};
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let wish = |path: &str, uuid| Command::AddDisk {
+        node: "node1".into(),
+        path: path.into(),
+        capacity_bytes: Some(1 << 30),
+        uuid: DiskUuid(uuid),
+    };
+    let register = Command::RegisterNode {
+        name: "node1".into(),
+        address: "127.0.0.1:7500".parse().expect("an address"),
+        host: String::new(),
+        rack: String::new(),
+        zone: String::new(),
+        disks: vec![],
+    };
+    let served = Command::DiskAdded { node: NodeId(1), disk: DiskId(2), capacity_bytes: 1 << 30 };
+    let refused = Command::RefuseDisk { node: NodeId(1), disk: DiskId(3) };
+    let commands = [register, wish("/a", 1), wish("/b", 2), wish("/c", 3), served, refused];
+    let entries = (1..)
+        .zip(commands)
+        .map(|(index, command)| Entry { log_id: log_id(index), payload: EntryPayload::Normal(command) });
+    let mut opened = open_in(folder.path());
+    let outcomes = opened.machine.apply(entries).await.expect("applies");
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Applied { .. })), "{outcomes:?}");
+    let state = opened.published.state();
+    assert_eq!((state.map().added.len(), state.map().wishes().count()), (2, 1));
+    opened.store.close().await;
+    let opened = open_in(folder.path());
+    assert_eq!(*opened.published.state(), *state);
+    let bytes = rows::encode_snapshot(&state).expect("encodes");
+    assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), *state);
 }
 
 /// Guards a restart: vote, log, state and ids are as they were, down to the entry.
@@ -182,6 +220,52 @@ async fn refused_folders() {
     let error = refusal(folder.path(), &right);
     assert!(matches!(error, OpenError::Format { found: 3, .. }), "{error}");
     assert!(error.to_string().contains("control.redb has format 3"), "{error}");
+}
+
+/// Guards against the loss of a store of the last format: it opens, and its snapshots are read.
+#[tokio::test]
+async fn the_format_before() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut opened = open_in(folder.path());
+    opened.machine.apply((1..=3).map(entry)).await.expect("applies");
+    let before = opened.published.state();
+    opened.store.close().await;
+    let database = Database::create(path_in(folder.path())).expect("opens");
+    let set = |format: u32| {
+        write(&database, |transaction| {
+            transaction.open_table(META)?.insert("format", format.to_le_bytes().as_slice())?;
+            Ok(())
+        })
+        .expect("writes");
+    };
+    set(1);
+    drop(database);
+    let opened = open_in(folder.path());
+    assert_eq!(*opened.published.state(), *before);
+    opened.store.close().await;
+    let database = Database::create(path_in(folder.path())).expect("opens");
+    let format = database.begin_read().expect("begins").open_table(META).expect("there");
+    assert_eq!(format.get("format").expect("reads").expect("there").value(), 2u32.to_le_bytes());
+
+    let map = before.map().clone();
+    let next = before.next_ids();
+    let old = rows::State1 {
+        epoch: map.epoch,
+        cluster: map.cluster,
+        nodes: map.nodes,
+        disks: map.disks,
+        pools: map.pools,
+        volumes: map.volumes,
+        gateways: map.gateways,
+        targets: map.targets,
+        next,
+    };
+    let bytes = encode(&(1u32, &old)).expect("encodes");
+    // A map was all but the ids, in one piece: the bytes of one field after the other.
+    assert_eq!(bytes[4], 1, "the format comes first");
+    assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), *before);
+    let unknown = encode(&(3u32, &old)).expect("encodes");
+    assert!(matches!(rows::decode_snapshot(&unknown), Err(StoreError::Damaged { .. })));
 }
 
 /// Guards against files of others: text, another program's database, one cut short.
