@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!     serve (TCP, frames) ──┐
-//!                           ├──> Node (by disk id) ──> Engine ──> directory
+//!                           ├──> Node (by disk id) ──> Engine ──> Store ──> directory, file or device
 //!     a call in-process  ───┘
 //! ```
 //!
@@ -14,12 +14,14 @@
 //! process calls the node directly, through [`Service`](lunette_proto::node::Service).
 
 pub mod engine;
+pub mod inspect;
 mod node;
 mod server;
 #[cfg(test)]
 mod sim;
 pub mod store;
 
-pub use engine::{DiskConfig, DiskError, Identity, format_disk, inspect_identity};
+pub use engine::{DiskConfig, DiskError};
 pub use node::{DiskStatus, Node};
 pub use server::serve;
+pub use store::{FormatOptions, Identity, format_disk, inspect_identity};

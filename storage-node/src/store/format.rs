@@ -14,7 +14,7 @@ mod blank;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -96,20 +96,33 @@ pub fn format_disk(path: &Path, identity: &Identity, options: &FormatOptions) ->
 /// # Errors
 /// There is one, but it cannot be read or is of another format.
 pub fn inspect_identity(path: &Path) -> Result<Option<Identity>, DiskError> {
-    let file = match Place::of(path)? {
-        Place::Nothing => return Ok(None),
-        Place::File | Place::Device => path.to_owned(),
+    let Some(file) = file_at(path)? else { return Ok(None) };
+    let opened = File::open(&file).map_err(DiskError::io(&file, "open it"))?;
+    identity_of(&opened, &file)
+}
+
+/// Opens the disk at `path` for reading only, and keeps others away from it; also its file or device.
+pub(crate) fn open_read_only(path: &Path) -> Result<(File, PathBuf), DiskError> {
+    let file = file_at(path)?.ok_or_else(|| DiskError::NotFormatted(path.to_owned()))?;
+    let opened = File::open(&file).map_err(DiskError::io(&file, "open it"))?;
+    file_disk::lock(&opened, &file, 1)?;
+    Ok((opened, file))
+}
+
+/// The file or device that the disk at `path` would be in; `None` if there is none.
+fn file_at(path: &Path) -> Result<Option<PathBuf>, DiskError> {
+    match Place::of(path)? {
+        Place::Nothing => Ok(None),
+        Place::File | Place::Device => Ok(Some(path.to_owned())),
         Place::Directory => {
             let file = path.join(FILE);
             match Place::of(&file)? {
-                Place::File => file,
-                Place::Nothing => return refuse_old_format(path).map(|()| None),
-                Place::Directory | Place::Device => return Err(DiskError::Kind(file)),
+                Place::File => Ok(Some(file)),
+                Place::Nothing => refuse_old_format(path).map(|()| None),
+                Place::Directory | Place::Device => Err(DiskError::Kind(file)),
             }
         }
-    };
-    let opened = File::open(&file).map_err(DiskError::io(&file, "open it"))?;
-    identity_of(&opened, &file)
+    }
 }
 
 /// What the superblocks say.

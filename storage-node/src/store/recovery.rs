@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use super::units::Units;
 use super::view::{Dirty, State, View};
 use super::wal::record::Place;
 use super::wal::{Batch, Found, Point, Record, Scan, Wal};
+use crate::engine::DiskError;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Pages that are read at a time.
@@ -62,6 +64,17 @@ impl OpenError {
 
     fn damaged(offset: u64, what: &'static str) -> Self {
         Self::Damaged { offset, what }
+    }
+
+    /// With the path of the file or device, as users are told of it.
+    pub(crate) fn at(self, path: &Path) -> DiskError {
+        let path = path.to_owned();
+        match self {
+            Self::Io { action, source } => DiskError::Io { path, action, source },
+            Self::NotFormatted => DiskError::NotFormatted(path),
+            Self::Version(version) => DiskError::Version { path, version, supported: FORMAT_VERSION },
+            Self::Damaged { offset, what } => DiskError::Damaged { path, offset, what },
+        }
     }
 }
 

@@ -23,7 +23,8 @@ pub(crate) struct Batch {
     /// Blocks of the data, counted from 0, that are not what their record says.
     pub(crate) damaged: Vec<u32>,
     crc: u32,
-    place: u64,
+    /// Where it begins in the ring, in bytes.
+    pub(crate) place: u64,
 }
 
 /// Reads batches from a point on.
