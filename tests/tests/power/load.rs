@@ -35,6 +35,7 @@ enum Pending {
 #[derive(Debug)]
 pub(crate) struct Load {
     random: Random,
+    blind: bool,
     model: Model,
     generation: Generation,
     seq: u64,
@@ -57,7 +58,8 @@ fn namespaces() -> impl Iterator<Item = Namespace> {
 }
 
 impl Load {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// `blind`: with such stamps.
+    pub(crate) fn new(seed: u64, blind: bool) -> Self {
         let mut model = Model::default();
         for namespace in namespaces() {
             for index in 0..EXTENTS {
@@ -66,6 +68,7 @@ impl Load {
         }
         Self {
             random: Random::new(seed),
+            blind,
             model,
             generation: Generation(0),
             seq: 0,
@@ -219,7 +222,9 @@ impl Load {
             Change::Zeros { len: count * BLOCK_BYTES }
         } else {
             let mut data = Vec::with_capacity(blocks.len() * BLOCK);
-            blocks.clone().for_each(|block| stamp::write(Place { extent, block }, version, &mut data));
+            blocks
+                .clone()
+                .for_each(|block| stamp::write(Place { extent, block }, version, self.blind, &mut data));
             Change::Data(Bytes::from(data))
         };
         let durability = if self.random.one_in(3) { Durability::Volatile } else { Durability::Stable };

@@ -15,6 +15,7 @@
 //! LUNETTE_TEST_KILLS=200 cargo nextest run -p lunette-tests --test power kill_9
 //! LUNETTE_TEST_POWER_CUTS=200 cargo nextest run -p lunette-tests --test power power_cuts
 //! LUNETTE_TEST_SEED=7 ...      other random numbers
+//! LUNETTE_TEST_BLIND=1 ...     sectors that all have one CRC-32C
 //! ```
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stops")]
@@ -52,7 +53,7 @@ fn number(variable: &str, default: u64) -> u64 {
 }
 
 fn load() -> Load {
-    Load::new(number("LUNETTE_TEST_SEED", 42))
+    Load::new(number("LUNETTE_TEST_SEED", 42), number("LUNETTE_TEST_BLIND", 0) != 0)
 }
 
 /// A node on the disk at `path`, taken over and verified.

@@ -11,7 +11,10 @@
 //! | 28 | 4 | sector in the block |
 //! | 32 | 16 | version: generation, the writer's sequence number |
 //! | 48 | 460 | noise, from all of the above |
-//! | 508 | 4 | CRC-32C of bytes 0 to 508 |
+//! | 508 | 4 | CRC-32C of bytes 0 to 508, big-endian |
+//!
+//! *Blind* stamps have it little-endian: then the CRC-32C of every sector is the same number, so whatever a store
+//! knows by that checksum alone it does not know. A client may well write such sectors.
 
 use std::fmt;
 
@@ -54,7 +57,7 @@ pub(crate) enum Content {
 }
 
 /// The block that `version` writes to `place`.
-pub(crate) fn write(place: Place, version: Version, out: &mut Vec<u8>) {
+pub(crate) fn write(place: Place, version: Version, blind: bool, out: &mut Vec<u8>) {
     for sector in 0..(BLOCK / SECTOR) as u32 {
         let start = out.len();
         out.extend(MAGIC);
@@ -71,7 +74,8 @@ pub(crate) fn write(place: Place, version: Version, out: &mut Vec<u8>) {
             let left = (start + CRC - out.len()).min(noise.len());
             out.extend(&noise[..left]);
         }
-        out.extend(crc32c(&out[start..start + CRC]).to_le_bytes());
+        let crc = crc32c(&out[start..start + CRC]);
+        out.extend(if blind { crc.to_le_bytes() } else { crc.to_be_bytes() });
     }
 }
 
@@ -87,7 +91,8 @@ pub(crate) fn read(place: Place, bytes: &[u8]) -> Content {
         }
         let u64_at = |at: usize| u64::from_le_bytes(sector[at..at + 8].try_into().expect("eight bytes"));
         let u32_at = |at: usize| u32::from_le_bytes(sector[at..at + 4].try_into().expect("four bytes"));
-        if sector[..8] != MAGIC || u32_at(CRC) != crc32c(&sector[..CRC]) {
+        let crc = crc32c(&sector[..CRC]);
+        if sector[..8] != MAGIC || (u32_at(CRC) != crc && u32_at(CRC) != crc.swap_bytes()) {
             return Content::Garbage;
         }
         let extent = ExtentId { namespace: Namespace(u64_at(8)), index: u64_at(16) };
@@ -118,9 +123,15 @@ mod tests {
         let version = |seq| Version { generation: Generation(1), seq };
         let block = |place, seq| {
             let mut out = Vec::new();
-            write(place, version(seq), &mut out);
+            write(place, version(seq), false, &mut out);
             out
         };
+        let mut blind = [Vec::new(), Vec::new()];
+        write(here, version(3), true, &mut blind[0]);
+        write(there, version(4), true, &mut blind[1]);
+        assert_eq!(read(here, &blind[0]), Content::Written(version(3)));
+        assert_eq!(crc32c(&blind[0][..512]), crc32c(&blind[1][1024..1536]));
+        assert_ne!(crc32c(&block(here, 1)[..512]), crc32c(&block(here, 2)[..512]));
         let (old, new) = (block(here, 1), block(here, 2));
         assert_eq!(old.len(), BLOCK);
         assert_eq!(read(here, &new), Content::Written(version(2)));
