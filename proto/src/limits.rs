@@ -15,6 +15,8 @@ pub const FRAME_DATA_BYTES_MAX: u32 = EXTENT_BYTES;
 pub const NODE_INFLIGHT_MAX: usize = 1024;
 /// Extents named in one answer of the node protocol; the rest is asked for again from the last one.
 pub const NODE_LIST_MAX: usize = 4096;
+/// Runs of damaged blocks named in one answer of the node protocol; the rest is named once these are repaired.
+pub const NODE_DAMAGED_RUNS_MAX: usize = 64;
 
 /// A volume: 1 PiB.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;

@@ -27,7 +27,7 @@ struct Served {
 async fn served() -> Served {
     let directory = tempfile::tempdir().unwrap();
     format(directory.path());
-    let node: Arc<Node> = Node::open(CLUSTER, [DiskConfig::new(directory.path(), Some(1 << 30))]).unwrap();
+    let node: Arc<Node> = Node::open(CLUSTER, [DiskConfig::new(directory.path(), None)]).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
@@ -48,7 +48,7 @@ impl Peer {
     async fn greeted(served: &Served) -> Self {
         let mut peer = Self::connect(served).await;
         let ack = peer.greet(&Hello::new(CLUSTER, "test")).await;
-        assert_eq!(ack, HelloAck::Accepted { cluster: CLUSTER, version: 1, name: "node-1".into() });
+        assert_eq!(ack, HelloAck::Accepted { cluster: CLUSTER, version: 2, name: "node-1".into() });
         peer
     }
 

@@ -13,7 +13,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 4 | magic, the bytes `LUNE` |
-//! | 4 | 1 | protocol version: 1; in `Hello` and `HelloAck` for ever 1 |
+//! | 4 | 1 | protocol version: 2; in `Hello` and `HelloAck` for ever 1 |
 //! | 5 | 1 | kind (below) |
 //! | 6 | 1 | status: outcome in `HelloAck`, code in `Failure`, otherwise 0 |
 //! | 7 | 1 | reserved, 0 |
@@ -53,9 +53,12 @@
 //! | 130 | `Sealed` | count 4, reserved 4; data: count times (extent 8, newest version 16) |
 //! | 131 | `Versions` | count 4, reserved 4, count times (version 16, blocks 4, hole 1, reserved 3) |
 //! | 132 | `Space` | capacity 8, used 8 |
+//! | 133 | `Damaged` | count 4, reserved 4, count times (extent 8, first block 4, blocks 4) |
 //! | 143 | `Failure` | sealed 8, got 8, offset 4, reserved 4; those that the status does not use are 0 |
 //!
 //! - content: 1 data (then length = data length), 2 zeros (then there is no data);
+//! - `Damaged` has 1 to [`NODE_DAMAGED_RUNS_MAX`](crate::limits::NODE_DAMAGED_RUNS_MAX) runs, each inside its extent and
+//!   after the one before it;
 //! - durability: 1 stable, 2 volatile; hole: 0 or 1;
 //! - status of `HelloAck`: 0 accepted, 1 wrong cluster, 2 no common version;
 //! - status of `Failure`: 1 generation (sealed, got), 2 epoch (sealed, got), 3 deleted, 4 no space,
@@ -68,6 +71,13 @@
 //! refuses by name. Magic, version, the two lengths, the header's CRC and both greetings keep their
 //! place in every version. What is not known (version, kind, status, value, trailing bytes) is an
 //! error, never guessed. Any [`FrameError`] ends the connection: after it the stream has no meaning.
+//!
+//! | version | what is new |
+//! |---|---|
+//! | 1 | |
+//! | 2 | `Damaged`, an answer to `Watermark` |
+//!
+//! This side speaks version 2 only.
 
 mod decoder;
 mod fields;
@@ -85,7 +95,9 @@ pub use outgoing::Outgoing;
 use super::{Reply, Request};
 
 /// The protocol version that this code speaks.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
+/// The version in the header of a greeting, which comes before anything was agreed on.
+pub const GREETING_VERSION: u8 = 1;
 /// Longest name in a greeting.
 pub const HELLO_NAME_BYTES_MAX: usize = 255;
 /// Extents that one `Sealed` answer can name: what fits the data part of a frame.

@@ -93,6 +93,7 @@ pub enum RequestBody {
     },
     /// Every change of this generation up to `seq` is on all in-sync members: extents whose newest
     /// change is not beyond it need no reconciliation after a takeover. Advisory, cheap, once a second.
+    /// The answer names what is known to be damaged ([`ReplyBody::Damaged`]); the same watermark again asks only that.
     Watermark {
         /// Whose.
         namespace: Namespace,
@@ -174,6 +175,21 @@ pub enum ReplyBody {
         /// Bytes taken by data.
         used_bytes: u64,
     },
+    /// To `Watermark`, instead of `Done`, if blocks of the namespace are known to be damaged on this disk: at least
+    /// one run and at most [`NODE_DAMAGED_RUNS_MAX`](crate::limits::NODE_DAMAGED_RUNS_MAX), in order. What is
+    /// left out, or is not repaired, is named again.
+    Damaged(Vec<DamagedRun>),
+}
+
+/// Blocks side by side that cannot be read on a disk: another member has to bring them back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DamagedRun {
+    /// Index of the extent in the namespace.
+    pub index: u64,
+    /// First block of the extent.
+    pub first: u32,
+    /// How many, at least 1; all inside the extent.
+    pub blocks: u32,
 }
 
 /// What a disk knows of a namespace when it is sealed.

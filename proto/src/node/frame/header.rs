@@ -2,7 +2,7 @@
 
 use bytes::{Buf, BufMut};
 
-use super::{FrameError, PROTOCOL_VERSION};
+use super::{FrameError, GREETING_VERSION, PROTOCOL_VERSION};
 use crate::checksum::crc32c;
 use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_DATA_BYTES_MAX};
 
@@ -48,6 +48,7 @@ kinds! {
     SealedReply = 130,
     VersionsReply = 131,
     SpaceReply = 132,
+    DamagedReply = 133,
     FailureReply = 143,
 }
 
@@ -58,6 +59,11 @@ impl Kind {
 
     pub(super) fn is_request(self) -> bool {
         (16..128).contains(&self.code())
+    }
+
+    /// The version in the header of its frames.
+    fn version(self) -> u8 {
+        if self.is_greeting() { GREETING_VERSION } else { PROTOCOL_VERSION }
     }
 
     fn has_status(self) -> bool {
@@ -84,7 +90,7 @@ impl Header {
         let mut bytes = [0; HEADER_BYTES];
         let mut out = bytes.as_mut_slice();
         out.put_u32_le(MAGIC);
-        out.put_u8(PROTOCOL_VERSION);
+        out.put_u8(self.kind.version());
         out.put_u8(self.kind.code());
         out.put_u8(self.status);
         out.put_u8(0);
@@ -112,11 +118,12 @@ impl Header {
             return Err(FrameError::HeaderChecksum);
         }
         let version = fields.get_u8();
-        if version != PROTOCOL_VERSION {
+        let code = fields.get_u8();
+        let kind = Kind::from_code(code);
+        if version != kind.map_or(PROTOCOL_VERSION, Kind::version) {
             return Err(FrameError::Version(version));
         }
-        let code = fields.get_u8();
-        let kind = Kind::from_code(code).ok_or(FrameError::Kind(code))?;
+        let kind = kind.ok_or(FrameError::Kind(code))?;
         let status = fields.get_u8();
         let reserved = fields.get_u8();
         let header = Self {

@@ -7,13 +7,15 @@ use super::header::{Header, Kind};
 use super::request::put_version;
 use super::{EncodeError, FrameError, SEALED_EXTENTS_MAX};
 use crate::ids::{Epoch, Generation, Version};
-use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_DATA_BYTES_MAX};
-use crate::node::{BlockVersion, DirtyExtent, Failure, Reply, ReplyBody, Sealed};
+use crate::limits::{EXTENT_BLOCKS, FRAME_BODY_BYTES_MAX, FRAME_DATA_BYTES_MAX, NODE_DAMAGED_RUNS_MAX};
+use crate::node::{BlockVersion, DamagedRun, DirtyExtent, Failure, Reply, ReplyBody, Sealed};
 
 /// An entry of the list in `Sealed`.
 pub(super) const DIRTY_BYTES: usize = 24;
 /// An entry of the list in `Versions`.
 const RUN_BYTES: usize = 24;
+/// An entry of the list in `Damaged`.
+const DAMAGED_BYTES: usize = 16;
 const LIST_HEAD_BYTES: usize = 8;
 const RUNS_MAX: usize = (FRAME_BODY_BYTES_MAX as usize - LIST_HEAD_BYTES) / RUN_BYTES;
 
@@ -70,6 +72,20 @@ pub(super) fn encode(reply: &Reply, out: &mut BytesMut) -> Result<(Kind, u8, Byt
             out.put_u64_le(*used_bytes);
             (Kind::SpaceReply, 0, none)
         }
+        ReplyBody::Damaged(runs) => {
+            if !is_sendable(runs) {
+                return Err(EncodeError::NotSent);
+            }
+            let count = count(runs.len(), NODE_DAMAGED_RUNS_MAX)?;
+            out.put_u32_le(count);
+            out.put_u32_le(0);
+            for run in runs {
+                out.put_u64_le(run.index);
+                out.put_u32_le(run.first);
+                out.put_u32_le(run.blocks);
+            }
+            (Kind::DamagedReply, 0, none)
+        }
     })
 }
 
@@ -103,6 +119,20 @@ pub(super) fn decode(header: &Header, body: &[u8], data: Bytes) -> Result<Reply,
             Ok(ReplyBody::Versions(runs))
         }
         Kind::SpaceReply => Ok(ReplyBody::Space { capacity_bytes: fields.u64()?, used_bytes: fields.u64()? }),
+        Kind::DamagedReply => {
+            let count = list_head(&mut fields)?;
+            if count > NODE_DAMAGED_RUNS_MAX || count.checked_mul(DAMAGED_BYTES) != Some(fields.remaining()) {
+                return Err(FrameError::Field("count"));
+            }
+            let mut runs = Vec::with_capacity(count);
+            for _ in 0..count {
+                runs.push(DamagedRun { index: fields.u64()?, first: fields.u32()?, blocks: fields.u32()? });
+            }
+            if !is_sendable(&runs) {
+                return Err(FrameError::Field("runs"));
+            }
+            Ok(ReplyBody::Damaged(runs))
+        }
         Kind::FailureReply => Err(decode_failure(header.status, &mut fields)?),
         _ => return Err(FrameError::Kind(kind.code())),
     };
@@ -151,6 +181,18 @@ fn decode_failure(status: u8, fields: &mut Fields<'_>) -> Result<Failure, FrameE
         return Err(FrameError::Field("reserved"));
     }
     Ok(failure)
+}
+
+/// Whether it is a list of runs that each lie in their extent, after the one before.
+fn is_sendable(runs: &[DamagedRun]) -> bool {
+    let end = |run: &DamagedRun| u64::from(run.first) + u64::from(run.blocks);
+    let ascending = runs.windows(2).all(|pair| {
+        pair[0].index < pair[1].index
+            || pair[0].index == pair[1].index && end(&pair[0]) <= u64::from(pair[1].first)
+    });
+    !runs.is_empty()
+        && ascending
+        && runs.iter().all(|run| run.blocks > 0 && end(run) <= u64::from(EXTENT_BLOCKS))
 }
 
 fn count(len: usize, max: usize) -> Result<u32, EncodeError> {

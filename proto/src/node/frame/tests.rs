@@ -4,7 +4,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::checksum::crc32c;
 use crate::ids::{ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Version};
-use crate::node::{BlockVersion, Change, DirtyExtent, Durability, Failure, ReplyBody, RequestBody, Sealed};
+use crate::node::{
+    BlockVersion, Change, DamagedRun, DirtyExtent, Durability, Failure, ReplyBody, RequestBody, Sealed,
+};
 
 fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
@@ -49,23 +51,23 @@ fn change() -> Request {
 /// checksums by an independent bitwise CRC-32C.
 #[test]
 fn golden() {
-    let mut expected = hex("4c554e4501120000300000000010000088776655443322114d00000000000000\
-         050000004016b51e934137948b0613710700000000000001090000000000000003000000000000002a00000000000000\
+    let mut expected = hex("4c554e4502120000300000000010000088776655443322114d00000000000000\
+         050000004016b51e93413794074fbf120700000000000001090000000000000003000000000000002a00000000000000\
          00200000001000000102000000000000");
     expected.extend([0xab; 4096]);
     assert_eq!(request_bytes(0x1122_3344_5566_7788, &change()), expected);
 
     let mut out = Outgoing::new();
     out.reply(6, &Err(Failure::Generation { sealed: Generation(9), got: Generation(8) })).unwrap();
-    let failure = "4c554e45018f01001800000000000000060000000000000000000000000000000000000002b8727700000000e325426a\
+    let failure = "4c554e45028f01001800000000000000060000000000000000000000000000000000000002b87277000000006f6cee09\
          090000000000000008000000000000000000000000000000";
     assert_eq!(bytes_of(out), hex(failure));
 
     let mut out = Outgoing::new();
     out.hello(&Hello::new(ClusterId(0xaaaa_bbbb_cccc_dddd_1111_2222_3333_4444), "gw1")).unwrap();
-    let hello = "4c554e45010100001700000000000000000000000000000000000000000000000000000092d072b100000000063f977a\
+    let hello = "4c554e450101000017000000000000000000000000000000000000000000000000000000106ecb3d00000000cfc70d2e\
          444433332222\
-         1111ddddccccbbbbaaaa01010300677731";
+         1111ddddccccbbbbaaaa02020300677731";
     assert_eq!(bytes_of(out), hex(hello));
 }
 
@@ -103,8 +105,9 @@ fn lengths_beyond_the_limits() {
 /// Guards invariant 18: what is not known is an error by name, never guessed.
 #[test]
 fn unknown_values() {
-    let cases: [(usize, &[u8], FrameError); 8] = [
-        (4, &[2], FrameError::Version(2)),
+    let cases: [(usize, &[u8], FrameError); 9] = [
+        (4, &[1], FrameError::Version(1)),
+        (4, &[3], FrameError::Version(3)),
         (5, &[99], FrameError::Kind(99)),
         (6, &[1], FrameError::Field("status")),
         (7, &[1], FrameError::Field("reserved")),
@@ -150,19 +153,92 @@ fn greeting_comes_first_and_once() {
 #[test]
 fn greetings_are_answered_by_name() {
     let hello = Hello::new(ClusterId(1), "gw");
-    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 1, .. }));
+    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 2, .. }));
     let wrong = hello.answer(ClusterId(2), "n1");
     assert_eq!(wrong.to_string(), "this node belongs to cluster 00000000000000000000000000000002");
-    let newer = Hello { versions: ProtocolVersions { min: 2, max: 4 }, ..hello };
+    let newer = Hello { versions: ProtocolVersions { min: 3, max: 4 }, ..hello };
     let refused = newer.answer(ClusterId(1), "n1");
-    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 1");
-    for ack in [wrong, refused, HelloAck::Accepted { cluster: ClusterId(3), version: 1, name: "n".into() }] {
+    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 2");
+    for ack in [wrong, refused, HelloAck::Accepted { cluster: ClusterId(3), version: 2, name: "n".into() }] {
         let mut out = Outgoing::new();
         out.hello_ack(&ack).unwrap();
         let mut decoder = Decoder::new();
         decoder.push(&bytes_of(out));
         assert_eq!(decoder.next_frame(), Ok(Some(Frame::HelloAck(ack))));
     }
+}
+
+/// Guards versions: a peer of version 1 greets in a header that this side reads, and is refused by name.
+#[test]
+fn an_older_peer_is_refused_by_name() {
+    let hello = Hello { versions: ProtocolVersions { min: 1, max: 1 }, ..Hello::new(ClusterId(1), "old") };
+    let mut out = Outgoing::new();
+    out.hello(&hello).unwrap();
+    let bytes = bytes_of(out);
+    assert_eq!(bytes[4], 1);
+    let mut decoder = Decoder::new();
+    decoder.push(&bytes);
+    assert_eq!(decoder.next_frame(), Ok(Some(Frame::Hello(hello.clone()))));
+    let versions = ProtocolVersions { min: 2, max: 2 };
+    assert_eq!(
+        hello.answer(ClusterId(1), "n1"),
+        HelloAck::NoCommonVersion { cluster: ClusterId(1), versions }
+    );
+}
+
+/// Guards the owner against lists of damage that no disk makes: empty, too long, beyond an extent, out of order, or
+/// overlapping. Each has right checksums.
+#[test]
+fn impossible_damage_is_refused() {
+    let run = |index, first, blocks| DamagedRun { index, first, blocks };
+    let body = |count: u32, runs: &[DamagedRun]| {
+        let mut body = [count.to_le_bytes(), [0; 4]].concat();
+        for run in runs {
+            body.extend(run.index.to_le_bytes());
+            body.extend(run.first.to_le_bytes());
+            body.extend(run.blocks.to_le_bytes());
+        }
+        body
+    };
+    let decoded = |body: &[u8]| {
+        let mut decoder = greeted();
+        let header = header::Header {
+            kind: header::Kind::DamagedReply,
+            status: 0,
+            body_len: u32::try_from(body.len()).unwrap(),
+            data_len: 0,
+            id: 1,
+            epoch: 0,
+            disk: 0,
+            body_crc: crc32c(body),
+            data_crc: 0,
+        };
+        decoder.push(&header.encode());
+        decoder.push(body);
+        decoder.next_frame()
+    };
+    let good = [run(1, 0, 4), run(1, 4, 1), run(7, 1023, 1)];
+    let reply = Ok(ReplyBody::Damaged(good.to_vec()));
+    assert_eq!(decoded(&body(3, &good)), Ok(Some(Frame::Reply { id: 1, reply })));
+    let many: Vec<DamagedRun> = (0..65).map(|index| run(index, 0, 1)).collect();
+    let bad: [&[DamagedRun]; 7] = [
+        &[],
+        &many,
+        &[run(1, 1023, 2)],
+        &[run(1, u32::MAX, u32::MAX)],
+        &[run(1, 3, 0)],
+        &[run(1, 0, 4), run(1, 3, 1)],
+        &[run(2, 0, 1), run(1, 0, 1)],
+    ];
+    for runs in bad {
+        let count = u32::try_from(runs.len()).unwrap();
+        assert!(matches!(decoded(&body(count, runs)), Err(FrameError::Field(_))), "{runs:?}");
+        let mut out = Outgoing::new();
+        assert!(out.reply(1, &Ok(ReplyBody::Damaged(runs.to_vec()))).is_err(), "{runs:?}");
+        assert!(!out.has_remaining());
+    }
+    assert_eq!(decoded(&body(2, &good)), Err(FrameError::Field("count")));
+    assert_eq!(decoded(&body(u32::MAX, &good)), Err(FrameError::Field("count")));
 }
 
 /// Guards the sender: what cannot be sent is an error and leaves the queue as it was.
@@ -267,8 +343,18 @@ fn replies() -> impl Strategy<Value = Reply> {
         version,
         hole,
     });
+    let damaged =
+        (1..64usize, any::<u64>(), 0..1024u32, any::<bool>()).prop_map(|(count, index, first, wide)| {
+            let runs = (0..count as u64).map(|at| DamagedRun {
+                index: (index >> 8) + at,
+                first,
+                blocks: if wide { 1024 - first } else { 1 },
+            });
+            Ok(ReplyBody::Damaged(runs.collect()))
+        });
     prop_oneof![
         Just(Ok(ReplyBody::Done)),
+        damaged,
         proptest::collection::vec(any::<u8>(), 0..300).prop_map(|data| Ok(ReplyBody::Data(data.into()))),
         proptest::collection::vec(dirty, 0..20).prop_map(|dirty| Ok(ReplyBody::Sealed(Sealed { dirty }))),
         proptest::collection::vec(run, 0..20).prop_map(|runs| Ok(ReplyBody::Versions(runs))),
