@@ -250,7 +250,7 @@ impl Run {
         } else {
             let mut image = image;
             change(&mut image);
-            self.reopen(image, world.model, world.noted)?;
+            self.reopen(image, world.model, world.before)?;
         }
         Ok(true)
     }
@@ -337,7 +337,7 @@ impl Run {
             }
         }
         let image = all_kept(&world.disk);
-        self.reopen(image, world.model, world.noted)
+        self.reopen(image, world.model, world.before)
     }
 
     /// Opens what is left. `before`: as it was when the newest batch was not yet answered.

@@ -61,7 +61,7 @@ impl Taste {
     }
 }
 
-fn draw(rng: &mut Rng, taste: &Taste) -> Op {
+fn draw(rng: &mut Rng, taste: &Taste, world: &World) -> Op {
     let ns = rng.below(3).min(rng.below(3)) as usize;
     let extent = EXTENTS[rng.below(taste.extents as u64) as usize];
     let durability = if rng.chance(taste.volatile) { Volatile } else { Stable };
@@ -84,7 +84,7 @@ fn draw(rng: &mut Rng, taste: &Taste) -> Op {
     let large = rng.chance(taste.large);
     let blocks = range(rng, taste, large);
     if rng.chance(80) {
-        return Op::Put { ns, extent, blocks, seq: 1 + rng.below(60) };
+        return Op::Put { ns, extent, blocks, seq: 1 + rng.below(world.seq(ns)) };
     }
     Op::Write { ns, extent, blocks, durability }
 }
@@ -156,7 +156,7 @@ impl Run {
                 return Ok(());
             }
             if self.rng.chance(busy) {
-                let op = draw(&mut self.rng, &self.taste);
+                let op = draw(&mut self.rng, &self.taste, world);
                 self.step(world, &op)?;
             }
             Ok(())
@@ -184,7 +184,7 @@ impl Run {
                 12..=16 => self.step(&mut world, &Op::Finish)?,
                 _ if world.store.wants_checkpoint() && self.rng.chance(300) => world.checkpoint()?,
                 _ => {
-                    let op = draw(&mut self.rng, &self.taste);
+                    let op = draw(&mut self.rng, &self.taste, &world);
                     self.step(&mut world, &op)?;
                 }
             }
@@ -237,7 +237,11 @@ impl Run {
         world.check_live()?;
         let space = world.store.view().space();
         if space.used_bytes != 0 {
-            return Err(End::Wrong(format!("nothing is left, and it takes {} bytes", space.used_bytes)));
+            let state = world.store.view().state.read();
+            let left: Vec<_> =
+                state.extents.iter().filter(|(_, extent)| extent.units().next().is_some()).collect();
+            let (no_space, used) = (world.no_space, space.used_bytes);
+            return Err(End::Wrong(format!("{used} bytes, refused {no_space} times: {left:?}")));
         }
         let Some(ns) = (0..3).find(|ns| world.is_sealed(*ns)) else { return Ok(()) };
         let no_space = world.no_space;

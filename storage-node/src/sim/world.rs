@@ -111,6 +111,8 @@ pub(super) struct World {
     kinds: BTreeMap<(Namespace, Version), Kind>,
     /// What might be there if the power failed during the newest step.
     pub(super) noted: Model,
+    /// What may be there without the newest batch.
+    pub(super) before: Model,
     /// Stable changes wait: readers do not see them yet.
     unseen: bool,
     pub(super) no_space: u64,
@@ -150,6 +152,7 @@ impl World {
             seq: BTreeMap::new(),
             kinds: BTreeMap::new(),
             noted: Model::default(),
+            before: Model::default(),
             unseen: false,
             no_space: 0,
             blocked: 0,
@@ -184,6 +187,11 @@ impl World {
     /// Space, counts of units and pages are what is reachable.
     pub(super) fn audit(&self) -> Result<(), End> {
         self.store.audit().map_err(|what| End::Wrong(format!("audit: {what}")))
+    }
+
+    /// The number of the newest change.
+    pub(super) fn seq(&self, ns: usize) -> u64 {
+        self.seq.get(&NAMESPACES[ns]).copied().unwrap_or(FIRST_SEQ)
     }
 
     /// A checkpoint waits for its I/O.
@@ -239,12 +247,18 @@ impl World {
     }
 
     pub(super) fn commit(&mut self) -> Result<(), End> {
+        if self.store.has_batch() {
+            self.before.clone_from(&self.model);
+        }
         self.store.commit()?;
         self.settle();
         Ok(())
     }
 
     fn begin_checkpoint(&mut self) -> Result<(), End> {
+        if self.store.has_batch() {
+            self.before.clone_from(&self.model);
+        }
         self.checkpoint = Some((self.store.begin_checkpoint()?, false));
         Ok(())
     }

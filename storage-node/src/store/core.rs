@@ -369,15 +369,8 @@ impl<D: Disk> Store<D> {
         plan.parts.iter().for_each(|part| made.part(&mut next, wanted, part, data, first_lsn));
         let Made { records, released, .. } = made;
         let from = draft.is_placed.then(|| (draft.extent.page, draft.extent.record_len()));
-        let page = match self.page_room() {
-            Ok(true) => self.pages.place(wanted.id, from, next.extent.record_len()),
-            // What is in a page can stay there.
-            Ok(false) if from.is_some_and(|(_, len)| next.extent.record_len() <= len) => {
-                self.pages.place(wanted.id, from, next.extent.record_len())
-            }
-            Ok(false) => None,
-            Err(fatal) => return Err(Refused::Fatal(fatal)),
-        };
+        let may_add = self.page_room().map_err(Refused::Fatal)?;
+        let page = self.pages.place(wanted.id, from, next.extent.record_len(), may_add);
         let Some(page) = page else {
             units.into_iter().for_each(|unit| self.units.put_back(unit));
             return Err(Refused::With(Failure::NoSpace));

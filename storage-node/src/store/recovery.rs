@@ -230,6 +230,13 @@ impl<D: Disk> Store<D> {
         let view = Arc::new(View::new(disk, superblock.layout, superblock.identity.uuid, state));
         let mut store = Self::new(superblock, view, wal, units, pages);
         store.pages.set_max(superblock.layout.pages - superblock.layout.pages / PAGES_SLACK);
+        // Both copies must say the same before the first is written over: the second may be torn, or name an area that
+        // this checkpoint uses. They are durable with the sync that precedes that.
+        let page = superblock.encode();
+        for copy in 0..2 {
+            let written = store.view.disk.write(Layout::superblock(copy), std::slice::from_ref(&page));
+            written.map_err(OpenError::io("write its superblock"))?;
+        }
         let checkpoint = store.begin_checkpoint()?;
         checkpoint.write(&store.view.disk).map_err(OpenError::io("write a checkpoint"))?;
         store.finish_checkpoint(checkpoint)?;
@@ -457,7 +464,7 @@ fn settle(
     }
     for (id, was) in before {
         let Some(extent) = extents.get_mut(*id) else { continue };
-        extent.page = pages.place(*id, *was, extent.record_len()).ok_or_else(|| {
+        extent.page = pages.place(*id, *was, extent.record_len(), true).ok_or_else(|| {
             OpenError::damaged(
                 superblock.layout.pages_offset,
                 "there is no room for the metadata of an extent",

@@ -292,7 +292,12 @@ impl<D: Disk> View<D> {
             if piece.blocks.clone().all(hidden) {
                 continue;
             }
-            let descriptor = self.descriptor(id, piece.slot, *unit, dirty.as_ref(), wait)?;
+            let descriptor = self.descriptor(id, piece.slot, *unit, dirty.as_ref(), wait);
+            let descriptor = descriptor.map_err(|stopped| match stopped {
+                // Of what was asked for.
+                Stopped::Bad(bad) => Stopped::Bad(Bad { block: piece.blocks.start, ..bad }),
+                Stopped::Wait => Stopped::Wait,
+            })?;
             for block in piece.blocks.clone() {
                 let index = block % UNIT_BLOCKS;
                 match descriptor.blocks[index as usize].state {
