@@ -9,11 +9,7 @@ use lunette_proto::ids::{ClusterId, DiskId, DiskUuid};
 use lunette_proto::node::{Failure, Replies, ReplyBody, Request, RequestBody, Service};
 use parking_lot::Mutex;
 
-use crate::engine::{Completion, DiskConfig, DiskError, Engine, Operation, PlainEngine, ReadQuery};
-
-/// Extent files that a disk keeps open, if the process may have that many.
-const OPEN_FILES_PER_DISK: u64 = 1024;
-const OPEN_FILES_PER_DISK_MIN: u64 = 16;
+use crate::engine::{Completion, DiskConfig, DiskEngine, DiskError, Engine, Operation, ReadQuery};
 
 /// The disks of a node. Answers requests whether they come over the network or by a call.
 #[derive(Debug)]
@@ -25,7 +21,7 @@ pub struct Node {
     closed: Mutex<bool>,
 }
 
-type Disks = BTreeMap<DiskId, Arc<PlainEngine>>;
+type Disks = BTreeMap<DiskId, Arc<DiskEngine>>;
 
 /// What there is to say of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +30,7 @@ pub struct DiskStatus {
     pub disk: DiskId,
     /// Its own identity.
     pub uuid: DiskUuid,
-    /// Its directory.
+    /// Its directory, file or block device.
     pub path: PathBuf,
     /// Bytes that it offers.
     pub capacity_bytes: u64,
@@ -53,11 +49,10 @@ impl Node {
         cluster: ClusterId,
         configs: impl IntoIterator<Item = DiskConfig>,
     ) -> Result<Arc<Self>, DiskError> {
-        let configs = configs.into_iter().collect::<Vec<_>>();
-        let open_max = open_files_max(configs.len());
+        raise_open_files();
         let mut disks = BTreeMap::new();
         for config in configs {
-            let engine = open(cluster, &config, open_max)?;
+            let engine = open(cluster, &config)?;
             let disk = engine.identity().disk;
             if disks.insert(disk, Arc::new(engine)).is_some() {
                 return Err(DiskError::Duplicate(disk));
@@ -76,7 +71,7 @@ impl Node {
         if let Some(disk) = config.disk.filter(|disk| disks.contains_key(disk)) {
             return Err(DiskError::Duplicate(disk));
         }
-        let engine = Arc::new(open(self.cluster, config, open_files_max(disks.len() + 1))?);
+        let engine = Arc::new(open(self.cluster, config)?);
         let disk = engine.identity().disk;
         if disks.contains_key(&disk) {
             return Err(DiskError::Duplicate(disk));
@@ -167,14 +162,14 @@ impl Service for Node {
     }
 }
 
-fn open(cluster: ClusterId, config: &DiskConfig, open_max: usize) -> Result<PlainEngine, DiskError> {
-    let engine = PlainEngine::open(cluster, config, open_max)?;
+fn open(cluster: ClusterId, config: &DiskConfig) -> Result<DiskEngine, DiskError> {
+    let engine = DiskEngine::open(cluster, config)?;
     let identity = engine.identity();
     tracing::info!(disk = %identity.disk, uuid = %identity.uuid, path = %config.path.display(), "disk opened");
     Ok(engine)
 }
 
-fn status(engine: &PlainEngine) -> DiskStatus {
+fn status(engine: &DiskEngine) -> DiskStatus {
     let identity = engine.identity();
     let space = engine.space();
     DiskStatus {
@@ -187,17 +182,11 @@ fn status(engine: &PlainEngine) -> DiskStatus {
     }
 }
 
-/// How many extent files each disk may keep open, after the process has asked for all it may have.
-fn open_files_max(disks: usize) -> usize {
+/// Peers and clients take a socket each: the process asks for all the open files that it may have.
+fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let allowed = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
-    };
-    // Half of it is for sockets.
-    let share = allowed.unwrap_or(u64::MAX) / 2 / disks.max(1) as u64;
-    let max = share.clamp(OPEN_FILES_PER_DISK_MIN, OPEN_FILES_PER_DISK);
-    usize::try_from(max).expect("clamped to a small number")
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }

@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,56 +14,59 @@ use std::sync::Arc;
 
 use lunette_proto::ids::*;
 use lunette_proto::node::*;
+use lunette_storage_node::store::layout::PAGE_BYTES;
 use lunette_storage_node::{DiskConfig, DiskError, Node};
 use support::*;
 
-/// The journal file in use: the one with the higher segment number.
-fn journal(path: &Path) -> PathBuf {
-    let number = |name: &str| {
-        let bytes = fs::read(path.join(name)).unwrap();
-        u64::from_le_bytes(bytes[32..40].try_into().unwrap())
-    };
-    path.join(if number("journal.0") > number("journal.1") { "journal.0" } else { "journal.1" })
+/// A batch of the journal, by its places in the file.
+#[derive(Clone, Debug)]
+struct Batch {
+    number: u64,
+    /// Header and records.
+    meta: Range<u64>,
+    /// Blocks.
+    data: Range<u64>,
 }
 
-/// Where the records of the journal begin and end, found by walking their lengths as the specification says.
-fn records(bytes: &[u8]) -> Vec<(usize, usize)> {
+/// The batches that the newest superblock does not have, found by walking the journal as the specification says.
+fn batches(path: &Path) -> Vec<Batch> {
+    let layout = layout();
+    let file = image(path);
+    let u64_at = |at: u64| u64::from_le_bytes(read_at(&file, at, 8).try_into().unwrap());
+    let u32_at = |at: u64| u64::from(u32::from_le_bytes(read_at(&file, at, 4).try_into().unwrap()));
+    let (_, newest) = [0, PAGE_BYTES].map(|at| (u64_at(at + 64), at)).into_iter().max().unwrap();
+    let mut at = layout.wal_offset + u64_at(newest + 80);
+    let mut number = u64_at(newest + 88);
     let mut found = Vec::new();
-    let mut position = 4096usize;
-    let mut lsn = u64::from_le_bytes(bytes[40..48].try_into().unwrap());
-    loop {
-        let start =
-            [position.next_multiple_of(64), position.next_multiple_of(4096)].into_iter().find(|start| {
-                bytes[*start..].starts_with(b"LREC") && bytes[start + 16..start + 24] == lsn.to_le_bytes()
-            });
-        let Some(start) = start else { return found };
-        let len =
-            |at: usize| u32::from_le_bytes(bytes[start + at..start + at + 4].try_into().unwrap()) as usize;
-        position = start + 64 + len(8) + len(12);
-        found.push((start, position));
-        lsn += 1;
+    while u32_at(at) == u64::from(u32::from_le_bytes(*b"LUWB")) && u64_at(at + 8) == number {
+        let meta = at..at + u32_at(at + 4);
+        let data = meta.end.next_multiple_of(PAGE_BYTES);
+        let data = data..data + u32_at(at + 36) * 4096;
+        at = data.end;
+        found.push(Batch { number, meta, data });
+        number += 1;
     }
+    found
 }
 
 fn try_open(path: &Path) -> Result<Arc<Node>, DiskError> {
-    Node::open(CLUSTER, [DiskConfig::new(path, Some(1 << 30))])
+    Node::open(CLUSTER, [DiskConfig::new(path, None)])
 }
 
-/// A disk that died after three acknowledged writes to block 0, 1 and 2; and its journal.
-fn died(root: &Path) -> PathBuf {
-    let path = root.join("live");
-    format(&path);
-    let mut disk = open(&path);
+/// A disk before and after the last of three acknowledged writes, to block 0, 1 and 2.
+fn died(root: &Path) -> (PathBuf, PathBuf) {
+    let (live, before, after) = (root.join("live"), root.join("before"), root.join("after"));
+    format(&live);
+    let mut disk = open(&live);
     disk.seal(1);
     for seq in 1..=3 {
+        if seq == 3 {
+            copy_disk(&live, &before);
+        }
         disk.write(0, seq, seq as u32 - 1, blocks(seq, 1)).unwrap();
     }
-    let dead = root.join("dead");
-    copy_dir(&path, &dead);
-    // What power loss may leave of an extent file that was not synced: nothing.
-    fs::remove_dir_all(dead.join("extents")).unwrap();
-    fs::create_dir(dead.join("extents")).unwrap();
-    dead
+    copy_disk(&live, &after);
+    (before, after)
 }
 
 fn check(path: &Path, acknowledged: u64) {
@@ -84,99 +88,116 @@ fn check(path: &Path, acknowledged: u64) {
     assert_eq!(disk.seal(1).len(), 1);
 }
 
-/// Guards recovery from the journal alone, and a tail that is torn at any byte.
+/// Guards recovery from the journal alone, and a last batch that is torn at any byte: its changes are there as a whole or
+/// not at all.
 #[test]
 fn torn_tail() {
     let root = tempfile::tempdir().unwrap();
-    let dead = died(root.path());
-    let bytes = fs::read(journal(&dead)).unwrap();
-    let records = records(&bytes);
-    let (start, end) = *records.last().unwrap();
-    check_copy(root.path(), &dead, |_| {}, 3);
-    let cuts = (start..start + 160).step_by(7).chain((start + 160..end).step_by(797)).chain([end - 1]);
+    let (before, after) = died(root.path());
+    let last = batches(&after).pop().unwrap();
+    assert_eq!(batches(&before).last().unwrap().number + 1, last.number);
+    let whole = read_at(&image(&after), last.meta.start, last.data.end - last.meta.start);
+    let copy = root.path().join("copy");
+    // What was in place when the journal was written is what was there before.
+    let torn = |bytes: &[u8], acknowledged| {
+        copy_disk(&before, &copy);
+        image(&copy).write_all_at(bytes, last.meta.start).unwrap();
+        check(&copy, acknowledged);
+    };
+    torn(&whole, 3);
+    let meta = (last.meta.start..last.meta.end).step_by(7);
+    let cuts =
+        meta.chain([last.meta.end - 1]).chain(last.data.clone().step_by(797)).chain([last.data.end - 1]);
     for cut in cuts {
+        let cut = (cut - last.meta.start) as usize;
         // Zeros, and what an earlier use may have left.
         for fill in [0x00, 0xa5] {
-            let keep = bytes[cut];
-            if keep == fill && cut == end - 1 {
-                continue;
-            }
-            check_copy(
-                root.path(),
-                &dead,
-                |file| file.write_all_at(&vec![fill; end - cut], cut as u64).unwrap(),
-                2,
-            );
+            let mut bytes = whole.clone();
+            bytes[cut..].fill(fill);
+            torn(&bytes, if bytes == whole { 3 } else { 2 });
         }
     }
 }
 
-fn check_copy(root: &Path, dead: &Path, damage: impl FnOnce(&fs::File), acknowledged: u64) {
-    let copy = root.join("copy");
-    copy_dir(dead, &copy);
-    damage(&fs::OpenOptions::new().write(true).open(journal(&copy)).unwrap());
-    check(&copy, acknowledged);
-    fs::remove_dir_all(&copy).unwrap();
-}
-
-/// Guards against silent loss: damage to any record that was durable before the last one is an error with file and
+/// Guards against silent loss: damage to any batch that was durable before the last one is an error with file and
 /// place, and nothing on the disk is changed.
 #[test]
 fn damage_in_the_middle_is_named() {
     let root = tempfile::tempdir().unwrap();
-    let dead = died(root.path());
-    let bytes = fs::read(journal(&dead)).unwrap();
-    let records = records(&bytes);
-    let copy = root.path().join("copy");
-    copy_dir(&dead, &copy);
-    let name = journal(&copy);
-    let file = fs::OpenOptions::new().write(true).open(&name).unwrap();
-    for (start, end) in &records[..records.len() - 1] {
-        for at in (*start..*start + 64).chain((*start + 64..*end).step_by(331)) {
-            file.write_all_at(&[bytes[at] ^ 0x40], at as u64).unwrap();
-            let before = fs::read(&name).unwrap();
-            match try_open(&copy) {
-                Err(DiskError::Damaged { path, .. }) => assert_eq!(path, name),
-                other => panic!("byte {at} of the record at {start}: {other:?}"),
+    let (_, dead) = died(root.path());
+    let found = batches(&dead);
+    assert!(found.len() >= 4, "a seal and three writes");
+    let file = image(&dead);
+    let whole = |file: &fs::File| {
+        let layout = layout();
+        [(0, layout.descriptors_offset), (layout.descriptors_offset, UNIT)]
+            .map(|(at, len)| read_at(file, at, len))
+    };
+    for batch in &found[..found.len() - 1] {
+        for at in batch.meta.clone().step_by(3) {
+            let byte = read_at(&file, at, 1)[0];
+            file.write_all_at(&[byte ^ 0x40], at).unwrap();
+            let before = whole(&file);
+            match try_open(&dead) {
+                Err(DiskError::Damaged { path, offset, .. }) => {
+                    assert_eq!(path, dead.join("disk"));
+                    assert!(
+                        (batch.meta.start..batch.data.end.max(batch.meta.end)).contains(&offset),
+                        "{offset}"
+                    );
+                }
+                other => panic!("byte {at} of {batch:?}: {other:?}"),
             }
-            assert!(fs::read(&name).unwrap() == before, "nothing is changed");
-            file.write_all_at(&[bytes[at]], at as u64).unwrap();
+            assert!(whole(&file) == before, "nothing is changed");
+            file.write_all_at(&[byte], at).unwrap();
         }
     }
-    // Also the header of the segment in use: its records say that it was.
-    file.write_all_at(&[bytes[33] ^ 1], 33).unwrap();
-    assert!(matches!(try_open(&copy), Err(DiskError::Damaged { .. })));
-    file.write_all_at(&[bytes[33]], 33).unwrap();
+    // The data of a small change: the block is lost, and says so.
+    for batch in found.iter().filter(|batch| !batch.data.is_empty()).take(2) {
+        let copy = root.path().join("copy");
+        copy_disk(&dead, &copy);
+        let at = batch.data.start + 1000;
+        image(&copy).write_all_at(&[read_at(&file, at, 1)[0] ^ 1], at).unwrap();
+        let mut disk = open(&copy);
+        disk.generation = Generation(1);
+        let block = u32::try_from(batch.number - found[0].number).unwrap() - 1;
+        assert_eq!(disk.read(0, block, 1), Err(Failure::Corrupt { offset: block * 4096 }));
+        assert_eq!(disk.read(0, 2, 1), Ok(blocks(3, 1)));
+    }
     drop(file);
-    check(&copy, 3);
+    check(&dead, 3);
 }
 
-/// Guards against a lost write: a segment whose header on the medium is still that of the file's earlier use is in use
-/// nevertheless, and what was acknowledged in it is not given up silently.
+/// Guards the disk against the loss of one superblock; without both it is not opened, and nothing is made up.
 #[test]
-fn a_lost_segment_header_is_named() {
+fn one_superblock_is_enough() {
     let root = tempfile::tempdir().unwrap();
-    let path = root.path().join("disk");
-    format(&path);
-    let first = path.join("journal.0");
-    let header = fs::read(&first).unwrap()[..4096].to_vec();
-    // Segment 2 in the other file, then segment 3 in the first one again.
-    open(&path).node.close();
-    let mut disk = open(&path);
+    let live = root.path().join("live");
+    format(&live);
+    let mut disk = open(&live);
     disk.seal(1);
     disk.write(0, 1, 0, blocks(1, 1)).unwrap();
     disk.node.close();
     drop(disk);
-    assert_eq!(journal(&path), first);
-    let file = fs::OpenOptions::new().write(true).open(&first).unwrap();
-    file.write_all_at(&header, 0).unwrap();
-    match try_open(&path) {
-        Err(DiskError::Damaged { path, .. }) => assert_eq!(path, first),
-        other => panic!("{other:?}"),
+    for lost in [0, PAGE_BYTES] {
+        for bytes in [vec![0; 4096], vec![0x11; 4096]] {
+            let copy = root.path().join("copy");
+            copy_disk(&live, &copy);
+            image(&copy).write_all_at(&bytes, lost).unwrap();
+            let mut disk = open(&copy);
+            disk.generation = Generation(1);
+            assert_eq!(disk.read(0, 0, 1), Ok(blocks(1, 1)));
+        }
     }
+    let file = image(&live);
+    for at in [100, PAGE_BYTES + 100] {
+        let byte = read_at(&file, at, 1)[0];
+        file.write_all_at(&[byte ^ 1], at).unwrap();
+    }
+    assert!(matches!(try_open(&live), Err(DiskError::Damaged { .. })));
 }
 
-/// Guards many segments: after the journal has gone round several times, a copy of the directory at any moment has
+/// Guards many checkpoints: after the journal has gone round several times, a copy of the disk at any moment has
 /// every write that was acknowledged before.
 #[test]
 fn copies_at_any_moment_have_what_was_acknowledged() {
@@ -197,7 +218,7 @@ fn copies_at_any_moment_have_what_was_acknowledged() {
         });
         if seq % 40 == 0 {
             let copy = root.path().join("copy");
-            copy_dir(&path, &copy);
+            copy_disk(&path, &copy);
             let mut copied = open(&copy);
             copied.generation = Generation(1);
             for extent in 0..6 {
@@ -211,7 +232,6 @@ fn copies_at_any_moment_have_what_was_acknowledged() {
             }
             copied.node.close();
             drop(copied);
-            fs::remove_dir_all(&copy).unwrap();
         }
     }
 }

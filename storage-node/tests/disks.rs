@@ -15,13 +15,13 @@ fn a_disk_is_added_to_a_running_node() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     format(&path);
-    let config = DiskConfig { path: path.clone(), capacity_bytes: Some(1 << 30), disk: Some(DISK) };
+    let config = DiskConfig { path: path.clone(), capacity_bytes: Some(64 << 20), disk: Some(DISK) };
     let mut disk = Client::new(Node::open(CLUSTER, []).unwrap());
     let identify = RequestBody::Identify { cluster: CLUSTER };
     assert_eq!(disk.call(identify.clone()), Err(Failure::NoSuchDisk));
 
     let status = disk.node.add(&config).unwrap();
-    assert_eq!((status.disk, status.capacity_bytes, status.failure.clone()), (DISK, 1 << 30, None));
+    assert_eq!((status.disk, status.capacity_bytes, status.failure.clone()), (DISK, 64 << 20, None));
     assert_eq!(disk.node.disks(), [status]);
     disk.call(identify).unwrap();
     disk.seal(1);

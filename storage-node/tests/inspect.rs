@@ -22,7 +22,7 @@ fn died(root: &Path) -> std::path::PathBuf {
     disk.write(0, 2, 16, blocks(2, 16)).unwrap();
     disk.discard(0, 3, 32, 16).unwrap();
     let dead = root.join("dead");
-    copy_dir(&live, &dead);
+    copy_disk(&live, &dead);
     dead
 }
 
@@ -105,5 +105,6 @@ fn refuses() {
     drop(disk);
     let query = Query { unit: Some(u32::MAX), ..Query::default() };
     assert!(matches!(inspect(&path, &query), Err(DiskError::NoSuchUnit { .. })));
-    assert!(matches!(inspect(root.path(), &Query::default()), Err(DiskError::NotFormatted(_))));
+    let nothing = inspect(root.path(), &Query::default());
+    assert!(matches!(nothing, Err(DiskError::NotFormatted(_))), "{nothing:?}");
 }

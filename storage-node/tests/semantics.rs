@@ -6,7 +6,8 @@ mod support;
 
 use lunette_proto::ids::*;
 use lunette_proto::node::*;
-use lunette_storage_node::{DiskConfig, DiskError, Identity, Node, format_disk, inspect_identity};
+use lunette_storage_node::store::layout::DESCRIPTOR_BYTES;
+use lunette_storage_node::{DiskConfig, DiskError, Node, inspect_identity};
 use support::*;
 
 fn disk() -> (tempfile::TempDir, Client) {
@@ -26,7 +27,7 @@ fn reads_what_was_written() {
     assert_eq!(disk.read(3, 10, 4), Ok(blocks(1, 4)));
     let around = [zeros(1), blocks(1, 4), zeros(2)].concat();
     assert_eq!(disk.read(3, 9, 7).unwrap(), around);
-    assert_eq!(disk.used(), 4 * 4096);
+    assert_eq!(disk.used(), UNIT, "one unit holds them");
     assert_eq!(
         disk.versions(3),
         [
@@ -99,14 +100,17 @@ fn discards_are_versions() {
     disk.write(0, 1, 0, blocks(1, 1024)).unwrap();
     assert_eq!(disk.used(), 4 << 20);
     disk.discard(0, 2, 100, 24).unwrap();
-    assert_eq!(disk.used(), 1000 * 4096);
-    disk.discard(0, 3, 0, 1024).unwrap();
+    assert_eq!(disk.used(), 4 << 20, "parts of a unit are not given back");
+    disk.discard(0, 3, 64, 32).unwrap();
+    assert_eq!(disk.used(), 62 * UNIT);
+    disk.discard(0, 4, 0, 1024).unwrap();
     disk.discard(7, 4, 0, 1024).unwrap();
-    disk.discard(8, 5, 5, 1).unwrap();
     assert_eq!(disk.used(), 0);
+    disk.discard(8, 5, 5, 1).unwrap();
+    assert_eq!(disk.used(), UNIT, "that part of a unit is discarded is kept in the unit");
     for _ in 0..2 {
         assert_eq!(disk.read(0, 0, 1024), Ok(zeros(1024)));
-        assert_eq!(disk.versions(0), [BlockVersion { blocks: 1024, version: version(1, 3), hole: true }]);
+        assert_eq!(disk.versions(0), [BlockVersion { blocks: 1024, version: version(1, 4), hole: true }]);
         assert_eq!(disk.versions(7), [BlockVersion { blocks: 1024, version: version(1, 4), hole: true }]);
         disk.write(0, 2, 0, blocks(9, 1024)).unwrap();
         disk.write(8, 4, 5, blocks(9, 1)).unwrap();
@@ -118,10 +122,27 @@ fn discards_are_versions() {
     }
     disk.write(0, 6, 1, blocks(6, 1)).unwrap();
     assert_eq!(disk.read(0, 0, 3).unwrap(), [zeros(1), blocks(6, 1), zeros(1)].concat());
-    let extent = files(&directory.path().join("extents")).remove(0);
+}
+
+/// Guards room on the file system: what is discarded or deleted is given back, but for some units that are kept for
+/// those that come next.
+#[test]
+fn room_is_given_back() {
     use std::os::unix::fs::MetadataExt;
-    let taken = std::fs::metadata(extent).unwrap().blocks() * 512;
-    assert!(taken < 1 << 20, "{taken} bytes are still allocated");
+    let directory = tempfile::tempdir().unwrap();
+    format_as(directory.path(), 512 << 20);
+    let mut disk = open(directory.path());
+    disk.seal(1);
+    let taken = || image(directory.path()).metadata().unwrap().blocks() * 512;
+    let empty = taken();
+    (0..64).for_each(|extent| drop(disk.write(extent, extent + 1, 0, blocks(1, 1024)).unwrap()));
+    let full = taken();
+    assert!(full - empty > 240 << 20, "{full} - {empty}");
+    (0..32).for_each(|extent| drop(disk.discard(extent, extent + 65, 0, 1024).unwrap()));
+    disk.delete().unwrap();
+    disk.node.close();
+    let left = taken() - empty;
+    assert!(left < 80 << 20, "{left} bytes are still allocated");
 }
 
 /// Guards reconciliation: a seal names what changed since the watermark, also after a restart.
@@ -198,7 +219,7 @@ fn volatile_changes_are_read_at_once() {
     disk.flush().unwrap();
     assert_eq!(disk.read(0, 0, 8).unwrap(), expected);
     assert_eq!(disk.versions(0), runs);
-    assert_eq!(disk.used(), 7 * 4096);
+    assert_eq!(disk.used(), UNIT);
 }
 
 /// Guards invariant 10: a deleted namespace takes nothing and gives nothing, for ever.
@@ -217,10 +238,8 @@ fn deleted_stays_deleted() {
         assert_eq!(disk.call(seal), Err(Failure::Deleted));
         disk.node.close();
         drop(disk);
-        assert_eq!(files(&directory.path().join("extents")), Vec::<std::path::PathBuf>::new());
         disk = open(directory.path());
     }
-    assert_eq!(files(&directory.path().join("trash")), Vec::<std::path::PathBuf>::new());
 }
 
 /// Guards the bounds of ranges.
@@ -245,74 +264,87 @@ fn invalid_ranges() {
 #[test]
 fn a_full_disk_takes_discards() {
     let directory = tempfile::tempdir().unwrap();
-    format(directory.path());
-    let mut disk =
-        Client::new(Node::open(CLUSTER, [DiskConfig::new(directory.path(), Some(8 * 4096))]).unwrap());
+    format_as(directory.path(), 64 << 20);
+    let mut disk = open(directory.path());
     disk.seal(1);
-    disk.write(0, 1, 0, blocks(1, 8)).unwrap();
-    assert_eq!(disk.write(0, 2, 7, blocks(2, 2)), Err(Failure::NoSpace));
-    assert_eq!(
-        disk.read(0, 7, 2).unwrap(),
-        [blocks(1, 8).slice(7 * 4096..), zeros(1)].concat(),
-        "nothing was changed"
-    );
-    disk.write(0, 3, 6, blocks(3, 2)).unwrap();
-    disk.discard(5, 4, 0, 10).unwrap();
-    disk.discard(0, 5, 0, 2).unwrap();
-    disk.write(1, 6, 0, blocks(6, 2)).unwrap();
-    assert_eq!(disk.write(1, 7, 2, blocks(6, 1)), Err(Failure::NoSpace));
+    let fill = |disk: &mut Client, seq: &mut u64| {
+        let begin = *seq;
+        loop {
+            *seq += 1;
+            match disk.write(*seq, *seq, 0, blocks(*seq, 16)) {
+                Ok(_) => {}
+                Err(Failure::NoSpace) => break *seq - 1 - begin,
+                Err(failure) => panic!("{failure}: {:?}", disk.node.disks()),
+            }
+        }
+    };
+    let mut seq = 0;
+    let written = fill(&mut disk, &mut seq);
+    let last = seq - 1;
+    assert!(written > 100, "{written}");
+    assert_eq!(disk.used(), written * UNIT);
+    assert_eq!(disk.read(seq, 0, 16), Ok(zeros(16)), "nothing was changed");
+    // Overwrites, large and small, of all there is.
+    for extent in 1..=last {
+        seq += 1;
+        let change = if extent % 2 == 0 { blocks(seq, 16) } else { blocks(seq, 1) };
+        disk.write(extent, seq, 0, change).unwrap();
+    }
+    disk.discard(1, seq + 1, 3, 2).unwrap();
+    disk.discard(2, seq + 2, 0, 1024).unwrap();
+    disk.discard(3, seq + 3, 0, 16).unwrap();
+    assert_eq!(disk.used(), (written - 2) * UNIT);
+    seq += 4;
+    // Checkpoints make the room usable again.
+    disk.node.close();
+    drop(disk);
+    let mut disk = open(directory.path());
+    disk.generation = Generation(1);
+    assert_eq!(fill(&mut disk, &mut seq), 2);
+    assert_eq!(disk.read(seq - 1, 0, 16), Ok(blocks(seq - 1, 16)));
     disk.delete().unwrap();
     assert_eq!(disk.used(), 0);
 }
 
 /// Guards invariant 11: a damaged block is an error by its place, never returned; a repair and
-/// an overwrite heal it, also where header or table are damaged.
+/// an overwrite heal it, also where the descriptor is damaged.
 #[test]
 fn damaged_blocks_are_found_and_repaired() {
-    // Data of block 2, entry of block 2, header: what is flipped, and which blocks are lost then.
-    for (offset, lost) in [(65536 + 2 * 4096 + 77, 2..3), (4096 + 2 * 32 + 3, 2..3), (20, 0..1024)] {
+    // Data of block 2; the descriptor, under which all blocks of the unit are lost.
+    for is_data in [true, false] {
         let (directory, mut disk) = disk();
         disk.seal(1);
         disk.write(0, 1, 0, blocks(1, 4)).unwrap();
         disk.node.close();
         drop(disk);
-        drop(open(directory.path()));
-        drop(open(directory.path()));
-        let extent = files(&directory.path().join("extents")).remove(0);
-        let mut bytes = std::fs::read(&extent).unwrap();
-        bytes[offset] ^= 0x10;
-        std::fs::write(&extent, bytes).unwrap();
+        let data = find(directory.path(), &layout(), &blocks(1, 4).slice(2 * 4096..3 * 4096));
+        let [data] = data[..] else { panic!("{data:?}") };
+        let unit = u32::try_from((data - layout().units_offset) / UNIT).unwrap();
+        let at = if is_data { data + 77 } else { layout().descriptor(unit) + 100 };
+        let file = image(directory.path());
+        let byte = read_at(&file, at, 1)[0];
+        std::os::unix::fs::FileExt::write_all_at(&file, &[byte ^ 0x10], at).unwrap();
 
+        let lost = if is_data { 2 } else { 0 };
         let mut disk = open(directory.path());
         disk.generation = Generation(1);
-        let first = lost.start;
-        assert_eq!(disk.read(0, 0, 4), Err(Failure::Corrupt { offset: first * 4096 }));
-        disk.put(
-            0,
-            version(1, 1),
-            first,
-            Change::Data(blocks(1, 4).slice(first as usize * 4096..).slice(..4096)),
-        )
-        .unwrap();
+        assert_eq!(disk.read(0, 0, 4), Err(Failure::Corrupt { offset: lost * 4096 }));
+        let good = |block: u32| blocks(1, 4).slice(block as usize * 4096..).slice(..4096);
+        disk.put(0, version(1, 1), lost, Change::Data(good(lost))).unwrap();
         disk.write(0, 2, 3, blocks(2, 1)).unwrap();
         disk.node.close();
         drop(disk);
         let mut disk = open(directory.path());
         disk.generation = Generation(1);
-        let healed = if lost.end == 1024 { disk.read(0, 0, 1) } else { disk.read(0, 0, 3) };
-        assert_eq!(healed, Ok(blocks(1, 4).slice(..if lost.end == 1024 { 4096 } else { 3 * 4096 })));
+        assert_eq!(disk.read(0, lost, 1), Ok(good(lost)));
         assert_eq!(disk.read(0, 3, 1), Ok(blocks(2, 1)));
-        if lost.end == 1024 {
-            assert_eq!(
-                disk.read(0, 1, 1),
-                Err(Failure::Corrupt { offset: 4096 }),
-                "what was not repaired stays lost"
-            );
-        }
+        let other = disk.read(0, 1, 1);
+        let expected = if is_data { Ok(good(1)) } else { Err(Failure::Corrupt { offset: 4096 }) };
+        assert_eq!(other, expected, "what was not repaired stays lost");
     }
 }
 
-/// Guards against blocks in the wrong place: the file of one extent under another's name.
+/// Guards against blocks in the wrong place: the unit of one extent, with its descriptor, where another's is.
 #[test]
 fn misplaced_blocks_are_found() {
     let (directory, mut disk) = disk();
@@ -321,67 +353,51 @@ fn misplaced_blocks_are_found() {
     disk.write(1, 2, 0, blocks(2, 1)).unwrap();
     disk.node.close();
     drop(disk);
-    drop(open(directory.path()));
-    drop(open(directory.path()));
-    let found = files(&directory.path().join("extents"));
-    std::fs::copy(&found[0], &found[1]).unwrap();
-    let mut disk = open(directory.path());
-    disk.generation = Generation(1);
-    assert_eq!(disk.read(0, 0, 1), Ok(blocks(1, 1)));
-    assert_eq!(disk.read(1, 0, 1), Err(Failure::Corrupt { offset: 0 }));
+    let layout = layout();
+    let unit = |stamp| {
+        let found = find(directory.path(), &layout, &blocks(stamp, 1));
+        let [at] = found[..] else { panic!("{found:?}") };
+        u32::try_from((at - layout.units_offset) / UNIT).unwrap()
+    };
+    let (from, to) = (unit(1), unit(2));
+    let file = image(directory.path());
+    let copy = |from, to, len| {
+        std::os::unix::fs::FileExt::write_all_at(&file, &read_at(&file, from, len), to).unwrap();
+    };
+    copy(layout.unit(from), layout.unit(to), UNIT);
+    for with_descriptor in [false, true] {
+        if with_descriptor {
+            copy(layout.descriptor(from), layout.descriptor(to), DESCRIPTOR_BYTES);
+        }
+        let mut disk = open(directory.path());
+        disk.generation = Generation(1);
+        assert_eq!(disk.read(0, 0, 1), Ok(blocks(1, 1)));
+        assert_eq!(disk.read(1, 0, 1), Err(Failure::Corrupt { offset: 0 }));
+        disk.node.close();
+    }
 }
 
-/// Guards the directory: what is not ours, not this cluster's, not this disk's or in use is refused by name and not changed.
+/// Guards the disk: what is not this cluster's, not the one that is meant, or in use is refused by name and not changed.
 #[test]
-fn foreign_directories_are_refused() {
+fn foreign_disks_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     let config = || [DiskConfig::new(path, None)];
     assert!(matches!(Node::open(CLUSTER, config()), Err(DiskError::NotFormatted(_))));
-    std::fs::write(path.join("photo.jpg"), "x").unwrap();
-    let identity = Identity::new(CLUSTER, DISK, DiskUuid(1));
-    assert!(matches!(format_disk(path, &identity), Err(DiskError::NotEmpty(_))));
-    assert_eq!(files(path).len(), 1);
-    std::fs::remove_file(path.join("photo.jpg")).unwrap();
     assert_eq!(inspect_identity(path).unwrap(), None);
     format(path);
-    assert_eq!(inspect_identity(path).unwrap().unwrap().disk, DISK);
-    assert!(matches!(format_disk(path, &identity), Err(DiskError::Formatted { .. })));
+    assert_eq!(inspect_identity(path).unwrap(), Some(IDENTITY));
+    let superblocks = read_at(&image(path), 0, 8192);
     let other = ClusterId(2);
     assert!(matches!(Node::open(other, config()), Err(DiskError::WrongCluster { .. })));
     let meant = DiskConfig { disk: Some(DiskId(9)), ..DiskConfig::new(path, None) };
     assert!(matches!(Node::open(CLUSTER, [meant]), Err(DiskError::WrongDisk { .. })));
+    assert!(read_at(&image(path), 0, 8192) == superblocks, "nothing was changed");
     let open = Node::open(CLUSTER, config()).unwrap();
     assert!(matches!(Node::open(CLUSTER, config()), Err(DiskError::InUse(_))));
+    assert_eq!(inspect_identity(path).unwrap(), Some(IDENTITY), "looking is allowed");
     drop(open);
-    let mut page = std::fs::read(path.join("identity")).unwrap();
-    let good = page.clone();
-    page[8] = 2;
-    let crc = lunette_proto::checksum::crc32c(&page[..4092]);
-    page[4092..].copy_from_slice(&crc.to_le_bytes());
-    std::fs::write(path.join("identity"), &page).unwrap();
-    let error = Node::open(CLUSTER, config()).unwrap_err();
-    assert!(error.to_string().contains("format version 2, and this program knows version 1"), "{error}");
-    page[8] = 1;
-    page[30] ^= 1;
-    std::fs::write(path.join("identity"), &page).unwrap();
-    assert!(matches!(Node::open(CLUSTER, config()), Err(DiskError::Damaged { .. })));
-    std::fs::write(path.join("identity"), &good).unwrap();
     drop(Node::open(CLUSTER, config()).unwrap());
-}
-
-/// Guards formatting that was cut short: it can be done again, and nothing half-made is opened.
-#[test]
-fn formatting_can_be_repeated() {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("identity.tmp"), "half").unwrap();
-    std::fs::write(directory.path().join("journal.0"), "half").unwrap();
-    assert!(matches!(
-        Node::open(CLUSTER, [DiskConfig::new(directory.path(), None)]),
-        Err(DiskError::NotFormatted(_))
-    ));
-    format(directory.path());
-    open(directory.path()).seal(1);
 }
 
 /// Guards against requests for what is not here.
@@ -394,58 +410,79 @@ fn unknown_disks_and_clusters() {
     assert_eq!(disk.write(0, 1, 0, blocks(1, 1)), Err(Failure::Disconnected));
 }
 
-/// Guards against a file system that is full before the disk is: writes are refused without harm,
-/// discards and deletes go on, and everything is there after a restart.
-#[test]
-#[ignore = "needs LUNETTE_TEST_SMALL_FS: an empty directory on a file system of about 120 MB"]
-fn a_full_file_system_takes_discards() {
-    let root = std::path::PathBuf::from(std::env::var("LUNETTE_TEST_SMALL_FS").unwrap());
-    // The first round stops at the reserve, the second where another program has taken even that.
-    for hog in [false, true] {
-        let path = root.join("disk");
-        format(&path);
-        let mut disk = open(&path);
-        disk.seal(1);
-        disk.write(0, 1, 0, blocks(1, 1024)).unwrap();
-        if hog {
-            let hog = std::fs::File::create(root.join("hog")).unwrap();
-            let chunk = vec![1; 1 << 20];
-            while std::io::Write::write_all(&mut &hog, &chunk).is_ok() {}
+/// A small file system, for as long as it lives.
+struct SmallFileSystem {
+    at: std::path::PathBuf,
+}
+
+impl SmallFileSystem {
+    /// `None`, with a word why, where nothing can be mounted.
+    fn mount(root: &std::path::Path, bytes: u64) -> Option<Self> {
+        let image = root.join("image");
+        std::fs::File::create(&image).unwrap().set_len(bytes).unwrap();
+        let run = |command: &str, arguments: &[&std::ffi::OsStr]| {
+            std::process::Command::new(command).args(arguments).status().is_ok_and(|status| status.success())
+        };
+        assert!(run("mkfs.ext4", &["-q".as_ref(), "-m0".as_ref(), image.as_os_str()]));
+        let at = root.join("at");
+        std::fs::create_dir(&at).unwrap();
+        if !run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), at.as_os_str()]) {
+            eprintln!("not tested on a full file system: nothing can be mounted here");
+            return None;
         }
-        let mut written = 1;
-        let refused = (2..200).find_map(|seq| match disk.write(seq, seq, 0, blocks(seq, 1024)) {
-            Ok(_) => {
-                written = seq;
-                None
-            }
-            Err(failure) => Some((seq, failure)),
-        });
-        let (seq, failure) = refused.expect("the file system is full");
-        assert_eq!(failure, Failure::NoSpace);
-        assert_eq!(hog, written == 1);
-        disk.write(0, seq + 1, 3, blocks(99, 1)).unwrap();
-        disk.discard(0, seq + 2, 4, 8).unwrap();
-        assert_eq!(disk.discard(0, seq + 3, 0, 1024), Ok(ReplyBody::Done));
-        assert_eq!(disk.read(0, 0, 1024), Ok(zeros(1024)));
-        if written > 1 {
-            assert_eq!(disk.read(written, 0, 1024), Ok(blocks(written, 1024)));
-        }
-        disk.node.close();
-        drop(disk);
-        let mut disk = open(&path);
-        disk.generation = Generation(1);
-        assert_eq!(disk.read(0, 0, 1024), Ok(zeros(1024)));
-        assert_eq!(disk.used(), (written - 1) * (4 << 20));
-        assert_eq!(disk.delete(), Ok(ReplyBody::Done));
-        disk.node.close();
-        drop(disk);
-        let _ = std::fs::remove_file(root.join("hog"));
-        std::fs::remove_dir_all(&path).unwrap();
+        Some(Self { at })
     }
 }
 
-/// Guards against a disk that can never be opened again: the namespaces that it takes are as many as the
-/// beginning of a journal segment has room for, and the largest changes still fit beside them.
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg(&self.at).status();
+        assert!(unmounted.is_ok_and(|status| status.success()), "{} stays mounted", self.at.display());
+    }
+}
+
+/// Guards against a file system that is full before the disk is, because others fill it: writes are refused
+/// without harm, discards and deletes go on, and everything is there after a restart.
+#[test]
+fn a_full_file_system_takes_discards() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(small) = SmallFileSystem::mount(root.path(), 120 << 20) else { return };
+    let path = small.at.join("disk");
+    format_as(&path, 1 << 30);
+    let mut disk = open(&path);
+    disk.seal(1);
+    disk.write(0, 1, 0, blocks(1, 1024)).unwrap();
+    disk.write(1, 2, 0, blocks(2, 16)).unwrap();
+    let hog = std::fs::File::create(small.at.join("hog")).unwrap();
+    let chunk = vec![1; 1 << 20];
+    while std::io::Write::write_all(&mut &hog, &chunk).is_ok() {}
+    let refused = (3..200)
+        .find_map(|seq| disk.write(seq, seq, 0, blocks(seq, 1024)).err().map(|failure| (seq, failure)));
+    let (seq, failure) = refused.expect("the file system is full");
+    assert_eq!(failure, Failure::NoSpace);
+    assert_eq!(disk.read(seq, 0, 1024), Ok(zeros(1024)), "nothing was changed");
+    disk.write(1, seq + 1, 3, blocks(99, 1)).unwrap();
+    disk.discard(0, seq + 2, 4, 8).unwrap();
+    disk.discard(0, seq + 3, 0, 1024).unwrap();
+    assert_eq!(disk.read(0, 0, 1024), Ok(zeros(1024)));
+    disk.node.close();
+    drop(disk);
+    let mut disk = open(&path);
+    disk.generation = Generation(1);
+    assert_eq!(disk.read(0, 0, 1024), Ok(zeros(1024)));
+    let expected = [blocks(2, 16).slice(..3 * 4096), blocks(99, 1), blocks(2, 16).slice(4 * 4096..)].concat();
+    assert_eq!(disk.read(1, 0, 16).unwrap(), expected);
+    assert_eq!(disk.used(), (seq - 3) * (4 << 20) + UNIT);
+    // What was given back can be used.
+    eprintln!("{:?} {:?}", rustix::fs::statvfs(&small.at).unwrap().f_bavail, disk.node.disks());
+    disk.write(500, 500, 0, blocks(500, 256)).unwrap();
+    assert_eq!(disk.delete(), Ok(ReplyBody::Done));
+    assert_eq!(disk.used(), 0);
+    disk.node.close();
+}
+
+/// Guards against a disk that can never be opened again: the namespaces that it takes are as many as a
+/// checkpoint has room for, and the largest changes still fit beside them.
 #[test]
 fn more_namespaces_than_fit() {
     let (directory, mut disk) = disk();
@@ -497,7 +534,7 @@ fn a_repair_of_the_version_of_a_whole_discard() {
     }
     let check = |disk: &mut Client| {
         assert_eq!(disk.read(0, 2, 3).unwrap(), [zeros(1), blocks(5, 1), zeros(1)].concat());
-        assert_eq!(disk.used(), 4096);
+        assert_eq!(disk.used(), UNIT);
     };
     check(&mut disk);
     disk.node.close();
@@ -505,50 +542,4 @@ fn a_repair_of_the_version_of_a_whole_discard() {
     let mut disk = open(directory.path());
     disk.generation = Generation(2);
     check(&mut disk);
-}
-
-/// Guards invariant 18: an extent file of another format is not damage. It is not served, and above all not written
-/// over by a repair.
-#[test]
-fn an_extent_file_of_another_format_is_left_alone() {
-    let (directory, mut disk) = disk();
-    disk.seal(1);
-    disk.write(0, 1, 0, blocks(1, 1)).unwrap();
-    disk.node.close();
-    drop(disk);
-    // So that the journal does not write it anew.
-    open(directory.path()).node.close();
-    let file = files(&directory.path().join("extents")).pop().unwrap();
-    let mut bytes = std::fs::read(&file).unwrap();
-    bytes[8] = 2;
-    let crc = lunette_proto::checksum::crc32c(&bytes[..52]);
-    bytes[52..56].copy_from_slice(&crc.to_le_bytes());
-    std::fs::write(&file, &bytes).unwrap();
-    let mut disk = open(directory.path());
-    disk.generation = Generation(1);
-    assert_eq!(disk.read(0, 8, 1), Err(Failure::Corrupt { offset: 8 * 4096 }));
-    assert_eq!(disk.put(0, version(1, 1), 0, Change::Data(blocks(1, 1))), Err(Failure::DiskFailed));
-    disk.node.close();
-    assert!(std::fs::read(&file).unwrap() == bytes, "it is as it was");
-}
-
-/// Guards the checkpoint, which syncs one file system: a part of the disk that lies on another one is refused.
-#[test]
-fn a_disk_is_on_one_file_system() {
-    use std::os::unix::fs::MetadataExt;
-    let (directory, disk) = disk();
-    disk.node.close();
-    drop(disk);
-    let Ok(other) = tempfile::tempdir_in("/dev/shm") else { return };
-    let device = |path: &std::path::Path| std::fs::metadata(path).unwrap().dev();
-    if device(other.path()) == device(directory.path()) {
-        return;
-    }
-    let extents = directory.path().join("extents");
-    std::fs::remove_dir(&extents).unwrap();
-    std::os::unix::fs::symlink(other.path(), &extents).unwrap();
-    match Node::open(CLUSTER, [DiskConfig::new(directory.path(), None)]) {
-        Err(DiskError::Damaged { path, .. }) => assert_eq!(path, extents),
-        other => panic!("{other:?}"),
-    }
 }

@@ -33,7 +33,7 @@ fn keep_in_flight(
 #[ignore = "a measurement"]
 fn throughput() {
     let directory = tempfile::tempdir().unwrap();
-    format(directory.path());
+    format_as(directory.path(), 2 << 30);
     let mut disk = open(directory.path());
     disk.seal(1);
     let mut seq = 0;

@@ -22,7 +22,7 @@ use lunette_control::api::cluster::{
 };
 use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, NodeId};
 use lunette_storage_node::{
-    DiskConfig, DiskError, DiskStatus, Identity, Node, format_disk, inspect_identity, serve,
+    DiskConfig, DiskError, DiskStatus, FormatOptions, Identity, Node, format_disk, inspect_identity, serve,
 };
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -117,7 +117,9 @@ impl Prepared {
             for ((disk, uuid), id) in disks {
                 let id = DiskId(id);
                 if inspect(&disk.path, cluster)?.is_none() {
-                    private_dir(&disk.path)?;
+                    if disk.path.is_dir() || !disk.path.exists() {
+                        private_dir(&disk.path)?;
+                    }
                     make_disk(&disk.path, cluster, id, uuid, Some(disk.capacity_bytes))?;
                 }
                 let _ = fs::remove_file(note(&disk.path));
@@ -192,10 +194,10 @@ pub(crate) fn make_disk(
     cluster: ClusterId,
     id: DiskId,
     uuid: DiskUuid,
-    _capacity_bytes: Option<u64>,
+    capacity_bytes: Option<u64>,
 ) -> Result<()> {
-    format_disk(path, &Identity::new(cluster, id, uuid))?;
-    Ok(())
+    let options = FormatOptions { capacity_bytes, wal_bytes: None };
+    Ok(format_disk(path, &Identity { cluster, disk: id, uuid }, &options)?)
 }
 
 /// What a disk lies on, as it is listed.

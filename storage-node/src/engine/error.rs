@@ -103,7 +103,9 @@ pub enum DiskError {
     #[error("a journal of {0} bytes is not a multiple of 4096 from 32 MiB to 4 GiB")]
     WalSize(u64),
     /// Not even one unit of data would fit.
-    #[error("{path}: {total_bytes} bytes are too few for a disk with a journal of {wal_bytes} bytes; give it more")]
+    #[error(
+        "{path}: {total_bytes} bytes are too few for a disk with a journal of {wal_bytes} bytes; give it more"
+    )]
     TooSmall {
         /// Which.
         path: PathBuf,
@@ -112,8 +114,20 @@ pub enum DiskError {
         /// Bytes of these that the journal would take.
         wal_bytes: u64,
     },
+    /// There is no such unit.
+    #[error("{path} has no unit {unit}: its units are 0 to {}", units - 1)]
+    NoSuchUnit {
+        /// Which.
+        path: PathBuf,
+        /// Which unit.
+        unit: u32,
+        /// How many there are.
+        units: u32,
+    },
     /// More is asked of a file or a device than it has.
-    #[error("{path} has {size_bytes} bytes, and a capacity of {capacity_bytes} is asked of it; correct the capacity")]
+    #[error(
+        "{path} has {size_bytes} bytes, and a capacity of {capacity_bytes} is asked of it; correct the capacity"
+    )]
     Capacity {
         /// Which.
         path: PathBuf,

@@ -1,34 +1,22 @@
 //! One disk.
 //!
-//! [`Engine`] is what a node needs of a disk; [`PlainEngine`] keeps it in a directory:
+//! [`Engine`] is what a node needs of a disk; [`DiskEngine`] is one on a directory, a file or a block device:
 //!
 //! ```text
-//!     submit ──> queue ──> commit thread:  check ─> journal, one write ─> one sync ─> apply ─> answer
-//!                                                                                      │
-//!     read ───────────────> extent files (page cache) <────────────────────────────────┘
-//!                                                       checkpoint thread: sync all, free the old segment
+//!     submit ──> queue ──> commit thread:  prepare each ─> commit all at once ─> answer
+//!                               │                                 │
+//!                               │  begin, finish                  v
+//!                               └──────────── checkpoint thread: write
+//!
+//!     read ───────────────> memory, page cache ──(not there)──> read threads
 //! ```
 //!
-//! What a change needs is decided before the journal (generation, versions, room), so that a journal
-//! record is a plain instruction: applying the records of a segment in order, any number of times, gives
-//! the same extent files whatever a crash left of them. Nothing reaches an extent file before the
-//! record that says so is on stable media.
-//!
-//! Formats, each specified by the doc of its module: [`identity`] file, [`journal`], [`extent`] file.
+//! What a change does, and what is on the medium when, is decided by the [`store`](crate::store); here are only
+//! the threads around it.
 
 mod answer;
-mod commit;
 mod disk;
 mod error;
-pub mod extent;
-mod extents;
-pub mod identity;
-pub mod journal;
-mod namespaces;
-mod pending;
-mod plain;
-mod reader;
-mod recovery;
 
 use std::path::PathBuf;
 
@@ -39,8 +27,6 @@ use lunette_proto::node::{Change, Durability};
 pub use answer::Completion;
 pub use disk::DiskEngine;
 pub use error::DiskError;
-pub use identity::{Identity, format_disk, inspect_identity};
-pub use plain::PlainEngine;
 
 /// What a node asks of one disk, whatever keeps the bytes.
 ///
@@ -116,9 +102,9 @@ pub struct Space {
 /// A disk to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
-    /// Its directory.
+    /// Its directory, file or block device.
     pub path: PathBuf,
-    /// Bytes of data that it may hold; 95 % of the file system if `None`.
+    /// Bytes of data that it offers at most; all that it has room for if `None`.
     pub capacity_bytes: Option<u64>,
     /// Refuse to open it if it is another disk.
     pub disk: Option<DiskId>,

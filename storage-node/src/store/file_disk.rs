@@ -53,9 +53,8 @@ pub struct FileDisk {
     size_bytes: u64,
     durable: Mutex<DurableWriter>,
     failed: AtomicBool,
-    /// Makes every sync and durable write fail.
     #[cfg(test)]
-    pub(crate) fail_syncs: AtomicBool,
+    pub(crate) faults: tests::Faults,
 }
 
 /// What keeps the bytes.
@@ -103,11 +102,10 @@ impl FileDisk {
                 let file = path.join(FILE);
                 match Place::of(&file)? {
                     Place::File => Self::take(&file, Medium::Sparse),
-                    Place::Nothing => {
+                    Place::Nothing | Place::Directory | Place::Device => {
                         super::format::refuse_old_format(path)?;
                         Err(DiskError::NotFormatted(path.to_owned()))
                     }
-                    Place::Directory | Place::Device => Err(DiskError::Kind(file)),
                 }
             }
             Place::File => Self::take(path, Medium::Preallocated),
@@ -143,7 +141,7 @@ impl FileDisk {
             durable: Mutex::new(DurableWriter::new(direct)),
             failed: AtomicBool::new(false),
             #[cfg(test)]
-            fail_syncs: AtomicBool::new(false),
+            faults: tests::Faults::default(),
         })
     }
 
@@ -183,7 +181,7 @@ impl FileDisk {
     }
 
     /// Drops what the page cache has of a range and is on the medium.
-    pub(super) fn forget_cached(&self, offset: u64, len: u64) -> io::Result<()> {
+    pub(crate) fn forget_cached(&self, offset: u64, len: u64) -> io::Result<()> {
         Ok(fadvise(&self.file, offset, NonZeroU64::new(len), Advice::DontNeed)?)
     }
 
@@ -231,21 +229,15 @@ impl FileDisk {
 
     fn write_durable_parts(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
         self.check_range(offset, parts.iter().map(Bytes::len).sum())?;
-        self.check_sync()?;
+        #[cfg(test)]
+        self.faults.durable_write()?;
         self.durable.lock().write(&self.file, offset, parts)
     }
 
-    #[cfg(not(test))]
-    fn check_sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    #[cfg(test)]
-    fn check_sync(&self) -> io::Result<()> {
-        if self.fail_syncs.load(Ordering::SeqCst) {
-            return Err(Errno::IO.into());
-        }
-        Ok(())
+    fn sync_all(&self) -> io::Result<()> {
+        #[cfg(test)]
+        self.faults.sync()?;
+        Ok(retry_on_intr(|| fdatasync(&self.file))?)
     }
 }
 
@@ -281,13 +273,13 @@ impl Disk for FileDisk {
 
     fn sync(&self) -> io::Result<()> {
         self.check()?;
-        let synced = self.check_sync().and_then(|()| Ok(retry_on_intr(|| fdatasync(&self.file))?));
-        self.sticky(synced)
+        self.sticky(self.sync_all())
     }
 
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check()?;
-        if self.medium != Medium::Sparse {
+        // The system takes a range without bytes for a mistake.
+        if self.medium != Medium::Sparse || len == 0 {
             return Ok(());
         }
         match retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), offset, len)) {
@@ -300,7 +292,7 @@ impl Disk for FileDisk {
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check()?;
-        if matches!(self.medium, Medium::Preallocated | Medium::Device { discards: false }) {
+        if len == 0 || matches!(self.medium, Medium::Preallocated | Medium::Device { discards: false }) {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

@@ -118,8 +118,7 @@ fn file_at(path: &Path) -> Result<Option<PathBuf>, DiskError> {
             let file = path.join(FILE);
             match Place::of(&file)? {
                 Place::File => Ok(Some(file)),
-                Place::Nothing => refuse_old_format(path).map(|()| None),
-                Place::Directory | Place::Device => Err(DiskError::Kind(file)),
+                _ => refuse_old_format(path).map(|()| None),
             }
         }
     }

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stops")]
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -11,44 +13,97 @@ use std::time::Duration;
 use bytes::Bytes;
 use lunette_proto::ids::*;
 use lunette_proto::node::*;
-use lunette_storage_node::{DiskConfig, Identity, Node, format_disk};
+use lunette_storage_node::store::Layout;
+use lunette_storage_node::store::layout::WAL_BYTES_MIN;
+use lunette_storage_node::{DiskConfig, FormatOptions, Identity, Node, format_disk};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 pub(crate) const DISK: DiskId = DiskId(1);
 pub(crate) const NS: Namespace = Namespace(0x0100_0000_0000_0001);
-/// The smallest journal, so that tests see many segments.
-pub(crate) const SEGMENT_BYTES: u64 = 8 << 20;
+/// Bytes of a unit of allocation.
+pub(crate) const UNIT: u64 = 64 << 10;
+/// Bytes of a disk, unless a test needs another.
+pub(crate) const CAPACITY: u64 = 256 << 20;
+pub(crate) const IDENTITY: Identity = Identity { cluster: CLUSTER, disk: DISK, uuid: DiskUuid(77) };
 
+/// A disk in a directory, with the smallest journal, so that it goes round.
 pub(crate) fn format(path: &Path) {
-    let identity = Identity { segment_bytes: SEGMENT_BYTES, ..Identity::new(CLUSTER, DISK, DiskUuid(77)) };
-    format_disk(path, &identity).unwrap();
+    format_as(path, CAPACITY);
+}
+
+pub(crate) fn format_as(path: &Path, capacity_bytes: u64) {
+    let options = FormatOptions { capacity_bytes: Some(capacity_bytes), wal_bytes: Some(WAL_BYTES_MIN) };
+    format_disk(path, &IDENTITY, &options).unwrap();
+}
+
+/// Where the parts of such a disk lie.
+pub(crate) fn layout() -> Layout {
+    Layout::new(CAPACITY, WAL_BYTES_MIN).unwrap()
 }
 
 pub(crate) fn open(path: &Path) -> Client {
-    Client::new(Node::open(CLUSTER, [DiskConfig::new(path, Some(1 << 30))]).unwrap())
+    Client::new(Node::open(CLUSTER, [DiskConfig::new(path, None)]).unwrap())
 }
 
-pub(crate) fn copy_dir(from: &Path, to: &Path) {
+/// The file of a disk in a directory.
+pub(crate) fn image(path: &Path) -> File {
+    File::options().read(true).write(true).open(path.join("disk")).unwrap()
+}
+
+pub(crate) fn read_at(file: &File, offset: u64, len: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, offset).unwrap();
+    bytes
+}
+
+/// Copies a disk in a directory, holes as holes. What its process does meanwhile is as if it died during it, unless it
+/// begins a new checkpoint: then the copy is made again.
+pub(crate) fn copy_disk(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
+    let source = image(from);
+    let superblocks = || read_at(&source, 0, 8192);
+    loop {
+        let before = superblocks();
+        let copy = File::create(to.join("disk")).unwrap();
+        let len = source.metadata().unwrap().len();
+        copy.set_len(len).unwrap();
+        let mut at = 0;
+        while at < len {
+            let begin = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
+                Err(Errno::NXIO) => break,
+                found => found.unwrap(),
+            };
+            let end = rustix::fs::seek(&source, SeekFrom::Hole(begin)).unwrap();
+            at = begin;
+            while at < end {
+                let bytes = read_at(&source, at, (end - at).min(1 << 20));
+                // Room that was only reserved reads as zeros.
+                if bytes.iter().any(|byte| *byte != 0) {
+                    copy.write_all_at(&bytes, at).unwrap();
+                }
+                at += bytes.len() as u64;
+            }
+        }
+        if superblocks() == before {
+            return;
         }
     }
 }
 
-/// Every file below a directory.
-pub(crate) fn files(root: &Path) -> Vec<PathBuf> {
+/// Where a disk has these bytes, at a multiple of 4096 among its units.
+pub(crate) fn find(path: &Path, layout: &Layout, block: &[u8]) -> Vec<u64> {
+    let file = image(path);
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(root).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    for unit in 0..layout.units {
+        let bytes = read_at(&file, layout.unit(unit), UNIT);
+        for (number, candidate) in bytes.chunks_exact(block.len()).enumerate() {
+            if candidate == block {
+                found.push(layout.unit(unit) + number as u64 * block.len() as u64);
+            }
+        }
     }
-    found.sort();
     found
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lunette_proto::ids::*;
 use lunette_proto::map::{self, *};
 use lunette_proto::node::*;
-use lunette_storage_node::{DiskConfig, Identity, Node, format_disk, serve};
+use lunette_storage_node::{DiskConfig, FormatOptions, Identity, Node, format_disk, serve};
 use lunette_volume::device::{BlockDevice, Command, Completions, DeviceError, Outcome};
 use lunette_volume::fabric::{Fabric, Links, TcpFabric};
 use lunette_volume::volumes::Volumes;
@@ -28,8 +28,8 @@ const COPIES: u8 = 3;
 const PARTITIONS: u32 = 8;
 const EXTENTS: u64 = 4;
 const EXTENT_BYTES: u64 = 4 << 20;
-/// The smallest journal, so that it goes round.
-const SEGMENT_BYTES: u64 = 8 << 20;
+/// Small, and with the smallest journal, so that it goes round.
+const FORMAT: FormatOptions = FormatOptions { capacity_bytes: Some(256 << 20), wal_bytes: Some(32 << 20) };
 /// Longer than any command may take.
 const HANG: Duration = Duration::from_secs(20);
 
@@ -70,11 +70,9 @@ impl Cluster {
             generation: 0,
         };
         for id in 0..NODES {
-            let identity = Identity {
-                segment_bytes: SEGMENT_BYTES,
-                ..Identity::new(CLUSTER, DiskId(id), DiskUuid(u128::from(id) + 1))
-            };
-            format_disk(&cluster.path(id as usize), &identity).unwrap();
+            let identity =
+                Identity { cluster: CLUSTER, disk: DiskId(id), uuid: DiskUuid(u128::from(id) + 1) };
+            format_disk(&cluster.path(id as usize), &identity, &FORMAT).unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             cluster.addresses.push(listener.local_addr().unwrap());
             cluster.nodes.push(None);
@@ -92,7 +90,7 @@ impl Cluster {
     }
 
     async fn serve(&mut self, id: usize, listener: TcpListener) {
-        let config = DiskConfig::new(self.path(id), Some(1 << 30));
+        let config = DiskConfig::new(self.path(id), None);
         let node = tokio::task::spawn_blocking(|| Node::open(CLUSTER, [config])).await.unwrap().unwrap();
         let stop = CancellationToken::new();
         let server = tokio::spawn(serve(listener, Arc::clone(&node), format!("node{id}"), stop.clone()));

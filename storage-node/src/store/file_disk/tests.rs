@@ -1,6 +1,31 @@
 use std::process::Command;
+use std::sync::atomic::AtomicUsize;
 
 use super::*;
+
+/// What fails on purpose, and what was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) syncs: AtomicBool,
+    pub(crate) durable_writes: AtomicBool,
+    /// Durable writes so far.
+    pub(crate) durably_written: AtomicUsize,
+}
+
+impl Faults {
+    pub(super) fn sync(&self) -> io::Result<()> {
+        fail(&self.syncs)
+    }
+
+    pub(super) fn durable_write(&self) -> io::Result<()> {
+        self.durably_written.fetch_add(1, Ordering::SeqCst);
+        fail(&self.durable_writes)
+    }
+}
+
+fn fail(on: &AtomicBool) -> io::Result<()> {
+    if on.load(Ordering::SeqCst) { Err(Errno::IO.into()) } else { Ok(()) }
+}
 
 /// A loop device over a file, for as long as it lives; `None`, with a word why, where the system has none.
 pub(crate) struct LoopDevice(PathBuf);
@@ -153,9 +178,9 @@ fn a_failure_is_for_ever() {
         ("write", |disk| disk.write(BYTES - 512, &[pattern(1, 1024)])),
         ("durable write", |disk| disk.write_durable(BYTES, &[pattern(1, 512)])),
         ("sync", |disk| {
-            disk.fail_syncs.store(true, Ordering::SeqCst);
+            disk.faults.syncs.store(true, Ordering::SeqCst);
             let synced = disk.sync();
-            disk.fail_syncs.store(false, Ordering::SeqCst);
+            disk.faults.syncs.store(false, Ordering::SeqCst);
             synced
         }),
         ("reserve", |disk| match disk.medium {
@@ -199,7 +224,7 @@ fn what_cannot_be_a_disk_is_refused() {
     assert!(matches!(FileDisk::open(root.path()), Err(DiskError::NotFormatted(_))));
     assert!(matches!(FileDisk::open(Path::new("/dev/null")), Err(DiskError::Kind(_))));
     std::fs::create_dir(root.path().join(FILE)).expect("made");
-    assert!(matches!(FileDisk::open(root.path()), Err(DiskError::Kind(_))));
+    assert!(matches!(FileDisk::open(root.path()), Err(DiskError::NotFormatted(_))));
 }
 
 /// Guards against a mounted file system: the kernel's own lock is honoured.
@@ -221,4 +246,20 @@ fn a_mounted_device_is_in_use() {
     let unmounted = Command::new("umount").arg(&at).status().expect("umount runs");
     assert!(unmounted.success());
     assert!(matches!(opened, Err(DiskError::InUse(_))), "{opened:?}");
+}
+
+/// Guards invariant 2 against an answer before the bytes are durable: the kernel is really asked, and its answer counts.
+/// The null device takes every write and cannot be synced.
+#[test]
+fn durable_asks_the_kernel() {
+    let null = || File::options().read(true).write(true).open("/dev/null").expect("the null device");
+    assert!(null().sync_data().is_err(), "the null device can be synced here: this test proves nothing");
+    let mut disk = FileDisk::take(Path::new("/dev/null"), Medium::Preallocated).expect("taken");
+    disk.size_bytes = BYTES;
+    assert!(disk.write_durable(0, &[pattern(1, 512)]).is_err());
+    drop(disk);
+    let mut disk = FileDisk::take(Path::new("/dev/null"), Medium::Preallocated).expect("taken");
+    disk.size_bytes = BYTES;
+    assert!(disk.write(0, &[pattern(1, 512)]).is_ok());
+    assert!(disk.sync().is_err());
 }
