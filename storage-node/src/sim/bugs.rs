@@ -12,46 +12,62 @@ pub(crate) enum Bug {
     AckBeforeSync,
     /// The record is written before the data of its whole units is durable.
     RecordBeforeData,
-    /// The checksum of a block does not cover where it belongs.
-    ChecksumWithoutAddress,
-    /// The checksum of a block does not cover its version.
-    ChecksumWithoutVersion,
+    /// Small changes are written in place before their record is durable.
+    InPlaceBeforeRecord,
+    /// A sync that failed counts as done.
+    SyncErrorIgnored,
+    /// A flush does not wait for volatile changes.
+    FlushForgetsVolatile,
+    /// A volatile change hides what came after it.
+    VolatileStays,
+    /// A seal is answered, and is not in the journal.
+    SealNotDurable,
+    /// An older generation than the sealed one may write.
+    LateOwnerActs,
+    /// A change of an older version is applied.
+    OlderVersionWins,
+    /// A repair with the version that is there does nothing.
+    RepairNeedsNewer,
+    /// A watermark clears extents beyond it.
+    WatermarkClearsTooMuch,
+    /// The units of a deleted namespace stay taken.
+    DeleteLeavesUnits,
     /// A unit that was given back is used again at once.
     ReuseBeforeCheckpoint,
-    /// A batch counts although its checksum is wrong.
-    TornTailIsWhole,
-    /// A batch may be written over records that are still needed.
+    /// A batch is written over records that are still needed.
     WalOverrun,
+    /// Recovery does not look for the next batch at the beginning of the ring.
+    WrongWrap,
+    /// A batch counts although part of its data is missing.
+    TornTailIsWhole,
+    /// Recovery leaves out the last batch.
+    ReplayOneTooFew,
+    /// Recovery does not write the data of small changes again.
+    ReplayWithoutData,
+    /// Recovery does not take a descriptor that an unfinished checkpoint wrote.
+    NewerDescriptorRefused,
+    /// Recovery's checkpoint writes over the only good superblock.
+    OneGoodSuperblock,
+    /// Recovery does not ask whether there was a newer superblock.
+    OldSuperblockTaken,
     /// The superblock is written before what it names is durable.
     SuperblockBeforePages,
+    /// A checkpoint does not sync before its superblock.
+    CheckpointWithoutSync,
     /// A page is written to the place that is in use.
     PageInPlace,
     /// A descriptor that changed is not written by the next checkpoint.
     DescriptorNotDirty,
     /// The WAL before a checkpoint is used again before its superblock is durable.
     WalFreedEarly,
-    /// A flush does not wait for volatile changes.
-    FlushForgetsVolatile,
-    /// A seal is answered before it is durable.
-    SealNotDurable,
-    /// The room of a discarded unit is given back to the medium at once.
+    /// The room of units that were given back is discarded before the superblock is durable.
     DiscardPunchesEarly,
-    /// Recovery leaves out the last batch.
-    ReplayOneTooFew,
-    /// Recovery replays no record that a checkpoint may hold in part.
-    ReplaySkipsFirst,
-    /// A watermark clears extents beyond it.
-    WatermarkClearsTooMuch,
-    /// The units of a deleted namespace stay taken.
-    DeleteLeavesUnits,
-    /// A change of an equal version, or an older one, is applied.
-    OlderVersionWins,
-    /// Small changes are written in place before their record is durable.
-    InPlaceBeforeRecord,
-    /// A checkpoint does not sync what was written in place.
-    CheckpointWithoutSync,
-    /// Recovery serves before its own checkpoint.
-    NoCheckpointAfterRecovery,
+    /// The checksum of a block is not looked at.
+    BlockChecksumIgnored,
+    /// The checksum by which a page knows a descriptor is not looked at.
+    StaleDescriptorTaken,
+    /// The checksum by which the directory knows a page is not looked at.
+    PageChecksumIgnored,
 }
 
 thread_local! {
@@ -93,20 +109,32 @@ macro_rules! finds {
 finds! {
     finds_ack_before_sync: AckBeforeSync;
     finds_record_before_data: RecordBeforeData;
+    finds_in_place_before_record: InPlaceBeforeRecord;
+    finds_sync_error_ignored: SyncErrorIgnored;
+    finds_flush_forgets_volatile: FlushForgetsVolatile;
+    finds_volatile_stays: VolatileStays;
+    finds_seal_not_durable: SealNotDurable;
+    finds_late_owner_acts: LateOwnerActs;
+    finds_older_version_wins: OlderVersionWins;
+    finds_repair_needs_newer: RepairNeedsNewer;
+    finds_watermark_clears_too_much: WatermarkClearsTooMuch;
+    finds_delete_leaves_units: DeleteLeavesUnits;
     finds_reuse_before_checkpoint: ReuseBeforeCheckpoint;
-    finds_torn_tail_is_whole: TornTailIsWhole;
     finds_wal_overrun: WalOverrun;
+    finds_wrong_wrap: WrongWrap;
+    finds_torn_tail_is_whole: TornTailIsWhole;
+    finds_replay_one_too_few: ReplayOneTooFew;
+    finds_replay_without_data: ReplayWithoutData;
+    finds_newer_descriptor_refused: NewerDescriptorRefused;
+    finds_one_good_superblock: OneGoodSuperblock;
+    finds_old_superblock_taken: OldSuperblockTaken;
     finds_superblock_before_pages: SuperblockBeforePages;
+    finds_checkpoint_without_sync: CheckpointWithoutSync;
     finds_page_in_place: PageInPlace;
     finds_descriptor_not_dirty: DescriptorNotDirty;
     finds_wal_freed_early: WalFreedEarly;
-    finds_flush_forgets_volatile: FlushForgetsVolatile;
-    finds_seal_not_durable: SealNotDurable;
     finds_discard_punches_early: DiscardPunchesEarly;
-    finds_replay_one_too_few: ReplayOneTooFew;
-    finds_watermark_clears_too_much: WatermarkClearsTooMuch;
-    finds_delete_leaves_units: DeleteLeavesUnits;
-    finds_older_version_wins: OlderVersionWins;
-    finds_in_place_before_record: InPlaceBeforeRecord;
-    finds_checkpoint_without_sync: CheckpointWithoutSync;
+    finds_block_checksum_ignored: BlockChecksumIgnored;
+    finds_stale_descriptor_taken: StaleDescriptorTaken;
+    finds_page_checksum_ignored: PageChecksumIgnored;
 }

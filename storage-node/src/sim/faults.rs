@@ -314,6 +314,9 @@ impl Run {
             self.look(&mut world)?;
         }
         let struck = world.disk.heal() > 0;
+        if struck && matches!(kind, FaultKind::WriteError | FaultKind::SyncError) {
+            return Err(format!("went on after {kind:?}"));
+        }
         if world.no_space > before {
             self.out.no_space = 1;
             self.detected = true;

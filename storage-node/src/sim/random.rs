@@ -164,9 +164,10 @@ impl Run {
     }
 
     fn go(&mut self, seed: u64) -> Result<(), End> {
-        let total = (1 << 20) + self.rng.below(6) * (512 << 10);
         let wal =
             if self.taste.units > 1 { 512 << 10 } else { [192 << 10, 256 << 10][self.rng.below(2) as usize] };
+        // At least a few units beside what is kept for overwrites.
+        let total = wal + (832 << 10) + self.rng.below(6) * (384 << 10);
         let layout = Layout::new(total, wal).expect("large enough");
         let steps = [50, 150, 500][(seed % 3) as usize];
         let mut world = World::open(formatted(&layout), Model::default())?;

@@ -390,7 +390,10 @@ impl World {
                 let namespace = NAMESPACES[*ns];
                 let (sealed, _) = self.model.sealed(namespace);
                 let mut version = Version { generation: sealed, seq: *seq };
-                let known = self.kinds.keys().rev().find(|(id, known)| *id == namespace && known.seq == *seq);
+                let known =
+                    self.kinds.keys().rev().find(|(id, known)| {
+                        *id == namespace && known.seq == *seq && known.generation <= sealed
+                    });
                 if let Some((_, known)) = known {
                     version = *known;
                 }

@@ -35,6 +35,12 @@ impl Checkpoint {
     /// The disk has failed.
     pub fn write<D: Disk>(&self, disk: &D) -> io::Result<()> {
         let layout = &self.superblock.layout;
+        if planted!(SuperblockBeforePages) {
+            disk.write(Layout::superblock(0), &[self.superblock.encode()])?;
+        }
+        if planted!(DiscardPunchesEarly) {
+            self.taken_back.iter().try_for_each(|unit| disk.discard(layout.unit(*unit), UNIT_BYTES))?;
+        }
         let descriptors = self.descriptors.iter().map(|dirty| (dirty.descriptor.unit, dirty.sector.clone()));
         for (offset, parts) in coalesced(descriptors, |unit| layout.descriptor(*unit)) {
             disk.write(offset, &parts)?;
@@ -45,7 +51,9 @@ impl Checkpoint {
         }
         let area = layout.area_offsets[usize::from(self.superblock.area)];
         disk.write(area, std::slice::from_ref(&self.area))?;
-        disk.sync()?;
+        if !planted!(CheckpointWithoutSync) {
+            disk.sync()?;
+        }
         let superblock = self.superblock.encode();
         disk.write(Layout::superblock(0), std::slice::from_ref(&superblock))?;
         disk.sync()?;
@@ -110,6 +118,12 @@ impl<D: Disk> Store<D> {
         let state = self.view.state.read();
         let mut descriptors = state.dirty.values().cloned().collect::<Vec<_>>();
         descriptors.sort_unstable_by_key(|dirty| dirty.descriptor.unit);
+        if planted!(DescriptorNotDirty) {
+            descriptors.pop();
+        }
+        if planted!(WalFreedEarly) {
+            self.wal.free_to(self.wal.position());
+        }
         let mut pages = self.pages.take_dirty(self.identity.uuid, number, &state.extents);
         pages.sort_unstable_by_key(|(page, place, _)| (*page, *place));
         let mut namespaces = Vec::new();

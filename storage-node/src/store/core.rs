@@ -244,7 +244,7 @@ impl<D: Disk> Store<D> {
         if !namespaces.has_room_for(id, self.state_max()) {
             return Ok(Prepared::refused(Failure::NoSpace));
         }
-        if namespaces.seal(id, generation, epoch) {
+        if namespaces.seal(id, generation, epoch) && !planted!(SealNotDurable) {
             self.batch.push(&Record::Seal(id, generation, epoch));
         }
         Ok(Prepared::Answer { reply: Ok(ReplyBody::Sealed(namespaces.dirty(id))), stable: true })
@@ -467,15 +467,29 @@ impl<D: Disk> Store<D> {
             for (unit, data) in coalesced(batch.placed, |unit| self.superblock.layout.unit(*unit)) {
                 disk.write(unit, &data).map_err(Fatal::new("writing a unit failed"))?;
             }
-            disk.sync().map_err(Fatal::new("syncing units failed"))?;
+            let synced = if planted!(RecordBeforeData) { Ok(()) } else { disk.sync() };
+            if !planted!(SyncErrorIgnored) {
+                synced.map_err(Fatal::new("syncing units failed"))?;
+            }
+        }
+        if planted!(InPlaceBeforeRecord) {
+            let mut in_place = batch.in_place.iter();
+            in_place
+                .try_for_each(|(offset, data)| disk.write(*offset, std::slice::from_ref(data)))
+                .map_err(Fatal::new("writing data failed"))?;
+        }
+        if planted!(FlushForgetsVolatile) && !self.view.state.read().volatile.is_empty() {
+            return self.apply(batch.drafts, batch.in_place, &batch.deleted);
         }
         let checkpoint = self.superblock.checkpoint;
         let (place, meta) = self.wal.append(checkpoint, batch.records, &batch.encoded, batch.blocks);
         let mut parts = Vec::with_capacity(1 + batch.data.len());
         parts.push(meta);
         parts.extend(batch.data);
-        disk.write_durable(self.superblock.layout.wal_offset + place, &parts)
-            .map_err(Fatal::new("writing the journal failed"))?;
+        let place = self.superblock.layout.wal_offset + place;
+        let written =
+            if planted!(AckBeforeSync) { disk.write(place, &parts) } else { disk.write_durable(place, &parts) };
+        written.map_err(Fatal::new("writing the journal failed"))?;
         drop(parts);
         self.apply(batch.drafts, batch.in_place, &batch.deleted)
     }
@@ -526,12 +540,16 @@ impl<D: Disk> Store<D> {
                 self.pages.remove(extent.page, extent_id, extent.record_len());
                 for (_, unit) in extent.units() {
                     state.dirty.remove(&unit.unit);
-                    self.units.release(unit.unit);
+                    if !planted!(DeleteLeavesUnits) {
+                        self.units.release(unit.unit);
+                    }
                 }
             }
         }
         // Everything that was volatile is in the WAL now.
-        state.volatile.clear();
+        if !planted!(VolatileStays) {
+            state.volatile.clear();
+        }
         drop(state);
         self.note_space();
         Ok(())

@@ -294,7 +294,7 @@ impl Descriptor {
         let entry = &self.blocks[index as usize];
         let digest = Digest::of(data);
         let expected = entry.digest(self.extent, block);
-        if digest.value == expected {
+        if digest.value == expected || planted!(BlockChecksumIgnored) {
             return Ok(());
         }
         if data.iter().all(|byte| *byte == 0) {

@@ -61,6 +61,8 @@ impl Wanted {
     fn applies(&self, entry: &Entry) -> bool {
         match entry.state {
             BlockState::Lost => true,
+            _ if planted!(OlderVersionWins) => true,
+            _ if planted!(RepairNeedsNewer) => self.version > entry.version,
             _ if self.repair => self.version >= entry.version,
             _ => self.version > entry.version,
         }

@@ -41,6 +41,20 @@
 //! namespaces have a field for the snapshot that they belong to.
 
 mod cache;
+/// Whether this bug was planted, by a test that must find it; never outside tests.
+#[cfg(test)]
+macro_rules! planted {
+    ($bug:ident) => {
+        crate::sim::bugs::planted(crate::sim::bugs::Bug::$bug)
+    };
+}
+#[cfg(not(test))]
+macro_rules! planted {
+    ($bug:ident) => {
+        false
+    };
+}
+
 pub mod checkpoint;
 pub mod core;
 pub mod descriptor;
@@ -53,6 +67,8 @@ pub mod layout;
 pub mod namespaces;
 pub mod pages;
 pub mod recovery;
+#[cfg(test)]
+mod scale;
 pub mod superblock;
 pub mod units;
 pub mod view;
@@ -68,7 +84,7 @@ pub use file_disk::FileDisk;
 pub use format::{FormatOptions, format_disk, inspect_identity};
 pub use layout::Layout;
 pub use recovery::{OpenError, Recovered};
-pub use view::{Missed, View};
+pub use view::{Bad, Inspection, Missed, View};
 
 /// Which disk it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -233,7 +233,7 @@ impl<D: Disk> Store<D> {
         // Both copies must say the same before the first is written over: the second may be torn, or name an area that
         // this checkpoint uses. They are durable with the sync that precedes that.
         let page = superblock.encode();
-        for copy in 0..2 {
+        for copy in (0..2).filter(|_| !planted!(OneGoodSuperblock)) {
             let written = store.view.disk.write(Layout::superblock(copy), std::slice::from_ref(&page));
             written.map_err(OpenError::io("write its superblock"))?;
         }
@@ -269,7 +269,7 @@ impl<D: Disk> Replay<'_, D> {
         };
         let uuid = self.superblock.identity.uuid;
         let mut scan = Scan::new(self.disk, layout, uuid, next).map_err(OpenError::io("read its journal"))?;
-        if scan.newest().checkpoint > self.superblock.checkpoint {
+        if scan.newest().checkpoint > self.superblock.checkpoint && !planted!(OldSuperblockTaken) {
             let what = "the superblock is older than the journal says; the newest is lost";
             return Err(OpenError::damaged(Layout::superblock(0), what));
         }
@@ -337,9 +337,9 @@ impl<D: Disk> Replay<'_, D> {
                         let offset = self.superblock.layout.unit(place.unit);
                         let offset = offset + u64::from(place.first) * u64::from(BLOCK_BYTES);
                         self.check_unit(place.unit)?;
-                        self.disk
-                            .write(offset, &[Bytes::copy_from_slice(data)])
-                            .map_err(OpenError::io("write data again"))?;
+                        let data = Bytes::copy_from_slice(data);
+                        let written = if planted!(ReplayWithoutData) { Ok(()) } else { self.disk.write(offset, &[data]) };
+                        written.map_err(OpenError::io("write data again"))?;
                     }
                     self.place(place, lsn, entries)?;
                 }
@@ -429,7 +429,9 @@ fn load_descriptor<D: Disk>(disk: &D, superblock: &Superblock, place: &Place, cr
     let decoded = read.ok().and_then(|()| {
         Descriptor::decode(uuid, &sector, place.unit, place.extent, place.slot)
             .ok()
-            .filter(|(descriptor, found)| *found == crc || descriptor.lsn > superblock.lsn)
+            .filter(|(descriptor, found)| {
+                *found == crc || descriptor.lsn > superblock.lsn && !planted!(NewerDescriptorRefused)
+            })
     });
     match decoded {
         Some((descriptor, _)) => descriptor,

@@ -12,7 +12,7 @@ use super::layout::{Layout, UNIT_BYTES};
 /// Units whose room is asked of the medium at a time.
 const READY_RUN: u32 = 64;
 /// Units that keep their room when they are free, for those that come next.
-const READY_MAX: usize = 1024;
+const READY_MAX: usize = if cfg!(test) { 2 } else { 1024 };
 /// Units kept for overwrites, discards and repairs on a full disk, at most: 64 MiB.
 const RESERVE_MAX: u32 = 1024;
 
@@ -199,6 +199,10 @@ impl Units {
         if *count == 0 {
             self.allocated -= 1;
             self.released.push(unit);
+            if planted!(ReuseBeforeCheckpoint) {
+                self.releasing.append(&mut self.released);
+                self.finish_checkpoint(&[]);
+            }
         }
     }
 
