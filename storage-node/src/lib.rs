@@ -21,7 +21,7 @@ mod server;
 mod sim;
 pub mod store;
 
-pub use engine::{DiskConfig, DiskError};
+pub use engine::{DamageCounts, DiskConfig, DiskError, ScrubStatus};
 pub use node::{DiskStatus, Node};
 pub use server::serve;
 pub use store::{FormatOptions, Identity, format_disk, inspect_identity};

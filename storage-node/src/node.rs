@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use lunette_proto::ids::{ClusterId, DiskId, DiskUuid};
-use lunette_proto::node::{Failure, Replies, ReplyBody, Request, RequestBody, Service};
+use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, Namespace};
+use lunette_proto::node::{Failure, Replies, Reply, ReplyBody, Request, RequestBody, Service};
 use parking_lot::Mutex;
 
-use crate::engine::{Completion, DiskConfig, DiskEngine, DiskError, Engine, Operation, ReadQuery};
+use crate::engine::{
+    Completion, DiskConfig, DiskEngine, DiskError, Engine, Operation, ReadQuery, ScrubStatus,
+};
 
 /// The disks of a node. Answers requests whether they come over the network or by a call.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub struct DiskStatus {
     pub used_bytes: u64,
     /// Why it has failed, if it has.
     pub failure: Option<String>,
+    /// How far its scrubber is, and which blocks are damaged.
+    pub scrub: ScrubStatus,
 }
 
 impl Node {
@@ -98,6 +102,15 @@ impl Node {
         self.disks.load().values().map(|engine| status(engine)).collect()
     }
 
+    /// Begins to scrub all of a disk now, at so many bytes per second or as fast as possible; `false` if there is no such
+    /// disk, or it has failed.
+    #[must_use]
+    pub fn scrub(&self, disk: DiskId, rate: Option<u64>) -> bool {
+        let disks = self.disks.load();
+        let engine = disks.get(&disk).filter(|engine| engine.failure().is_none());
+        engine.inspect(|engine| engine.scrub(rate)).is_some()
+    }
+
     /// Finishes what is queued, makes everything durable and stops. Later requests are answered
     /// [`Failure::Disconnected`]. Blocks.
     pub fn close(&self) {
@@ -154,11 +167,33 @@ impl Service for Node {
             }
             RequestBody::Flush { namespace, generation } => Operation::Flush { namespace, generation },
             RequestBody::Watermark { namespace, generation, seq } => {
-                Operation::Watermark { namespace, generation, seq }
+                let operation = Operation::Watermark { namespace, generation, seq };
+                let naming = Naming { engine: engine.clone(), namespace, done: Mutex::new(Some(done)) };
+                engine.submit(epoch, operation, Completion::new(0, Arc::new(naming)));
+                return;
             }
             RequestBody::Delete { namespace, generation } => Operation::Delete { namespace, generation },
         };
         engine.submit(epoch, operation, done);
+    }
+}
+
+/// Names what is damaged in the answer to a watermark.
+struct Naming {
+    engine: Arc<DiskEngine>,
+    namespace: Namespace,
+    done: Mutex<Option<Completion>>,
+}
+
+impl Replies for Naming {
+    fn reply(&self, _: u64, reply: Reply) {
+        let reply = reply.map(|body| match self.engine.damaged(self.namespace) {
+            runs if runs.is_empty() => body,
+            runs => ReplyBody::Damaged(runs),
+        });
+        if let Some(done) = self.done.lock().take() {
+            done.complete(reply);
+        }
     }
 }
 
@@ -179,6 +214,7 @@ fn status(engine: &DiskEngine) -> DiskStatus {
         capacity_bytes: space.capacity_bytes,
         used_bytes: space.used_bytes,
         failure: engine.failure(),
+        scrub: engine.scrub_status(),
     }
 }
 

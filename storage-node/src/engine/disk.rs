@@ -4,12 +4,15 @@
 //!     commit      takes what waits, prepares each, commits once for all, answers; alone has the store
 //!     checkpoint  writes the checkpoints that the commit thread begins, while commits go on
 //!     read, read  wait for the medium on behalf of those who may not
+//!     scrub       looks at everything, slowly
 //! ```
 //!
 //! A thread that fails makes the disk fail, for ever (invariant 12).
 
 mod committer;
+mod damage;
 mod reads;
+mod scrub;
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,8 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use lunette_proto::ids::{ClusterId, Epoch, ExtentId, Generation};
-use lunette_proto::node::Failure;
+use lunette_proto::ids::{ClusterId, Epoch, ExtentId, Generation, Namespace};
+use lunette_proto::node::{DamagedRun, Failure};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Completion, DiskConfig, DiskError, Engine, Operation, ReadQuery, Space, valid_range};
@@ -27,6 +30,10 @@ use crate::store::superblock::FORMAT_VERSION;
 use crate::store::{Checkpoint, FileDisk, Identity, OpenError, Store, View};
 use committer::Committer;
 use reads::{ReadWhat, Reads, WaitingRead};
+use scrub::Scrub;
+
+pub use damage::DamageCounts;
+pub use scrub::ScrubStatus;
 
 /// Operations that may wait for the commit thread.
 const QUEUE_OPERATIONS_MAX: usize = 4096;
@@ -56,6 +63,7 @@ struct Shared {
     queued: Condvar,
     /// For the checkpoint thread: there is one to write, or none will come.
     checkpoint_wanted: Condvar,
+    scrub: Arc<Scrub>,
     reads: Mutex<Reads>,
     read_queued: Condvar,
     failed: AtomicBool,
@@ -134,6 +142,7 @@ impl DiskEngine {
             queue: Mutex::default(),
             queued: Condvar::new(),
             checkpoint_wanted: Condvar::new(),
+            scrub: Arc::default(),
             reads: Mutex::default(),
             read_queued: Condvar::new(),
             failed: AtomicBool::new(false),
@@ -150,6 +159,7 @@ impl DiskEngine {
             let shared = shared.clone();
             engine.spawn("read", move || shared.run_reads())?;
         }
+        engine.spawn("scrub", move || shared.run_scrub())?;
         Ok(engine)
     }
 
@@ -166,6 +176,23 @@ impl DiskEngine {
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.shared.identity
+    }
+
+    /// How far its scrubber is, and what it knows.
+    #[must_use]
+    pub fn scrub_status(&self) -> ScrubStatus {
+        self.shared.scrub.status()
+    }
+
+    /// Begins to scrub all of it now, at so many bytes per second or as fast as possible.
+    pub fn scrub(&self, rate: Option<u64>) {
+        self.shared.scrub.ask(rate);
+    }
+
+    /// What is known to be damaged of a namespace: as many runs as one answer bears.
+    #[must_use]
+    pub fn damaged(&self, namespace: Namespace) -> Vec<DamagedRun> {
+        self.shared.scrub.damaged(namespace)
     }
 
     /// Its directory, file or device.
@@ -188,6 +215,7 @@ fn refusal(config: &DiskConfig, medium: &FileDisk, error: OpenError) -> DiskErro
 
 impl Engine for DiskEngine {
     fn submit(&self, epoch: Epoch, operation: Operation, done: Completion) {
+        let done = self.shared.scrub.watch(&operation, done);
         let len = operation.data_len();
         {
             let mut queue = self.shared.queue.lock();
@@ -246,6 +274,7 @@ impl Engine for DiskEngine {
         self.shared.queued.notify_all();
         self.shared.reads.lock().closed = true;
         self.shared.read_queued.notify_all();
+        self.shared.scrub.close();
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
             if thread.join().is_err() {

@@ -25,7 +25,7 @@ use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
 use lunette_proto::node::{Change, Durability};
 
 pub use answer::Completion;
-pub use disk::DiskEngine;
+pub use disk::{DamageCounts, DiskEngine, ScrubStatus};
 pub use error::DiskError;
 
 /// What a node asks of one disk, whatever keeps the bytes.

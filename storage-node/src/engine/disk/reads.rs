@@ -105,7 +105,10 @@ impl Shared {
         match found {
             Ok(body) => Ok(checked.map(|()| body)),
             Err(Missed::Wait) => Err(Wait),
-            Err(Missed::Failed(failure)) => Ok(checked.and(Err(failure))),
+            Err(Missed::Failed(failure)) => {
+                self.scrub.suspect(read.extent);
+                Ok(checked.and(Err(failure)))
+            }
         }
     }
 
