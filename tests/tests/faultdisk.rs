@@ -22,13 +22,26 @@ const SECTOR: usize = 512;
 /// Files of the random scripts.
 const LEN: usize = 64 * SECTOR;
 
-/// What the scripts are run on.
+/// How a script ends.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Drop,
+    Crash(u64),
+    /// Already there: in the middle of what failed.
+    Came,
+}
+
+/// What the scripts are run on. What returns an error was in the middle when the power failed.
 trait Target {
-    fn write(&mut self, offset: usize, data: &[u8], durable: bool);
-    fn zero(&mut self, offset: usize, len: usize);
-    fn sync(&mut self);
+    fn write(&mut self, offset: usize, data: &[u8], durable: bool) -> io::Result<()>;
+    fn zero(&mut self, offset: usize, len: usize) -> io::Result<()>;
+    fn sync(&mut self) -> io::Result<()>;
     fn read(&mut self) -> Vec<u8>;
-    fn cut(&mut self, crash: Option<u64>);
+    fn cut(&mut self, cut: Cut);
+    /// Has the power fail after so many operations; false if it cannot.
+    fn arm(&mut self, _operations: u64, _seed: u64) -> bool {
+        false
+    }
 }
 
 /// The rules, said once more: the present bytes, the durable ones, and what each sector held since.
@@ -92,6 +105,8 @@ fn run_scripts(target: &mut impl Target, scripts: u64) -> (usize, usize) {
     let mut tag = 0u64;
     let mut seen = (0, 0);
     for script in 0..scripts {
+        let armed = random.one_in(3) && target.arm(random.below(12), script);
+        let mut failed = false;
         for _ in 0..random.below(24) {
             let (offset, len) = if random.one_in(3) {
                 let offset = random.below(LEN as u64 - 1) as usize;
@@ -100,33 +115,39 @@ fn run_scripts(target: &mut impl Target, scripts: u64) -> (usize, usize) {
                 let first = random.below((LEN / SECTOR) as u64) as usize;
                 (first * SECTOR, SECTOR * (1 + random.below((LEN / SECTOR - first).min(16) as u64) as usize))
             };
-            match random.below(16) {
-                0..9 => {
+            let outcome = match random.below(16) {
+                kind @ 0..11 => {
                     tag += 1;
                     let data: Vec<u8> = tag.to_le_bytes().into_iter().cycle().take(len).collect();
-                    model.write(offset, &data, false);
-                    target.write(offset, &data, false);
-                }
-                9..11 => {
-                    tag += 1;
-                    let data: Vec<u8> = tag.to_le_bytes().into_iter().cycle().take(len).collect();
-                    model.write(offset, &data, true);
-                    target.write(offset, &data, true);
+                    let durable = kind >= 9;
+                    let outcome = target.write(offset, &data, durable);
+                    model.write(offset, &data, durable && outcome.is_ok());
+                    outcome
                 }
                 11..13 => {
                     model.write(offset, &vec![0; len], false);
-                    target.zero(offset, len);
+                    target.zero(offset, len)
                 }
-                13..15 => {
-                    model.sync();
-                    target.sync();
+                13..15 => target.sync().inspect(|()| model.sync()),
+                _ => {
+                    assert!(target.read() == model.current, "script {script}: readers see the newest");
+                    Ok(())
                 }
-                _ => assert!(target.read() == model.current, "script {script}: readers see the newest"),
+            };
+            if outcome.is_err() {
+                failed = true;
+                break;
             }
         }
-        let crash = random.one_in(2).then_some(script);
-        target.cut(crash);
-        let (kept, older) = model.check(target.read(), crash.is_some());
+        assert!(armed || !failed, "script {script}: an error without a reason");
+        let crash = random.one_in(2);
+        let cut = match (failed, crash) {
+            (true, _) => Cut::Came,
+            (false, true) => Cut::Crash(script),
+            (false, false) => Cut::Drop,
+        };
+        target.cut(cut);
+        let (kept, older) = model.check(target.read(), failed || crash);
         seen = (seen.0 + kept, seen.1 + older);
     }
     seen
@@ -170,32 +191,33 @@ struct Bare {
 }
 
 impl Target for Bare {
-    fn write(&mut self, offset: usize, data: &[u8], durable: bool) {
+    fn write(&mut self, offset: usize, data: &[u8], durable: bool) -> io::Result<()> {
         self.operation += 1;
         if durable {
-            self.file.write_durable(self.operation, offset as u64, data).unwrap();
+            self.file.write_durable(self.operation, offset as u64, data)
         } else {
-            self.file.write(self.operation, offset as u64, data).unwrap();
+            self.file.write(self.operation, offset as u64, data)
         }
     }
 
-    fn zero(&mut self, offset: usize, len: usize) {
+    fn zero(&mut self, offset: usize, len: usize) -> io::Result<()> {
         self.operation += 1;
-        self.file.zero(self.operation, offset as u64, len as u64, true).unwrap();
+        self.file.zero(self.operation, offset as u64, len as u64, true)
     }
 
-    fn sync(&mut self) {
-        self.file.sync().unwrap();
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync()
     }
 
     fn read(&mut self) -> Vec<u8> {
         self.file.read(0, LEN as u64).unwrap()
     }
 
-    fn cut(&mut self, crash: Option<u64>) {
-        match crash {
-            Some(seed) => self.file.crash(&mut Random::new(seed)).unwrap(),
-            None => self.file.drop_unsynced(),
+    fn cut(&mut self, cut: Cut) {
+        match cut {
+            Cut::Crash(seed) => self.file.crash(&mut Random::new(seed)).unwrap(),
+            Cut::Drop => self.file.drop_unsynced(),
+            Cut::Came => unreachable!("never armed"),
         };
     }
 }
@@ -247,34 +269,31 @@ fn sync_directory(path: &Path) {
 }
 
 impl Target for Mounted {
-    fn write(&mut self, offset: usize, data: &[u8], durable: bool) {
+    fn write(&mut self, offset: usize, data: &[u8], durable: bool) -> io::Result<()> {
         self.turn += 1;
         let aligned = offset.is_multiple_of(SECTOR) && data.len().is_multiple_of(SECTOR);
         match (durable, self.turn % 2) {
-            (true, 0) => self.synced.write_all_at(data, offset as u64).unwrap(),
+            (true, 0) => self.synced.write_all_at(data, offset as u64),
             (true, _) => {
                 let slices = [IoSlice::new(data)];
                 let written =
-                    rustix::io::pwritev2(&self.file, &slices, offset as u64, ReadWriteFlags::DSYNC).unwrap();
+                    rustix::io::pwritev2(&self.file, &slices, offset as u64, ReadWriteFlags::DSYNC)?;
                 assert_eq!(written, data.len());
+                Ok(())
             }
-            (false, 0) if aligned => self.direct.write_all_at(data, offset as u64).unwrap(),
-            (false, _) => self.file.write_all_at(data, offset as u64).unwrap(),
+            (false, 0) if aligned => self.direct.write_all_at(data, offset as u64),
+            (false, _) => self.file.write_all_at(data, offset as u64),
         }
     }
 
-    fn zero(&mut self, offset: usize, len: usize) {
+    fn zero(&mut self, offset: usize, len: usize) -> io::Result<()> {
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        fallocate(&self.file, how, offset as u64, len as u64).unwrap();
+        Ok(fallocate(&self.file, how, offset as u64, len as u64)?)
     }
 
-    fn sync(&mut self) {
+    fn sync(&mut self) -> io::Result<()> {
         self.turn += 1;
-        if self.turn.is_multiple_of(2) {
-            self.file.sync_data().unwrap();
-        } else {
-            self.direct.sync_all().unwrap();
-        }
+        if self.turn.is_multiple_of(2) { self.file.sync_data() } else { self.direct.sync_all() }
     }
 
     fn read(&mut self) -> Vec<u8> {
@@ -284,8 +303,23 @@ impl Target for Mounted {
         found
     }
 
-    fn cut(&mut self, crash: Option<u64>) {
-        self.disk.command(crash.map_or(Command::Drop, Command::Crash));
+    fn cut(&mut self, cut: Cut) {
+        match cut {
+            Cut::Drop => self.disk.command(Command::Drop),
+            Cut::Crash(seed) => self.disk.command(Command::Crash(seed)),
+            Cut::Came => {
+                let read = self.file.read_at(&mut [0], 0);
+                assert_eq!(read.unwrap_err().raw_os_error(), Some(5), "nothing without power");
+                assert!(self.file.sync_data().is_err());
+            }
+        }
+        // Also if it was to fail, and the script had ended before.
+        self.disk.command(Command::PowerOn);
+    }
+
+    fn arm(&mut self, operations: u64, seed: u64) -> bool {
+        self.disk.command(Command::CutAfter(operations, seed));
+        true
     }
 }
 

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `drop` | a power cut: nothing that was not synced is there any more |
 //! | `crash SEED` | a power cut: any of the writes that were not synced are there, some torn at 512 bytes |
+//! | `cut-after N SEED` | such a power cut in the middle of a write or sync, after N others; everything fails then |
+//! | `power-on` | the power is there again |
 //! | `fail-sync once`, `fail-sync off` | the next sync or durable write fails, and loses what it should have kept |
 //! | `eio-write on`, `eio-write off` | writes and syncs fail |
 //! | `full on`, `full off` | no space for what has none yet |
@@ -21,7 +23,7 @@ use std::str::FromStr;
 
 use parking_lot::Mutex;
 
-use super::state::{State, Stats};
+use super::state::{Power, State, Stats};
 
 /// A command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,10 @@ pub enum Command {
     Drop,
     /// A power cut that keeps some of it, by this seed.
     Crash(u64),
+    /// A power cut after so many writes and syncs, in the middle of the next; by this seed.
+    CutAfter(u64, u64),
+    /// The power is there again.
+    PowerOn,
     /// The next sync fails, or not.
     FailSync(bool),
     /// Writes and syncs fail, or not.
@@ -46,10 +52,13 @@ impl FromStr for Command {
     type Err = String;
 
     fn from_str(line: &str) -> Result<Self, String> {
+        let number = |word: &str| word.parse().map_err(|_| format!("no number: {word}"));
         let words: Vec<_> = line.split_whitespace().collect();
         Ok(match words[..] {
             ["drop"] => Self::Drop,
-            ["crash", seed] => Self::Crash(seed.parse().map_err(|_| format!("no seed: {seed}"))?),
+            ["crash", seed] => Self::Crash(number(seed)?),
+            ["cut-after", operations, seed] => Self::CutAfter(number(operations)?, number(seed)?),
+            ["power-on"] => Self::PowerOn,
             ["fail-sync", "once"] => Self::FailSync(true),
             ["fail-sync", "off"] => Self::FailSync(false),
             ["eio-write", "on"] => Self::WriteErrors(true),
@@ -69,6 +78,8 @@ impl fmt::Display for Command {
         match self {
             Self::Drop => f.write_str("drop"),
             Self::Crash(seed) => write!(f, "crash {seed}"),
+            Self::CutAfter(operations, seed) => write!(f, "cut-after {operations} {seed}"),
+            Self::PowerOn => f.write_str("power-on"),
             Self::FailSync(on) => write!(f, "fail-sync {}", if *on { "once" } else { "off" }),
             Self::WriteErrors(on) => write!(f, "eio-write {}", switch(on)),
             Self::Full(on) => write!(f, "full {}", switch(on)),
@@ -109,6 +120,14 @@ fn run(command: Command, state: &Mutex<State>) -> String {
     let outcome = match command {
         Command::Drop => state.drop_unsynced(),
         Command::Crash(seed) => state.crash(seed),
+        Command::CutAfter(operations, seed) => {
+            state.power = Power::FailsAfter { operations, seed };
+            Ok(())
+        }
+        Command::PowerOn => {
+            state.power = Power::On;
+            Ok(())
+        }
         Command::FailSync(on) => {
             state.faults.fail_sync = on;
             Ok(())
@@ -176,13 +195,14 @@ mod tests {
     #[test]
     fn words() {
         let mut commands = vec![Command::Drop, Command::Crash(u64::MAX), Command::Stats, Command::Quit];
+        commands.extend([Command::CutAfter(3, 4), Command::PowerOn]);
         for on in [true, false] {
             commands.extend([Command::FailSync(on), Command::WriteErrors(on), Command::Full(on)]);
         }
         for command in commands {
             assert_eq!(command.to_string().parse(), Ok(command));
         }
-        for line in ["", "drop now", "crash", "crash -1", "full", "full yes", "fail-sync on"] {
+        for line in ["", "drop now", "crash", "crash -1", "full", "full yes", "fail-sync on", "cut-after 3"] {
             assert!(line.parse::<Command>().is_err(), "{line}");
         }
         let stats = Stats { crashes: 3, unsynced_sectors: 9, ..Stats::default() };

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -56,8 +57,8 @@ pub struct FaultFile<B> {
     sectors: BTreeMap<u64, Vec<Version>>,
     /// Sizes since the last sync, in order.
     sizes: Vec<u64>,
-    /// Space given or taken since the last sync, in order, and by which operation.
-    space: Vec<(u64, std::ops::Range<u64>, bool)>,
+    /// Space given or taken since the last sync, in order.
+    space: Vec<(Range<u64>, bool)>,
 }
 
 /// What an operation left in a sector.
@@ -176,7 +177,7 @@ impl<B: Backing> FaultFile<B> {
             let data = Some(sectors.slice(start..start + SECTOR));
             self.push(first / SECTOR_BYTES + index as u64, Version { operation, data, stranded: false });
         }
-        self.occupy(operation, offset, end - offset);
+        self.occupy(offset, end - offset);
         self.grow(end);
         Ok(())
     }
@@ -225,17 +226,17 @@ impl<B: Backing> FaultFile<B> {
             let range = blocks::whole(offset, len);
             let range = range.start..range.end.min(self.size.div_ceil(BLOCK_BYTES)).max(range.start);
             self.blocks.set(range.clone(), false);
-            self.space.push((operation, range, false));
+            self.space.push((range, false));
         }
         Ok(())
     }
 
     /// Gives a range space, in memory.
-    pub fn occupy(&mut self, operation: u64, offset: u64, len: u64) {
+    pub fn occupy(&mut self, offset: u64, len: u64) {
         let range = blocks::touched(offset, len);
         if self.blocks.missing(range.clone()) > 0 {
             self.blocks.set(range.clone(), true);
-            self.space.push((operation, range, true));
+            self.space.push((range, true));
         }
     }
 
@@ -278,7 +279,7 @@ impl<B: Backing> FaultFile<B> {
         let sizes = std::mem::take(&mut self.sizes);
         self.cut_to_smallest(&sizes)?;
         self.durable_size = self.size;
-        for (_, range, present) in self.space.drain(..) {
+        for (range, present) in self.space.drain(..) {
             self.durable_blocks.set(range, present);
         }
         self.persist(done)
@@ -365,10 +366,9 @@ impl<B: Backing> FaultFile<B> {
         sizes.truncate(index(random.below(sizes.len() as u64 + 1)));
         self.cut_to_smallest(&sizes)?;
         self.durable_size = sizes.last().copied().unwrap_or(self.durable_size);
-        for (operation, range, present) in self.space.drain(..) {
-            if present || matches!(fates.get(&operation), Some(Fate::Kept)) {
-                self.durable_blocks.set(range, present);
-            }
+        // What was to lose its space keeps it: of the zeros that were to be there, some may be missing.
+        for (range, _) in self.space.drain(..).filter(|(_, present)| *present) {
+            self.durable_blocks.set(range, true);
         }
         for (sector, _) in &done {
             self.durable_blocks.set(blocks::touched(sector * SECTOR_BYTES, SECTOR_BYTES), true);

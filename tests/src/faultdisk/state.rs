@@ -26,6 +26,23 @@ pub struct Faults {
     pub full: bool,
 }
 
+/// Whether there is power.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Power {
+    /// There is.
+    #[default]
+    On,
+    /// It fails in the middle of a write or sync: of the one after so many others.
+    FailsAfter {
+        /// Writes and syncs that are still done.
+        operations: u64,
+        /// What is left then, as with [`State::crash`].
+        seed: u64,
+    },
+    /// It has failed: whatever asks for content gets EIO.
+    Off,
+}
+
 macro_rules! stats {
     ($($(#[$doc:meta])* $field:ident,)+) => {
         /// What happened so far. Shown as `name=value` words.
@@ -105,6 +122,8 @@ pub struct State {
     next_operation: u64,
     /// What is switched on.
     pub faults: Faults,
+    /// Whether there is power.
+    pub power: Power,
     stats: Stats,
 }
 
@@ -162,6 +181,7 @@ impl State {
             next_inode,
             next_operation: 1,
             faults: Faults::default(),
+            power: Power::On,
             stats: Stats::default(),
         })
     }
@@ -285,6 +305,9 @@ impl State {
     /// # Errors
     /// ENOENT.
     pub fn read(&mut self, inode: u64, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {
+        if self.power == Power::Off {
+            return Err(Errno::IO);
+        }
         self.stats.reads += 1;
         self.file(inode)?.content.read(offset, len).map_err(broken)
     }
@@ -297,6 +320,11 @@ impl State {
         let len = data.len() as u64;
         let operation = self.admit(inode, offset, len)?;
         self.stats.written_bytes += len;
+        if let Some(seed) = self.power_fails()? {
+            // Torn like everything else that is not synced.
+            self.file_mut(inode)?.content.write(operation, offset, data).map_err(broken)?;
+            return self.lose_power(seed);
+        }
         let fails = durable && std::mem::take(&mut self.faults.fail_sync);
         let content = &mut self.file_mut(inode)?.content;
         if !durable {
@@ -327,12 +355,15 @@ impl State {
     ) -> Result<(), Errno> {
         let needs = if how == Allocate::Punch { 0 } else { len };
         let operation = self.admit(inode, offset, needs)?;
+        if let Some(seed) = self.power_fails()? {
+            return self.lose_power(seed);
+        }
         let content = &mut self.file_mut(inode)?.content;
         if how != Allocate::Reserve {
             content.zero(operation, offset, len, how == Allocate::Punch).map_err(broken)?;
         }
         if how != Allocate::Punch {
-            content.occupy(operation, offset, len);
+            content.occupy(offset, len);
             if !keep_size {
                 content.grow(offset + len);
             }
@@ -346,6 +377,9 @@ impl State {
     /// EIO: the faults.
     pub fn set_size(&mut self, inode: u64, size: u64) -> Result<(), Errno> {
         let operation = self.admit(inode, 0, 0)?;
+        if let Some(seed) = self.power_fails()? {
+            return self.lose_power(seed);
+        }
         self.file_mut(inode)?.content.set_size(operation, size).map_err(broken)
     }
 
@@ -371,6 +405,9 @@ impl State {
     /// # Errors
     /// EIO: the faults.
     pub fn sync(&mut self, inode: u64) -> Result<(), Errno> {
+        if let Some(seed) = self.power_fails()? {
+            return self.lose_power(seed);
+        }
         let fails = self.sync_fails();
         let content = &mut self.file_mut(inode)?.content;
         if fails {
@@ -387,6 +424,9 @@ impl State {
     /// # Errors
     /// EIO: the faults.
     pub fn sync_directory(&mut self, directory: u64) -> Result<(), Errno> {
+        if let Some(seed) = self.power_fails()? {
+            return self.lose_power(seed);
+        }
         if self.sync_fails() {
             return Err(Errno::IO);
         }
@@ -395,6 +435,26 @@ impl State {
         self.collect(None);
         self.stats.directory_syncs += 1;
         Ok(())
+    }
+
+    /// Counts a write or sync. The seed of the power cut, if it comes now; EIO if it has come.
+    fn power_fails(&mut self) -> Result<Option<u64>, Errno> {
+        match &mut self.power {
+            Power::On => Ok(None),
+            Power::Off => Err(Errno::IO),
+            Power::FailsAfter { operations: 0, seed } => Ok(Some(*seed)),
+            Power::FailsAfter { operations, .. } => {
+                *operations -= 1;
+                Ok(None)
+            }
+        }
+    }
+
+    /// What was in the middle is not done, and nobody hears that it was.
+    fn lose_power(&mut self, seed: u64) -> Result<(), Errno> {
+        self.power = Power::Off;
+        self.crash(seed).map_err(broken)?;
+        Err(Errno::IO)
     }
 
     fn sync_fails(&mut self) -> bool {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Buf;
 use lunette_proto::ids::Epoch;
 use lunette_proto::node::frame::{Decoder, Frame, Hello, HelloAck, Outgoing};
-use lunette_proto::node::{Reply, ReplyBody, Request, RequestBody};
+use lunette_proto::node::{Reply, Request, RequestBody};
 
 use super::node::{CLUSTER, DISK};
 
@@ -89,10 +89,5 @@ impl Connection {
         let (answered, reply) = self.receive().expect("the node lives");
         assert_eq!(answered, id);
         reply
-    }
-
-    /// The same for what must not fail.
-    pub(crate) fn ask(&mut self, body: RequestBody) -> ReplyBody {
-        self.call(body).expect("the node does what is asked of it")
     }
 }

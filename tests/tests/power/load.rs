@@ -19,6 +19,8 @@ const EXTENTS: u64 = 4;
 /// Requests on their way, and their blocks.
 const REQUESTS_MAX: usize = 24;
 const BLOCKS_MAX: u32 = 4096;
+/// Answers after which a fault that was to come has not come.
+const ANSWERS_MAX: usize = 20_000;
 /// Blocks of a unit of the store.
 const UNIT_BLOCKS: u32 = 16;
 
@@ -87,7 +89,8 @@ impl Load {
     }
 
     /// A new life of the node: takes the namespaces over and compares every block with what may be there.
-    pub(crate) fn take_over(&mut self, node: &mut Connection) -> Result<(), Violation> {
+    /// False if the disk failed meanwhile.
+    pub(crate) fn take_over(&mut self, node: &mut Connection) -> Result<bool, Violation> {
         self.pending.clear();
         self.pending_blocks = 0;
         self.volatile.clear();
@@ -95,12 +98,16 @@ impl Load {
         self.generation = Generation(before.0 + 1);
         for namespace in namespaces() {
             let generation = self.generation;
-            let ReplyBody::Sealed(sealed) = node.ask(RequestBody::Seal { namespace, generation }) else {
-                panic!("not the answer to a seal");
+            let sealed = match self.ask(node, RequestBody::Seal { namespace, generation }) {
+                Some(ReplyBody::Sealed(sealed)) => sealed,
+                Some(other) => panic!("a seal was answered {other:?}"),
+                None => return Ok(false),
             };
             let watermark = self.watermarks.remove(&namespace).unwrap_or_default();
             for index in 0..EXTENTS {
-                let newest = self.verify(node, ExtentId { namespace, index })?;
+                let Some(newest) = self.verify(node, ExtentId { namespace, index })? else {
+                    return Ok(false);
+                };
                 let differs = newest.generation == before && newest.seq > watermark;
                 let named = sealed.dirty.iter().any(|dirty| dirty.index == index && dirty.newest >= newest);
                 assert!(
@@ -109,17 +116,35 @@ impl Load {
                 );
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Compares an extent with what may be there. The newest version in it.
-    fn verify(&mut self, node: &mut Connection, extent: ExtentId) -> Result<Version, Violation> {
+    /// Asks, when nothing else is on its way. `None` if the disk has failed.
+    fn ask(&mut self, node: &mut Connection, body: RequestBody) -> Option<ReplyBody> {
+        match node.call(body) {
+            Ok(body) => Some(body),
+            Err(Failure::DiskFailed) => {
+                self.disk_failed += 1;
+                None
+            }
+            Err(failure) => panic!("a node that was just started answers: {failure}"),
+        }
+    }
+
+    /// Compares an extent with what may be there. The newest version in it; `None` if the disk has failed.
+    fn verify(&mut self, node: &mut Connection, extent: ExtentId) -> Result<Option<Version>, Violation> {
         let generation = self.generation;
-        let ReplyBody::Versions(runs) = node.ask(RequestBody::Versions { extent, generation }) else {
-            panic!("not the answer to a question for versions");
+        let runs = match self.ask(node, RequestBody::Versions { extent, generation }) {
+            Some(ReplyBody::Versions(runs)) => runs,
+            Some(other) => panic!("a question for versions was answered {other:?}"),
+            None => return Ok(None),
         };
         let read = RequestBody::Read { extent, generation, offset: 0, len: EXTENT_BYTES };
-        let ReplyBody::Data(data) = node.ask(read) else { panic!("not the answer to a read") };
+        let data = match self.ask(node, read) {
+            Some(ReplyBody::Data(data)) => data,
+            Some(other) => panic!("a read was answered {other:?}"),
+            None => return Ok(None),
+        };
         let versions = runs.iter().flat_map(|run| std::iter::repeat_n(run.version, run.blocks as usize));
         let mut versions = versions.chain(std::iter::repeat(Version::NONE));
         let mut newest = Version::NONE;
@@ -129,7 +154,7 @@ impl Load {
             newest = newest.max(claimed);
             self.model.settle(place, claimed, stamp::read(place, bytes))?;
         }
-        Ok(newest)
+        Ok(Some(newest))
     }
 
     /// Sends until `answers` more have come, or the node is gone.
@@ -144,6 +169,18 @@ impl Load {
             left -= 1;
         }
         Ok(())
+    }
+
+    /// Sends until an answer says that the disk has failed, or for a long time. Then waits for the answers that are due.
+    pub(crate) fn run_until_failed(&mut self, node: &mut Connection) -> Result<(), Violation> {
+        let before = self.disk_failed;
+        for _ in 0..ANSWERS_MAX {
+            self.run(node, 1)?;
+            if self.disk_failed > before {
+                break;
+            }
+        }
+        self.drain(node)
     }
 
     /// Sends as much as may be on its way. Whether the node lives.

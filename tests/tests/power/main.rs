@@ -59,8 +59,9 @@ fn load() -> Load {
 /// A node on the disk at `path`, taken over and verified.
 fn start(load: &mut Load, path: &Path) -> Result<(NodeProcess, Connection), Violation> {
     let mut node = NodeProcess::start(path);
-    let mut connection = Connection::open(node.address());
-    load.take_over(&mut connection)?;
+    let mut connection =
+        Connection::open(node.address().expect("the disk is opened; see the node's message"));
+    assert!(load.take_over(&mut connection)?, "a disk without a fault has failed");
     Ok((node, connection))
 }
 
@@ -122,6 +123,46 @@ fn power_cuts() {
     assert!(stats.lost_sectors > 0, "the power cuts took nothing: {stats}");
 }
 
+/// Guards the same against power that fails in the middle of any one write or sync of the node, while it opens its
+/// disk too: what it was told then it must not have acknowledged, and what it has must be there.
+#[test]
+fn power_fails_at_any_step() {
+    let mut disk = FaultDisk::start(FAULT_DISK_BYTES);
+    let path = disk.path().join("disk");
+    node::format(&path);
+    let mut load = load();
+    let (mut cuts, mut while_opening) = (0, 0);
+    for life in 0..number("LUNETTE_TEST_POWER_CUTS", 10) {
+        let seed = load.random().bits();
+        // Opening takes few steps.
+        let steps =
+            if load.random().one_in(3) { load.random().below(6) } else { 6 + load.random().below(200) };
+        disk.command(Command::CutAfter(steps, seed));
+        let mut node = NodeProcess::start(&path);
+        match node.address() {
+            None => while_opening += 1,
+            Some(address) => {
+                let mut connection = Connection::open(address);
+                let outcome = load
+                    .take_over(&mut connection)
+                    .and_then(|taken| if taken { load.run_until_failed(&mut connection) } else { Ok(()) });
+                outcome.unwrap_or_else(|bad| panic!("life {life}, {steps} steps: {bad}"));
+            }
+        }
+        node.kill();
+        let crashes = disk.stats().crashes;
+        assert_eq!(crashes, cuts + 1, "life {life}: the node ended, and not for want of power");
+        cuts = crashes;
+        disk.command(Command::PowerOn);
+        start(&mut load, &path).unwrap_or_else(|bad| panic!("after life {life}, {steps} steps: {bad}"));
+    }
+    println!(
+        "{} changes and flushes acknowledged; {while_opening} cuts while opening; {}",
+        load.acknowledged,
+        disk.stats()
+    );
+}
+
 /// Guards the verifier: a disk that went back in time, which no crash does, is noticed.
 #[test]
 fn an_old_disk_is_noticed() {
@@ -158,14 +199,8 @@ fn fenced_by(fault: Command, healed: Command) {
     let (node, mut connection) = start(&mut load, &path).unwrap();
     load.run(&mut connection, 100).unwrap();
     disk.command(fault);
-    for _ in 0..1000 {
-        load.run(&mut connection, 1).unwrap();
-        if load.disk_failed > 0 {
-            break;
-        }
-    }
+    load.run_until_failed(&mut connection).unwrap();
     assert!(load.disk_failed > 0, "{fault}: no answer said so");
-    load.drain(&mut connection).unwrap();
     let stats = disk.stats();
     assert!(stats.failed_syncs + stats.failed_writes > 0, "{stats}");
     // The fault is over; the disk stays fenced all the same.

@@ -28,7 +28,10 @@ pub(crate) fn format(path: &Path) {
 pub(crate) fn serve_if_child() {
     let Some(path) = std::env::var_os(CHILD) else { return };
     let config = DiskConfig::new(Path::new(&path), None);
-    let node = Node::open(CLUSTER, [config]).expect("open the disk");
+    let node = Node::open(CLUSTER, [config]).unwrap_or_else(|error| {
+        eprintln!("{error}");
+        std::process::exit(1)
+    });
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -57,12 +60,12 @@ impl NodeProcess {
         Self { child }
     }
 
-    /// Where it serves, once its disk is open.
-    pub(crate) fn address(&mut self) -> SocketAddr {
+    /// Where it serves, once its disk is open; `None` if it could not be opened, which its message says.
+    pub(crate) fn address(&mut self) -> Option<SocketAddr> {
         let out = self.child.stdout.take().expect("asked once");
         let mut lines = BufReader::new(out).lines().map_while(Result::ok);
         let address = lines.find_map(|line| line.strip_prefix("listening ").map(str::to_owned));
-        address.expect("the node opens its disk; see its message above").parse().expect("an address")
+        address.map(|address| address.parse().expect("an address"))
     }
 
     /// Kills it, and waits until it is gone.
