@@ -1,5 +1,7 @@
 //! The command line: every command and option, and nothing of what they do.
 
+mod disk;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -8,6 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lunette_proto::limits::NAME_CHARS_MAX;
 
 use crate::size::Size;
+
+pub(crate) use disk::{Disk, DiskAdd, DiskCheck, DiskInspect};
 
 /// A distributed block store with an iSCSI target.
 #[derive(Debug, Parser)]
@@ -153,26 +157,6 @@ pub(crate) struct Run {
 pub(crate) enum Cluster {
     /// The cluster's identity and the members of its control plane
     Status,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Disk {
-    /// List the disks of all nodes
-    List,
-    /// Make a place of a node a disk of the cluster
-    Add(DiskAdd),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DiskAdd {
-    /// The node's name
-    #[arg(long, value_name = "NODE")]
-    pub(crate) node: String,
-    /// A directory, a preallocated file or a block device that holds nothing: an absolute path on the node
-    pub(crate) path: String,
-    /// What it offers [default: what there is]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub(crate) capacity: Option<Size>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -435,6 +419,9 @@ mod tests {
             "disk list",
             "disk add --node node1 /srv/disk2",
             "disk add /dev/sdb --node node1 --capacity 1TiB --json",
+            "disk inspect /srv/disk2",
+            "disk inspect /dev/sdb --unit 7 --wal --extent volume-3:12 --json",
+            "disk check /srv/disk2 --json",
             "pool create p --replicas 2 --failure-domain rack --min-size 2 --partitions 64",
             "pool list",
             "pool show p",
@@ -491,6 +478,10 @@ mod tests {
             "target chap t --user u --secret s3cr3t",
             "disk add /srv/disk2",
             "disk add --node node1",
+            "disk inspect",
+            "disk inspect /srv/disk2 --extent 3",
+            "disk inspect /srv/disk2 --unit -1",
+            "disk check",
             "disk add --node node1 /srv/disk2 --capacity 0",
             "pool create p",
             "pool create p --replicas 3 --failure-domain moon",

@@ -11,8 +11,20 @@ use tonic::{Code, Status};
 
 /// Prints the one line.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    complain(&format!("{error:#}"));
+    complain(&chain(error));
     ExitCode::FAILURE
+}
+
+/// An error and its causes in one line. Some errors name their cause themselves: nothing is said twice.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |said, cause| {
+        let cause = one_line(&cause.to_string());
+        match said.as_str() {
+            "" => cause,
+            said if said.ends_with(&cause) => said.to_owned(),
+            said => format!("{said}: {cause}"),
+        }
+    })
 }
 
 /// Writes `lunette: ` and the line to standard error. A closed standard error is nobody's loss.
@@ -132,6 +144,16 @@ mod tests {
             assert!(!got.contains('\n'), "{got}");
             assert!(got.starts_with(want), "{line}: {got}");
         }
+    }
+
+    #[test]
+    fn a_cause_is_named_once() {
+        // Guards against `no space left: no space left`, and against causes that are left out.
+        let cause = || std::io::Error::other("no space left");
+        let named = anyhow::Error::new(cause()).context("disk.tmp: cannot make room: no space left");
+        assert_eq!(chain(&named), "disk.tmp: cannot make room: no space left");
+        let apart = anyhow::Error::new(cause()).context("cannot make room").context("disk.tmp");
+        assert_eq!(chain(&apart), "disk.tmp: cannot make room: no space left");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! args ---> admin/   commands to a running cluster, over gRPC
-//!      \--> run/     one storage node, or one gateway, from a configuration file
+//!     |\--> run/     one storage node, or one gateway, from a configuration file
+//!     | \-> offline/ a look at a disk that nobody uses
 //!       \-> up/      all of it on this machine
 //! ```
 
@@ -12,6 +13,7 @@ mod args;
 mod config;
 mod failure;
 mod logging;
+mod offline;
 mod output;
 mod run;
 mod size;
@@ -22,7 +24,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use args::{Cli, Command, Gateway, Global, Node};
+use args::{Cli, Command, Disk, Gateway, Global, Node};
+use output::Format;
 
 fn main() -> ExitCode {
     match Cli::try_parse() {
@@ -57,6 +60,8 @@ fn dispatch(command: Command, global: &Global) -> Result<()> {
             logging::start(global.log_format, logging::SERVER)?;
             server()?.block_on(Box::pin(run::gateway::run(&run.config)))
         }
+        Command::Disk(Disk::Inspect(inspect)) => offline::inspect(&inspect, Format::new(global.json)),
+        Command::Disk(Disk::Check(check)) => offline::check(&check, Format::new(global.json)),
         command => {
             logging::start(global.log_format, logging::COMMAND)?;
             client()?.block_on(Box::pin(admin::run(command, global)))

@@ -15,6 +15,7 @@ pub(super) async fn run(command: Disk, connection: &Connection, format: Format) 
     match command {
         Disk::List => list(connection, format).await,
         Disk::Add(add) => self::add(add, connection, format).await,
+        Disk::Inspect(_) | Disk::Check(_) => unreachable!("main looks at disks itself"),
     }
 }
 

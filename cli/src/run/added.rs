@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::storage::{Storage, inspect, make_disk};
+use crate::failure::chain;
 use crate::up::data::private_dir;
 
 /// How long the control plane is waited for; afterwards the map may be another.
@@ -198,7 +199,9 @@ impl Follower {
             map.added.values().filter(mine).map(|added| (added.id, added)).collect();
         if !missing.is_empty() {
             // One that the configuration names by now is open already.
-            self.node.disks().iter().for_each(|disk| drop(missing.remove(&disk.disk)));
+            for disk in self.node.disks() {
+                missing.remove(&disk.disk);
+            }
         }
         self.refused.retain(|disk| missing.contains_key(&disk));
         for added in missing.into_values() {
@@ -208,7 +211,7 @@ impl Follower {
             let (node, disk) = (Arc::clone(&self.node), added.clone());
             match blocking(move || open_again(&node, &disk)).await {
                 Ok(()) => self.refused.retain(|disk| disk != added.id),
-                Err(error) => self.refused.put(added.id, format!("{error:#}"), Instant::now()),
+                Err(error) => self.refused.put(added.id, chain(&error), Instant::now()),
             }
         }
     }
@@ -227,7 +230,7 @@ impl Follower {
                 let (node, disk) = (Arc::clone(&self.node), wish.clone());
                 let verdict = match blocking(move || make(&node, &disk)).await {
                     Ok(capacity_bytes) => Verdict::Added { capacity_bytes },
-                    Err(error) => Verdict::Refused { reason: format!("{error:#}") },
+                    Err(error) => Verdict::Refused { reason: chain(&error) },
                 };
                 tracing::info!(disk = %wish.id, path = wish.path, ?verdict, "asked to add a disk");
                 self.verdicts.insert(wish.id, verdict);
@@ -357,7 +360,7 @@ mod tests {
     }
 
     fn refusal<T: std::fmt::Debug>(outcome: Result<T>) -> String {
-        format!("{:#}", outcome.expect_err("refused"))
+        chain(&outcome.expect_err("refused"))
     }
 
     #[test]

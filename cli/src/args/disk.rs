@@ -1,0 +1,108 @@
+//! `lunette disk`: those that ask a cluster, and those that look at a disk that nobody uses.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Subcommand};
+use lunette_proto::ids::{ExtentId, Namespace, VolumeId};
+
+use crate::size::Size;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Disk {
+    /// List the disks of all nodes
+    List,
+    /// Make a place of a node a disk of the cluster
+    Add(DiskAdd),
+    /// Show what is on a disk of this machine that is not in use
+    Inspect(DiskInspect),
+    /// Read all of a disk of this machine that is not in use, and say what is damaged
+    Check(DiskCheck),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiskAdd {
+    /// The node's name
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: String,
+    /// A directory, a preallocated file or a block device that holds nothing: an absolute path on the node
+    pub(crate) path: String,
+    /// What it offers [default: what there is]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) capacity: Option<Size>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiskInspect {
+    /// Its directory, file or block device
+    pub(crate) path: PathBuf,
+    /// Also show an allocation unit
+    #[arg(long, value_name = "N")]
+    pub(crate) unit: Option<u32>,
+    /// Also list the batches of the journal that are to be applied
+    #[arg(long)]
+    pub(crate) wal: bool,
+    /// Also show where an extent lies: volume-ID:INDEX, or the namespace in hexadecimal instead of volume-ID
+    #[arg(long, value_name = "NAMESPACE:INDEX")]
+    pub(crate) extent: Option<ExtentName>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiskCheck {
+    /// Its directory, file or block device
+    pub(crate) path: PathBuf,
+}
+
+/// An extent as people name it, or as the reports do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ExtentName(pub(crate) ExtentId);
+
+impl FromStr for ExtentName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        /// Ids of volumes lie below the kinds of namespaces.
+        const VOLUMES_END: u64 = 1 << 56;
+        const WRONG: &str = "write volume-ID:INDEX, such as volume-3:12, or ns-HEX:INDEX";
+        let (namespace, index) = text.split_once([':', '/']).ok_or(WRONG)?;
+        let index = index.parse().map_err(|_| WRONG)?;
+        let namespace = match namespace.strip_prefix("volume-") {
+            Some(id) => match id.parse() {
+                Ok(id) if id < VOLUMES_END => Namespace::volume(VolumeId(id)),
+                _ => return Err(WRONG),
+            },
+            None => {
+                let hex = namespace.strip_prefix("ns-").unwrap_or(namespace);
+                Namespace(u64::from_str_radix(hex, 16).map_err(|_| WRONG)?)
+            }
+        };
+        Ok(Self(ExtentId { namespace, index }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_are_named_as_they_are_printed() {
+        // Guards against a name that is copied from a report or a listing and means another extent.
+        let extent = ExtentId { namespace: Namespace::volume(VolumeId(0x2a)), index: 7 };
+        for text in ["volume-42:7", "ns-010000000000002a:7", "010000000000002A:7", &extent.to_string()] {
+            assert_eq!(text.parse(), Ok(ExtentName(extent)), "{text}");
+        }
+        for text in [
+            "",
+            "7",
+            ":",
+            "volume-42",
+            "volume-42:",
+            "volume-x:7",
+            "volume-72057594037927936:7",
+            "zz:7",
+            "1:-1",
+        ] {
+            assert!(text.parse::<ExtentName>().is_err(), "{text}");
+        }
+    }
+}
