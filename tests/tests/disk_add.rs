@@ -149,6 +149,28 @@ fn a_system_of_processes_grows() {
 }
 
 #[test]
+fn a_preallocated_file_becomes_a_disk() {
+    // Guards against files that are taken for directories, and against data that is written over.
+    let mut lunette = Lunette::build().start();
+    let (blank, full) = (lunette.scratch().join("blank"), lunette.scratch().join("full"));
+    fs::write(&blank, vec![0; 256 << 20]).expect("written");
+    let mut bytes = vec![0; 256 << 20];
+    bytes[8192..8196].copy_from_slice(b"mine");
+    fs::write(&full, &bytes).expect("written");
+    let whole = |path: &Path| lunette.cli(["disk", "add", "--node", "node1", text(path)]);
+
+    assert_refused(&whole(&full), &["node1", text(&full), "8192"]);
+    assert!(fs::read(&full).expect("there") == bytes, "it was written to");
+    assert_refused(&add(&lunette, "node1", &blank, "300M"), &["node1", text(&blank)]);
+    let _ = whole(&blank).success();
+    let disk = disk_at(&lunette, &blank).expect("it is listed");
+    assert_eq!((&disk["state"], &disk["kind"]), (&"in-sync".into(), &"file".into()));
+    lunette.kill();
+    lunette.restart();
+    assert_eq!(wait_state(&lunette, &blank, "in-sync")["id"], disk["id"]);
+}
+
+#[test]
 fn a_refusal_changes_nothing() {
     // Guards against others' files that become a disk, and against a wish that stays after it was refused.
     let lunette = Lunette::build().start();
@@ -172,6 +194,8 @@ fn a_refusal_changes_nothing() {
     assert_refused(&add(&lunette, "node1", &at("../new"), "1G"), &["absolute path"]);
     assert_refused(&add(&lunette, "node1", &at("new"), "64K"), &["65536 bytes", "too small"]);
     assert_refused(&add(&lunette, "node1", &at("new"), "10X"), &["unknown unit"]);
+    // More than an extent, and less than a disk needs for itself: the node says so.
+    assert_refused(&add(&lunette, "node1", &at("new"), "16M"), &["node1", text(&at("new")), "too few"]);
     assert_refused(&add(&lunette, "node1", &at("no/where"), "1G"), &["node1", text(&at("no/where"))]);
     // A node's own disk, what lies in it, and the disk of another node.
     let own = lunette.data().canonicalize().expect("there").join("node1");
