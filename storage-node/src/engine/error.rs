@@ -96,9 +96,6 @@ pub enum DiskError {
         /// What is wrong.
         what: &'static str,
     },
-    /// A size that a disk cannot have.
-    #[error("a journal segment of {0} bytes is not a multiple of 4096 from 8 MiB to 1 GiB")]
-    SegmentSize(u64),
     /// A journal that a disk cannot have.
     #[error("a journal of {0} bytes is not a multiple of 4096 from 32 MiB to 4 GiB")]
     WalSize(u64),
