@@ -53,6 +53,8 @@ pub(crate) struct Load {
     pub(crate) disk_failed: u64,
     /// Answers [`Failure::NoSpace`].
     pub(crate) no_space: u64,
+    /// Answers [`Failure::Corrupt`], to reads.
+    pub(crate) corrupt: u64,
 }
 
 fn namespaces() -> impl Iterator<Item = Namespace> {
@@ -81,6 +83,7 @@ impl Load {
             acknowledged: 0,
             disk_failed: 0,
             no_space: 0,
+            corrupt: 0,
         }
     }
 
@@ -119,12 +122,16 @@ impl Load {
         Ok(true)
     }
 
-    /// Asks, when nothing else is on its way. `None` if the disk has failed.
+    /// Asks, when nothing else is on its way. `None` if the disk has failed, or cannot be read.
     fn ask(&mut self, node: &mut Connection, body: RequestBody) -> Option<ReplyBody> {
         match node.call(body) {
             Ok(body) => Some(body),
             Err(Failure::DiskFailed) => {
                 self.disk_failed += 1;
+                None
+            }
+            Err(Failure::Corrupt { .. }) => {
+                self.corrupt += 1;
                 None
             }
             Err(failure) => panic!("a node that was just started answers: {failure}"),
@@ -284,6 +291,7 @@ impl Load {
                 self.model.refuse(version);
             }
             (_, Err(Failure::Busy)) => {}
+            (Pending::Read { .. }, Err(Failure::Corrupt { .. })) => self.corrupt += 1,
             (Pending::Change { version, durability, .. }, Ok(ReplyBody::Done)) => {
                 self.acknowledged += 1;
                 self.model.acknowledge(version, durability == Durability::Stable);
