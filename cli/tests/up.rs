@@ -99,7 +99,8 @@ fn volumes_targets_and_pools() {
 #[test]
 fn chap_secrets_come_from_files_and_go_nowhere() {
     let folder = folder();
-    let up = Up::start(folder.path(), &["--volume", "a=64M"]);
+    // Small disks: all of them is searched.
+    let up = Up::start(folder.path(), &["--volume", "a=64M", "--capacity", "256M"]);
     let file = folder.path().join("secret");
     fs::write(&file, "a-secret-of-the-host\n").expect("written");
     let file = file.to_str().expect("text");
