@@ -32,6 +32,11 @@ pub(crate) struct LoopDevice(PathBuf);
 
 impl LoopDevice {
     pub(crate) fn over(file: &Path) -> Option<Self> {
+        Self::with_sectors(file, 512)
+    }
+
+    /// With sectors of so many bytes.
+    fn with_sectors(file: &Path, bytes: u32) -> Option<Self> {
         if !Path::new("/dev/loop-control").exists() {
             eprintln!("not tested on a block device: there is no /dev/loop-control here");
             return None;
@@ -40,8 +45,11 @@ impl LoopDevice {
             eprintln!("not tested on a block device: only root can make a loop device");
             return None;
         }
-        let made =
-            Command::new("losetup").args(["--find", "--show"]).arg(file).output().expect("losetup runs");
+        let made = Command::new("losetup")
+            .args(["--find", "--show", "--sector-size", &bytes.to_string()])
+            .arg(file)
+            .output()
+            .expect("losetup runs");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let name = String::from_utf8(made.stdout).expect("a name");
         Some(Self(PathBuf::from(name.trim())))
@@ -76,7 +84,9 @@ fn each(test: impl Fn(&Path, FileDisk)) {
     test(&directory, FileDisk::open(&directory).expect("opened"));
     let whole = file(root.path(), "whole");
     test(&whole, FileDisk::open(&whole).expect("opened"));
-    if let Some(device) = LoopDevice::over(&file(root.path(), "looped")) {
+    // Direct writes are whole sectors.
+    for sector in [512, 4096] {
+        let Some(device) = LoopDevice::with_sectors(&file(root.path(), "looped"), sector) else { return };
         test(device.path(), FileDisk::open(device.path()).expect("opened"));
     }
 }
