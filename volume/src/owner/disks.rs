@@ -13,7 +13,7 @@ const PAUSE_MS_MAX: u64 = 500;
 /// Pause after a disk was busy.
 const BUSY_MS: u64 = 20;
 /// Extents that a volume can have; the last stripe may be cut short.
-const EXTENTS_MAX: u64 = VOLUME_BYTES_MAX / EXTENT_BYTES as u64 + STRIPE_WIDTH_MAX as u64;
+pub(super) const EXTENTS_MAX: u64 = VOLUME_BYTES_MAX / EXTENT_BYTES as u64 + STRIPE_WIDTH_MAX as u64;
 
 /// One disk.
 #[derive(Debug)]

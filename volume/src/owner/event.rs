@@ -47,6 +47,8 @@ pub struct Limits {
     pub hedge_ms: u64,
     /// Between two watermarks.
     pub watermark_ms: u64,
+    /// A watermark is repeated after so long, to learn what is damaged; if `None`, only where damage is known.
+    pub survey_ms: Option<u64>,
 }
 
 impl Default for Limits {
@@ -60,6 +62,7 @@ impl Default for Limits {
             reconcile_max: 8,
             hedge_ms: 500,
             watermark_ms: 1000,
+            survey_ms: Some(30_000),
         }
     }
 }
@@ -171,4 +174,6 @@ pub(crate) enum Plant {
     IgnoreLost,
     WatermarkTooFar,
     NoRoomForChanges,
+    HealFromItself,
+    HealNewVersion,
 }

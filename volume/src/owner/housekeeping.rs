@@ -6,7 +6,8 @@ use lunette_proto::ids::{DiskId, ExtentId};
 use lunette_proto::map::DiskState;
 use lunette_proto::node::RequestBody;
 
-use super::event::{Action, Plant};
+use super::event::{Action, Limits, Plant};
+use super::heal::Heals;
 use super::op::{Leg, LegState};
 use super::view::View;
 use super::{IDLE_TICK_MS, Owner, Stage, TICK_MS, What};
@@ -56,6 +57,7 @@ impl Owner {
         for id in ids {
             self.refresh_op(id);
         }
+        self.refresh_heals();
         self.refresh_reconciles();
         self.refresh_flush();
         self.refresh_mark();
@@ -81,6 +83,7 @@ impl Owner {
         self.seal_all();
         self.tick_commands();
         self.tick_reads();
+        self.tick_heals();
         self.start_flush();
         self.tick_watermark();
     }
@@ -138,6 +141,7 @@ impl Owner {
         self.reconciles.clear();
         self.dirty.clear();
         self.repairs.clear();
+        self.heals = Heals::default();
         self.unresolved.clear();
         self.unflushed.clear();
         self.changed.clear();
@@ -273,8 +277,20 @@ impl Owner {
     /// When the next watermark is due.
     fn mark_due(&self) -> Option<u64> {
         let news = self.mark.as_ref().is_none_or(|mark| mark.seq != self.settled_seq());
-        (news && self.flush.is_none() && self.can_mark())
-            .then(|| (self.mark_ms + self.config.limits.watermark_ms).max(self.now + TICK_MS))
+        let next = (news && self.flush.is_none() && self.can_mark())
+            .then(|| self.mark_ms + self.config.limits.watermark_ms);
+        [next, self.survey_due()].into_iter().flatten().min().map(|at| at.max(self.now + TICK_MS))
+    }
+
+    /// When the last watermark is to be repeated, to learn what is damaged: soon where something is, now and then
+    /// otherwise. It says nothing new, so it needs nothing to be compared.
+    fn survey_due(&self) -> Option<u64> {
+        let Limits { watermark_ms, survey_ms, .. } = self.config.limits;
+        let is_answered = |mark: &Mark| !mark.legs.iter().any(|leg| matches!(leg.state, LegState::Sent(_)));
+        let may_repeat =
+            self.is_serving() && self.all_sealed() && self.mark.as_ref().is_some_and(is_answered);
+        let after_ms = if self.heals.is_damaged() { Some(watermark_ms) } else { survey_ms };
+        after_ms.filter(|_| may_repeat).map(|after_ms| self.mark_ms + after_ms)
     }
 
     /// Tells the disks what needs no comparison after a takeover, at once if changes wait for that.
@@ -283,7 +299,7 @@ impl Owner {
         let marked = self.mark.as_ref().map(|mark| mark.seq);
         let is_time = self.crowded || self.now >= self.mark_ms + self.config.limits.watermark_ms;
         if marked == Some(settled) || !is_time || !self.can_mark() {
-            return;
+            return self.tick_survey();
         }
         let mut seq = settled;
         if self.config.write_back {
@@ -297,8 +313,20 @@ impl Owner {
             }
         }
         if marked.is_some_and(|sent| sent >= seq) {
-            return;
+            return self.tick_survey();
         }
+        self.mark(seq);
+    }
+
+    fn tick_survey(&mut self) {
+        if let Some(seq) = self.mark.as_ref().map(|mark| mark.seq)
+            && self.survey_due().is_some_and(|due| due <= self.now)
+        {
+            self.mark(seq);
+        }
+    }
+
+    fn mark(&mut self, seq: u64) {
         let parked = |disk| Leg { disk, state: LegState::Parked };
         let legs = self.in_sync_disks().into_iter().map(parked).collect();
         if let Some(old) = self.mark.replace(Mark { seq, legs }) {

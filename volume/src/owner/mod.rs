@@ -22,6 +22,8 @@
 //!   forward, that member has holes, and all get holes: what it lacks was never acked.
 //! - **A bad copy is rewritten under a new version.** The content is read from a good member and
 //!   written to all, under the lock, like any write of the same content.
+//! - **Damage is repaired before anybody reads it.** Disks name what their scrubbers find; it is brought back from
+//!   another member under the versions that it has there (see `heal.rs`).
 //! - **Unreadable is remembered.** If the newest version of a block cannot be read from anybody,
 //!   the block answers with a medium error until it is overwritten whole, and no watermark is sent
 //!   meanwhile, so that the next owner finds the extent dirty and knows it too.
@@ -34,6 +36,7 @@ mod command;
 mod disks;
 mod event;
 mod hazard;
+mod heal;
 mod housekeeping;
 mod op;
 mod read;
@@ -55,6 +58,7 @@ use crate::device::{DeviceError, Readiness};
 use command::Command;
 use disks::Disk;
 use hazard::Locks;
+use heal::Heals;
 use housekeeping::{Flush, Mark, Purge};
 use op::{Op, Phase};
 use reconcile::Reconcile;
@@ -93,6 +97,7 @@ pub struct Owner {
     /// Operations to be started, if nothing is in their way.
     ready: VecDeque<usize>,
     repairs: BTreeSet<(u64, u32)>,
+    heals: Heals,
 
     /// Extents whose members may differ.
     dirty: BTreeSet<u64>,
@@ -149,6 +154,7 @@ enum What {
     Read { op: usize },
     Leg { op: usize },
     Versions { extent: u64 },
+    Heal { op: usize },
     Flush,
     Watermark,
     Delete,
@@ -191,6 +197,7 @@ impl Owner {
             locks: BTreeMap::new(),
             ready: VecDeque::new(),
             repairs: BTreeSet::new(),
+            heals: Heals::default(),
             dirty: BTreeSet::new(),
             reconciles: BTreeMap::new(),
             unreadable: BTreeSet::new(),
@@ -295,13 +302,22 @@ impl Owner {
             What::Read { op } => self.read_answered(op, disk, answer),
             What::Leg { op } => self.leg_answered(op, tag, answer),
             What::Versions { extent } => self.versions_answered(extent, disk, answer),
+            What::Heal { op } => self.heal_answered(op, disk, answer),
             What::Flush => {
                 self.rest_after(disk, &answer);
                 self.flush_answered(disk, matches!(answer, Answer::Body(ReplyBody::Done)));
             }
             What::Watermark => {
                 self.rest_after(disk, &answer);
-                self.mark_answered(disk, tag, matches!(answer, Answer::Body(ReplyBody::Done)));
+                let damaged = match answer {
+                    Answer::Body(ReplyBody::Done) => Some(Vec::new()),
+                    Answer::Body(ReplyBody::Damaged(runs)) => Some(runs),
+                    _ => None,
+                };
+                self.mark_answered(disk, tag, damaged.is_some());
+                if let Some(runs) = damaged {
+                    self.damage_named(disk, &runs);
+                }
             }
             What::Probe | What::Delete | What::Abandoned => {}
         }
@@ -346,7 +362,7 @@ impl Owner {
             match &op.phase {
                 Phase::Mutating(it) => mutating.push((it.version.seq, id)),
                 Phase::Reading(it) if it.asked.is_none() => reading.push(id),
-                Phase::Reading(_) | Phase::Waiting => {}
+                Phase::Reading(_) | Phase::Healing(_) | Phase::Waiting => {}
             }
         }
         // In the order of their first sending: older changes first.

@@ -4,6 +4,7 @@
 //!     Waiting --> Reading --> Mutating --> finished         a partial block, a repair
 //!     Waiting --> Reading ------------------> finished      a read
 //!     Waiting ----------------> Mutating --> finished       a write
+//!     Waiting --> Healing -------------------> finished      what a scrubber found: its parts read and mutate
 //!                                  |  ^
 //!                                  v  |  no space on some member: the old content is
 //!                                Reading  read there and written back everywhere
@@ -24,6 +25,7 @@ use lunette_proto::node::{Change, Durability};
 use smallvec::SmallVec;
 
 use super::event::Patch;
+use super::heal::Healing;
 use super::view::Members;
 use crate::device::DeviceError;
 
@@ -56,7 +58,11 @@ impl Op {
         match &self.work {
             Work::Write(Change::Data(data)) => data.len() as u64,
             Work::Modify { patch: Patch::Data(data), .. } => data.len() as u64,
-            Work::Read { .. } | Work::Write(_) | Work::Modify { .. } | Work::Level { .. } => 0,
+            Work::Read { .. }
+            | Work::Write(_)
+            | Work::Modify { .. }
+            | Work::Level { .. }
+            | Work::Heal { .. } => 0,
         }
     }
 
@@ -74,6 +80,10 @@ pub(super) enum Origin {
     Orphan,
     /// A block of which some copy is bad.
     Repair,
+    /// Blocks that a member has named as damaged.
+    Heal,
+    /// Some of them; the lock is that of the whole.
+    HealPart { heal: usize },
     /// Reconciliation of its extent, which is closed to everything else.
     Reconcile,
 }
@@ -91,6 +101,8 @@ pub(super) enum Work {
     /// `or_hole`, some lagging member has a hole in every block of it, and it is as good to give
     /// all members that.
     Level { version: Version, hole: bool, or_hole: bool, sources: Members, lagging: Members },
+    /// Bring the blocks of one member back to what the others have.
+    Heal { disk: DiskId },
 }
 
 /// Where it stands.
@@ -102,6 +114,8 @@ pub(super) enum Phase {
     Reading(Reading),
     /// All members that need it are brought to new content.
     Mutating(Mutating),
+    /// A member is asked for its versions, then parts bring the damaged one to them.
+    Healing(Healing),
 }
 
 #[derive(Debug, Default)]

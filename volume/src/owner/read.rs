@@ -111,19 +111,23 @@ impl Owner {
 
     /// Every member that counts has a bad block among those asked for.
     fn exhausted(&mut self, id: usize) {
-        let Op { extent, offset, len, phase: Phase::Reading(reading), work, .. } = &mut self.ops[id] else {
+        let Op { origin, extent, offset, len, phase: Phase::Reading(reading), work, .. } = &mut self.ops[id]
+        else {
             return;
         };
-        if reading.pieces.is_none() && *len > BLOCK_BYTES {
+        if reading.pieces.is_none() && *len > BLOCK_BYTES && !matches!(origin, Origin::HealPart { .. }) {
             // Perhaps not the same one on all of them.
             reading.pieces = Some(BytesMut::with_capacity(*len as usize));
             reading.bad.clear();
             return self.ask(id);
         }
         let at = *offset + reading.pieces.as_ref().map_or(0, blocks_len);
+        let is_heal = matches!(origin, Origin::HealPart { .. });
         let medium = DeviceError::Medium { offset: self.config.layout.address(*extent, at) };
         let (extent, offset, len, withdrawing) = (*extent, *offset, *len, reading.withdrawing);
         match work {
+            // The same blocks may be good elsewhere.
+            _ if is_heal && !withdrawing => self.finish(id, Err(medium)),
             Work::Read { .. } | Work::Modify { .. } if !withdrawing => self.finish(id, Err(medium)),
             Work::Level { version, hole, or_hole, sources, lagging } if !withdrawing && len > BLOCK_BYTES => {
                 // Level what can be levelled, block by block.
@@ -176,7 +180,7 @@ impl Owner {
                 let (version, lagging) = (*version, lagging.clone());
                 self.put(id, Change::Data(data), version, &lagging);
             }
-            Work::Write(_) => {}
+            Work::Write(_) | Work::Heal { .. } => {}
         }
     }
 
@@ -226,7 +230,7 @@ impl Owner {
                                 && !reading.slow.contains(disk)
                         })
                 }),
-                Phase::Waiting | Phase::Mutating(_) => false,
+                Phase::Waiting | Phase::Mutating(_) | Phase::Healing(_) => false,
             })
             .map(|(id, _)| id)
             .collect();

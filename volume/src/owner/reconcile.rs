@@ -310,6 +310,14 @@ impl Owner {
                         }
                     }
                 }
+                // What it was told of versions counts no more, unless it is too late for that.
+                (_, Phase::Healing(healing)) => {
+                    if let Some(asked) = healing.asked.take() {
+                        gone = Some(asked.tag);
+                        op.phase = Phase::Waiting;
+                        self.ready.push_back(id);
+                    }
+                }
                 (_, Phase::Waiting | Phase::Reading(_) | Phase::Mutating(_)) => {}
             }
             if let Some(tag) = gone {
@@ -330,7 +338,7 @@ impl Owner {
 }
 
 /// Whether a disk's list of runs can be one of an extent.
-fn fits(runs: &[BlockVersion], generation: Generation) -> bool {
+pub(super) fn fits(runs: &[BlockVersion], generation: Generation) -> bool {
     let blocks = runs.iter().try_fold(0u32, |sum, run| sum.checked_add(run.blocks));
     blocks.is_some_and(|blocks| blocks <= EXTENT_BLOCKS)
         && runs.iter().all(|run| run.blocks > 0 && run.version.generation <= generation)

@@ -255,6 +255,96 @@ fn heals_a_bad_copy() {
     assert_eq!(rig.read(0, 8192), vec![7; 8192]);
 }
 
+/// Guards invariants 8 and 9: what a disk names as damaged is put back under the version that the others have, on that
+/// disk alone, holes as holes, without a read of anybody; and the disk is asked again until it names nothing.
+#[test]
+fn repairs_what_disks_name() {
+    let mut rig = Rig::new(3, 512);
+    let extent = Rig::extent(0);
+    assert!(rig.write(0, 16 * 4096, 7).is_ok());
+    assert!(rig.write(4 * 4096, 4096, 8).is_ok());
+    assert!(rig.run(Command::Zero { offset: 6 * 4096, len: 2 * 4096 }).is_ok());
+    rig.wait(2000);
+    let before: Vec<_> = (0..20).map(|block| rig.disks[&DiskId(1)].block(extent, block)).collect();
+    let disk = rig.disks.get_mut(&DiskId(1)).unwrap();
+    // A whole unit of which nothing is known any more, and its neighbour, which was never written.
+    for block in 0..17 {
+        disk.corrupt.insert((extent, block));
+        disk.lost.insert((extent, block));
+    }
+    rig.sent.clear();
+    rig.wait(40_000);
+    let disk = &rig.disks[&DiskId(1)];
+    assert!(disk.corrupt.is_empty() && disk.lost.is_empty(), "{disk:?}");
+    for (block, before) in (0..16).zip(&before) {
+        assert_eq!(rig.disks[&DiskId(1)].block(extent, block), *before, "block {block}");
+    }
+    let all = |block| rig.disks.values().map(|disk| disk.block(extent, block)).collect::<Vec<_>>();
+    for block in 0..20 {
+        assert!(all(block).windows(2).all(|pair| pair[0] == pair[1]), "block {block}");
+    }
+    let puts = rig.sent.iter().filter(|it| matches!(it.body, RequestBody::Put { .. }));
+    assert!(puts.clone().all(|it| it.disk == DiskId(1)));
+    assert_eq!(puts.count(), 5, "one for each run of one version");
+    assert_eq!((rig.owner.healed_blocks(), rig.owner.hopeless_blocks()), (17, 0));
+    rig.sent.clear();
+    rig.wait(20_000);
+    assert!(rig.sent.len() <= 3, "nothing is left to be asked for every second: {:?}", rig.sent);
+}
+
+/// Guards against damage that is given up silently: what no other member has is counted, the rest is repaired, and
+/// it stays counted until it is overwritten.
+#[test]
+fn counts_what_no_member_has() {
+    let mut rig = Rig::new(2, 512);
+    let extent = Rig::extent(0);
+    assert!(rig.write(0, 8 * 4096, 7).is_ok());
+    rig.wait(2000);
+    for (disk, blocks) in [(0, 0..4), (1, 3..6)] {
+        let disk = rig.disks.get_mut(&DiskId(disk)).unwrap();
+        disk.corrupt.extend(blocks.map(|block| (extent, block)));
+    }
+    rig.wait(40_000);
+    let bad = |rig: &Rig| rig.disks.values().map(|disk| disk.corrupt.clone()).collect::<Vec<_>>();
+    assert_eq!(bad(&rig), [BTreeSet::from([(extent, 3)]), BTreeSet::from([(extent, 3)])]);
+    assert_eq!(rig.owner.hopeless_blocks(), 2);
+    assert!(rig.write(3 * 4096, 4096, 9).is_ok());
+    rig.wait(40_000);
+    assert_eq!(rig.owner.hopeless_blocks(), 0);
+    // Alone, there is nobody to ask.
+    let mut rig = Rig::new(1, 512);
+    assert!(rig.write(0, 4096, 7).is_ok());
+    rig.disks.get_mut(&DiskId(0)).unwrap().corrupt.insert((extent, 0));
+    rig.wait(40_000);
+    assert_eq!(rig.owner.hopeless_blocks(), 1);
+}
+
+/// Guards order and bounds: a repair waits for a write of its blocks, few go on at once, and none while a member is
+/// away, whose turn it would hold up.
+#[test]
+fn repairs_do_not_get_in_the_way() {
+    let mut rig = Rig::new(3, 512);
+    let extent = Rig::extent(0);
+    assert!(rig.write(0, 1024 * 4096, 7).is_ok());
+    rig.wait(2000);
+    let disk = rig.disks.get_mut(&DiskId(1)).unwrap();
+    disk.corrupt.extend((0..1024).map(|block| (extent, block)));
+    rig.down.push(DiskId(2));
+    rig.drive(Event::Lost { disk: DiskId(2) });
+    rig.sent.clear();
+    rig.wait(60_000);
+    assert!(rig.sent.iter().all(|it| !matches!(it.body, RequestBody::Put { .. })));
+    assert_eq!(rig.read(0, 8192), vec![7; 8192], "the others go on");
+    rig.down.clear();
+    rig.wait(40_000);
+    assert!(rig.disks[&DiskId(1)].corrupt.is_empty());
+    let len = |it: &Request| match &it.body {
+        RequestBody::Put { change, .. } => change.len(),
+        _ => 0,
+    };
+    assert!(rig.sent.iter().map(len).max() <= Some(64 * 4096), "no more is locked at once");
+}
+
 /// Guards the answer when no copy is left, and that a whole new block heals it.
 #[test]
 fn reports_what_no_copy_has() {
@@ -457,6 +547,10 @@ fn idle_owners_take_no_time() {
     let mut rig = Rig::new(3, 512);
     assert!(rig.write(0, 4096, 1).is_ok());
     assert!(rig.idle(10_000) < 10);
+    // But for the question what is damaged, every 30 s.
+    assert!(rig.idle(300_000) <= 20);
+    rig.owner.config.limits.survey_ms = None;
+    rig.idle(30_000);
     assert_eq!(rig.idle(100_000), 0);
     rig.down.push(DiskId(2));
     rig.drive(Event::Lost { disk: DiskId(2) });

@@ -27,11 +27,12 @@ impl Owner {
         if !self.is_open(extent) {
             return self.reconcile(extent);
         }
+        // Before what could make it wait: others wait for its lock.
+        if matches!(origin, Origin::Repair | Origin::Heal) && !self.can_repair(extent) {
+            return self.finish(id, Err(DeviceError::Busy));
+        }
         if is_exclusive && self.members(extent).len() < self.view.pool.min_size() {
             return;
-        }
-        if origin == Origin::Repair && !self.can_repair(extent) {
-            return self.finish(id, Ok(Bytes::new()));
         }
         if is_exclusive && !self.has_room_to_change(extent) {
             return;
@@ -50,6 +51,7 @@ impl Owner {
                 }
                 self.read(id, Members::new(), false);
             }
+            Work::Heal { .. } => self.heal(id),
             Work::Level { .. } => {}
         }
     }
@@ -152,10 +154,12 @@ impl Owner {
     }
 
     pub(super) fn leg_answered(&mut self, id: usize, tag: u64, answer: Answer) {
-        let Some(Op { work, phase: Phase::Mutating(mutating), .. }) = self.ops.get_mut(id) else {
+        let Some(Op { origin, work, phase: Phase::Mutating(mutating), .. }) = self.ops.get_mut(id) else {
             return;
         };
-        let needs_no_space = mutating.withdrawing || matches!(work, Work::Level { or_hole: false, .. });
+        let is_heal = matches!(origin, Origin::HealPart { .. });
+        let needs_no_space =
+            mutating.withdrawing || !is_heal && matches!(work, Work::Level { or_hole: false, .. });
         let Some(leg) = mutating.legs.iter_mut().find(|leg| leg.state == LegState::Sent(tag)) else {
             return;
         };
@@ -190,6 +194,11 @@ impl Owner {
         let nobody_has_it = refused.len() == mutating.legs.len() && !mutating.ambiguous && !mutating.put;
         if refused.is_empty() {
             self.go_on(id);
+        } else if let (Origin::HealPart { .. }, Work::Level { .. }) =
+            (self.ops[id].origin, &self.ops[id].work)
+        {
+            // It has changed nothing, and names the blocks again.
+            self.finish(id, Err(DeviceError::NoSpace));
         } else if let Work::Level { .. } = self.ops[id].work {
             // Some cannot be brought forward. A member has holes there, and whatever a member has
             // is not older than what was acked: all get holes.
@@ -257,6 +266,7 @@ impl Owner {
         let op = &mut self.ops[id];
         match &mut op.phase {
             Phase::Waiting => {}
+            Phase::Healing(_) => self.refresh_heal(id),
             Phase::Reading(reading) => {
                 if let Some(asked) = reading.asked
                     && !members.contains(&asked.disk)
@@ -300,6 +310,10 @@ impl Owner {
     pub(super) fn sources_left(&mut self, id: usize) {
         let op = &mut self.ops[id];
         match &op.work {
+            Work::Level { .. } if matches!(op.origin, Origin::HealPart { .. }) => {
+                self.finish(id, Err(DeviceError::Busy));
+            }
+            Work::Heal { .. } => {}
             Work::Level { .. } => {
                 self.reconcile_again(self.ops[id].extent);
                 self.finish(id, Ok(Bytes::new()));
@@ -330,6 +344,11 @@ impl Owner {
                     self.abandon(asked.tag);
                 }
             }
+            Phase::Healing(healing) => {
+                if let Some(asked) = healing.asked {
+                    self.abandon(asked.tag);
+                }
+            }
             Phase::Mutating(mutating) => {
                 for leg in &mutating.legs {
                     if let LegState::Sent(tag) = leg.state {
@@ -347,6 +366,8 @@ impl Owner {
             Origin::Repair => {
                 self.repairs.remove(&(op.extent, op.offset / BLOCK_BYTES));
             }
+            Origin::Heal => self.heal_over(&op),
+            Origin::HealPart { heal } => self.heal_part_done(heal, &op.verdict.and(result)),
             Origin::Reconcile => self.levelled(op.extent),
         }
         if self.dirty.contains(&op.extent) {

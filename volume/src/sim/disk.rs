@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 use lunette_proto::ids::{DiskId, Epoch, ExtentId, Generation, Namespace, Version};
-use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, NODE_DAMAGED_RUNS_MAX};
 use lunette_proto::node::{
-    BlockVersion, Change, DirtyExtent, Durability, Failure, Reply, ReplyBody, Request, RequestBody, Sealed,
+    BlockVersion, Change, DamagedRun, DirtyExtent, Durability, Failure, Reply, ReplyBody, Request,
+    RequestBody, Sealed,
 };
 
 use super::rng::Rng;
@@ -102,7 +103,8 @@ impl ModelDisk {
                 let last = self.watermarks.entry(*namespace).or_default();
                 *last = mark.max(*last);
                 self.dirty.retain(|extent, newest| extent.namespace != *namespace || *newest > mark);
-                Ok(ReplyBody::Done)
+                let runs = self.damaged(*namespace);
+                Ok(if runs.is_empty() { ReplyBody::Done } else { ReplyBody::Damaged(runs) })
             }
             RequestBody::Delete { namespace, generation } => {
                 if let Some((sealed, _)) = self.sealed.get(namespace)
@@ -119,6 +121,19 @@ impl ModelDisk {
                 Ok(ReplyBody::Done)
             }
         }
+    }
+
+    /// What its scrubber has found, in no more runs than an answer bears.
+    fn damaged(&self, namespace: Namespace) -> Vec<DamagedRun> {
+        let mut runs: Vec<DamagedRun> = Vec::new();
+        for (extent, block) in self.corrupt.iter().filter(|(extent, _)| extent.namespace == namespace) {
+            match runs.last_mut() {
+                Some(run) if (run.index, run.first + run.blocks) == (extent.index, *block) => run.blocks += 1,
+                _ => runs.push(DamagedRun { index: extent.index, first: *block, blocks: 1 }),
+            }
+        }
+        runs.truncate(NODE_DAMAGED_RUNS_MAX);
+        runs
     }
 
     fn seal(&mut self, namespace: Namespace, generation: Generation, epoch: Epoch) -> Reply {

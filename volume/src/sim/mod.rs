@@ -109,5 +109,7 @@ finds! {
     finds_lost_memory_ignored: planted(Plant::IgnoreLost);
     finds_more_changes_than_disks_list: planted(Plant::NoRoomForChanges);
     finds_a_watermark_too_far: planted(Plant::WatermarkTooFar);
+    finds_a_repair_from_the_bad_copy_itself: planted(Plant::HealFromItself);
+    finds_a_repair_under_a_new_version: planted(Plant::HealNewVersion);
     finds_a_disk_that_forgets_generations: Faults { forget_generation: true, ..Faults::default() };
 }

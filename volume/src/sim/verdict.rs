@@ -34,6 +34,9 @@ impl World {
             }
         }
         for (disk, (model, _)) in &self.disks {
+            if let (DiskState::InSync, Some((extent, block))) = (self.states[disk], model.corrupt.first()) {
+                return self.fail(format!("{disk} still has a bad copy of {extent} block {block}"));
+            }
             if self.states[disk] == DiskState::InSync && model.dirty_count() > 0 {
                 let owner = self.gateways.last().map(|it| &it.owner);
                 return self.fail(format!("{disk} still has dirty extents: {model:?}\n{owner:#?}"));

@@ -139,6 +139,7 @@ impl World {
                 reconcile_max: 2,
                 hedge_ms: 15,
                 watermark_ms: 20,
+                survey_ms: None,
             },
         };
         let disks = (0..count)
