@@ -11,7 +11,7 @@ use lunette_proto::limits::NAME_CHARS_MAX;
 
 use crate::size::Size;
 
-pub(crate) use disk::{Disk, DiskAdd, DiskCheck, DiskInspect};
+pub(crate) use disk::{Disk, DiskAdd, DiskCheck, DiskInspect, DiskScrub};
 
 /// A distributed block store with an iSCSI target.
 #[derive(Debug, Parser)]

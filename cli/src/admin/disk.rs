@@ -1,9 +1,9 @@
-//! `lunette disk list|add`.
+//! `lunette disk list|add|scrub`.
 
 use anyhow::Result;
 use lunette_control::api::admin::{AddDiskRequest, Disk as Answer, ListDisksRequest};
 
-use super::{Connection, json};
+use super::{Connection, json, scrub};
 use crate::args::{Disk, DiskAdd};
 use crate::output::{Format, Table};
 use crate::size::human;
@@ -15,6 +15,7 @@ pub(super) async fn run(command: Disk, connection: &Connection, format: Format) 
     match command {
         Disk::List => list(connection, format).await,
         Disk::Add(add) => self::add(add, connection, format).await,
+        Disk::Scrub(command) => scrub::run(command, connection, format).await,
         Disk::Inspect(_) | Disk::Check(_) => unreachable!("main looks at disks itself"),
     }
 }

@@ -3,7 +3,7 @@
 
 use lunette_control::api::admin::status_response::Health;
 use lunette_control::api::admin::{
-    ControlStatus, Disk, Gateway, Lun, Node, Pool, Session, StatusResponse, Target, Volume,
+    ControlStatus, Disk, Gateway, Lun, Node, Pool, Scrub, Session, StatusResponse, Target, Volume,
 };
 use serde_json::{Value, json};
 
@@ -27,11 +27,27 @@ pub(super) fn nodes(nodes: &[Node]) -> Value {
     list(nodes, node)
 }
 
+fn scrub(scrub: &Scrub) -> Value {
+    let damaged = scrub.damaged.unwrap_or_default();
+    json!({
+        "pass": scrub.pass, "running": scrub.running,
+        "started_unix_ms": (scrub.pass > 0).then_some(scrub.started_unix_ms),
+        "done_bytes": scrub.done_bytes, "total_bytes": scrub.total_bytes, "rate_bytes": scrub.rate_bytes,
+        "left_ms": scrub.left_ms, "checked_blocks": scrub.checked_blocks, "found_blocks": scrub.found_blocks,
+        "damaged": {
+            "lost": damaged.lost, "torn": damaged.torn, "misdirected": damaged.misdirected,
+            "stale": damaged.stale, "unreadable": damaged.unreadable,
+        },
+        "left_out_blocks": scrub.left_out_blocks, "repaired_blocks": scrub.repaired_blocks,
+    })
+}
+
 pub(super) fn disk(disk: &Disk) -> Value {
     json!({
         "id": disk.id, "uuid": disk.uuid, "node": disk.node, "label": disk.label, "state": disk.state,
         "capacity_bytes": disk.capacity_bytes, "used_bytes": disk.used_bytes, "weight": disk.weight,
         "path": disk.label, "kind": some(&disk.kind), "reason": some(&disk.reason),
+        "scrub": disk.scrub.as_ref().map(scrub),
     })
 }
 

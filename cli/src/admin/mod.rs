@@ -5,6 +5,7 @@ mod disk;
 mod json;
 mod node;
 mod pool;
+mod scrub;
 mod secret;
 mod session;
 mod status;

@@ -14,6 +14,8 @@ pub(crate) enum Disk {
     List,
     /// Make a place of a node a disk of the cluster
     Add(DiskAdd),
+    /// Look at all data of a disk now, or say how far that is; what is damaged is repaired from other disks
+    Scrub(DiskScrub),
     /// Show what is on a disk of this machine that is not in use
     Inspect(DiskInspect),
     /// Read all of a disk of this machine that is not in use, and say what is damaged
@@ -30,6 +32,25 @@ pub(crate) struct DiskAdd {
     /// What it offers [default: what there is]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) capacity: Option<Size>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiskScrub {
+    /// The disk, by its number in `disk list`
+    #[arg(value_name = "DISK", required_unless_present = "status", value_parser = disk_id)]
+    pub(crate) disk: Option<u32>,
+    /// How much it looks at in a second [default: as much as it can]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, conflicts_with = "status")]
+    pub(crate) rate: Option<Size>,
+    /// Begin nothing; show how far the scrubbers are and what is damaged
+    #[arg(long)]
+    pub(crate) status: bool,
+}
+
+/// `3`, or `disk-3` as messages write it.
+fn disk_id(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix("disk-").unwrap_or(text);
+    number.parse().map_err(|_| "write the number that `disk list` shows, such as 3".to_owned())
 }
 
 #[derive(Debug, Args)]

@@ -167,6 +167,7 @@ impl Attached for Reporter {
                 gateway: self.id.0,
                 sessions: sessions.into_iter().map(session).collect(),
                 unreachable_disks: unreachable.map(|disk| disk.disk.0).collect(),
+                hopeless_blocks: self.exporter.volumes.hopeless_blocks(),
             })),
         }
     }

@@ -8,6 +8,8 @@ use lunette_control::api::cluster::report::Member;
 use lunette_control::api::cluster::{NodeReport, RegisterNodeResponse, Report};
 use lunette_control::client::{Attached, Attachment};
 use lunette_control::{Control, ControlConfig};
+use lunette_proto::ids::DiskId;
+use lunette_storage_node::Node;
 use tokio_util::sync::CancellationToken;
 
 use super::added::{AddedDisks, Refused};
@@ -117,8 +119,11 @@ impl StorageMember {
                 return Err(error);
             }
         };
-        let attached =
-            Arc::new(AttachedNode { open: Box::new(storage.reporter()), refused: added.refused() });
+        let attached = Arc::new(AttachedNode {
+            node: Arc::clone(storage.node()),
+            open: Box::new(storage.reporter()),
+            refused: added.refused(),
+        });
         Ok(Self { storage, added, attachment: Attachment::start(control, attached) })
     }
 
@@ -134,6 +139,7 @@ impl StorageMember {
 }
 
 struct AttachedNode {
+    node: Arc<Node>,
     open: Box<dyn Fn() -> NodeReport + Send + Sync>,
     refused: Arc<Refused>,
 }
@@ -147,6 +153,12 @@ impl Attached for AttachedNode {
 
     fn kick(&self, tsih: u32) {
         tracing::warn!(tsih, "told to close a session, of which a node has none");
+    }
+
+    fn scrub(&self, disk: DiskId, rate_bytes: Option<u64>) {
+        if !self.node.scrub(disk, rate_bytes) {
+            tracing::warn!(%disk, "told to scrub a disk that is not served here");
+        }
     }
 }
 

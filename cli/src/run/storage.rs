@@ -18,11 +18,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use lunette_control::api::cluster::{
-    DiskReport, NodeDisk, NodeReport, RegisterNodeRequest, RegisterNodeResponse,
+    DiskReport, NodeDisk, NodeReport, RegisterNodeRequest, RegisterNodeResponse, ScrubReport,
 };
 use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, NodeId};
 use lunette_storage_node::{
-    DiskConfig, DiskError, DiskStatus, FormatOptions, Identity, Node, format_disk, inspect_identity, serve,
+    DiskConfig, DiskError, DiskStatus, FormatOptions, Identity, Node, ScrubStatus, format_disk,
+    inspect_identity, serve,
 };
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -170,6 +171,7 @@ impl Storage {
                 refused: false,
                 reason: disk.failure.unwrap_or_default(),
                 kind: (*kinds.lock().entry(disk.disk).or_insert_with(|| kind(&disk.path))).to_owned(),
+                scrub: Some(scrub_report(&disk.scrub)),
             };
             NodeReport { node: id, disks: node.disks().into_iter().map(disk).collect() }
         }
@@ -185,6 +187,27 @@ impl Storage {
         if let Err(error) = spawn_blocking(move || node.close()).await {
             tracing::error!(%error, "the node was not closed");
         }
+    }
+}
+
+fn scrub_report(scrub: &ScrubStatus) -> ScrubReport {
+    ScrubReport {
+        pass: scrub.pass,
+        running: scrub.is_running,
+        started_unix_ms: scrub.started_unix_ms,
+        done_bytes: scrub.done_bytes,
+        total_bytes: scrub.total_bytes,
+        rate_bytes: scrub.rate_bytes,
+        left_ms: scrub.left_ms,
+        checked_blocks: scrub.checked_blocks,
+        found_blocks: scrub.found_blocks,
+        repaired_blocks: scrub.repaired,
+        left_out_blocks: scrub.left_out,
+        lost_blocks: scrub.bad.lost,
+        torn_blocks: scrub.bad.torn,
+        misdirected_blocks: scrub.bad.misdirected,
+        stale_blocks: scrub.bad.stale,
+        unreadable_blocks: scrub.bad.unreadable,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use lunette_proto::ids::DiskId;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -25,6 +26,12 @@ pub trait Attached: Send + Sync + 'static {
 
     /// Closes a session's connections. Must not block; the reports say when the session is gone.
     fn kick(&self, tsih: u32);
+
+    /// Begins to scrub a disk, at so many bytes per second or as fast as possible. Must not block; the reports say
+    /// when it has begun. Only nodes are told.
+    fn scrub(&self, disk: DiskId, rate_bytes: Option<u64>) {
+        tracing::warn!(%disk, ?rate_bytes, "told to scrub a disk, of which this member has none");
+    }
 }
 
 /// See the module. Dropping it ends the stream.
@@ -108,6 +115,10 @@ async fn attach_once(
             () = now.notified() => {}
             order = orders.message() => match order {
                 Ok(Some(Order { order: Some(Kind::KickSession(kick)), .. })) => member.kick(kick.tsih),
+                Ok(Some(Order { order: Some(Kind::ScrubDisk(scrub)), .. })) => {
+                    let rate_bytes = (scrub.rate_bytes > 0).then_some(scrub.rate_bytes);
+                    member.scrub(DiskId(scrub.disk), rate_bytes);
+                }
                 // What is asked for is a report, and one follows any order, also one of a newer version.
                 Ok(Some(_)) => {}
                 Ok(None) => return Status::unavailable("the stream has ended"),

@@ -137,6 +137,13 @@ impl Registry {
         up.any(|presence| presence.report.unreachable_disks.contains(&disk.0))
     }
 
+    /// Damaged blocks without a good copy, by the gateways that are there.
+    #[must_use]
+    pub fn hopeless_blocks(&self, now: Instant) -> u64 {
+        let up = self.gateways.values().filter(|presence| presence.is_up(now));
+        up.fold(0, |sum, presence| presence.report.hopeless_blocks.saturating_add(sum))
+    }
+
     /// Sessions of the gateways that are there, as they said last.
     pub fn sessions(&self, now: Instant) -> impl Iterator<Item = (GatewayId, &SessionReport)> {
         let up = self.gateways.iter().filter(move |(_, presence)| presence.is_up(now));
@@ -198,8 +205,12 @@ mod tests {
         let now = Instant::now();
         let (old, new) = (registry.open(), registry.open());
         let session = SessionReport { tsih: 7, ..SessionReport::default() };
-        let report =
-            |sessions: Vec<SessionReport>| GatewayReport { gateway: 1, sessions, unreachable_disks: vec![4] };
+        let report = |sessions: Vec<SessionReport>| GatewayReport {
+            gateway: 1,
+            sessions,
+            unreachable_disks: vec![4],
+            hopeless_blocks: 0,
+        };
         registry.gateway_report(old, GATEWAY, report(vec![session]), now).expect("first");
         assert_eq!(registry.sessions(now).count(), 1);
         registry.gateway_report(new, GATEWAY, report(vec![]), now).expect("newer");

@@ -13,6 +13,7 @@ use lunette_proto::ids::{DiskId, NodeId};
 use lunette_proto::map::{ClusterMap, Disk, DiskState, Pool, VolumeState};
 
 use super::{Member, Registry};
+use crate::api::cluster::ScrubReport;
 
 /// How the cluster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,12 +138,43 @@ pub fn judge(map: &ClusterMap, registry: &Registry, now: Instant) -> Verdict {
         };
         findings.push((Health::Degraded, text));
     }
+    judge_damage(map, registry, now, &mut findings);
     // Stable: findings of one severity stay in order.
     findings.sort_by_key(|(health, _)| std::cmp::Reverse(*health));
     Verdict {
         health: findings.first().map_or(Health::Healthy, |(health, _)| *health),
         reasons: findings.into_iter().map(|(_, text)| text).collect(),
     }
+}
+
+/// What scrubbers and reads have found bad and nobody has repaired yet.
+fn judge_damage(map: &ClusterMap, registry: &Registry, now: Instant, findings: &mut Vec<(Health, String)>) {
+    for disk in map.disks.values().filter(|disk| registry.is_up(Member::Node(disk.node), now)) {
+        let damaged = registry
+            .disk(disk.node, disk.id)
+            .and_then(|report| report.scrub.as_ref())
+            .map_or(0, damaged_blocks);
+        if damaged > 0 {
+            let node = map.nodes.get(&disk.node).map_or("?", |node| &node.name);
+            let blocks = if damaged == 1 { "block that is" } else { "blocks that are" };
+            let text = format!("{} of node {node} has {damaged} damaged {blocks} not repaired", disk.id);
+            findings.push((Health::Degraded, text));
+        }
+    }
+    let hopeless = registry.hopeless_blocks(now);
+    if hopeless > 0 {
+        let have = if hopeless == 1 { "block has" } else { "blocks have" };
+        findings
+            .push((Health::Degraded, format!("{hopeless} damaged {have} no good copy on any other disk")));
+    }
+}
+
+/// Blocks that are damaged now.
+fn damaged_blocks(scrub: &ScrubReport) -> u64 {
+    let ScrubReport { lost_blocks, torn_blocks, misdirected_blocks, .. } = scrub;
+    let counts =
+        [lost_blocks, torn_blocks, misdirected_blocks, &scrub.stale_blocks, &scrub.unreadable_blocks];
+    counts.into_iter().fold(0, |sum, blocks| blocks.saturating_add(sum))
 }
 
 fn judge_pool(
@@ -286,7 +318,8 @@ mod tests {
             registry.node_report(stream, NodeId(node), report, now).expect("new");
         }
         let stream = registry.open();
-        let report = GatewayReport { gateway: 1, sessions: vec![], unreachable_disks: unreachable.to_vec() };
+        let unreachable_disks = unreachable.to_vec();
+        let report = GatewayReport { gateway: 1, unreachable_disks, ..GatewayReport::default() };
         registry.gateway_report(stream, GatewayId(1), report, now).expect("new");
         registry
     }
@@ -320,6 +353,33 @@ mod tests {
         let out = judged(&state, &everybody(now, 0, &[]));
         assert_eq!(out.health, Health::Degraded, "two of three serve: {out:?}");
         assert_eq!(out.reasons, ["disk-1 of node node1 is out"]);
+    }
+
+    /// Guards damage against being overlooked: it is no health, until it is repaired; and what a node said before it went
+    /// down is not said again.
+    #[test]
+    fn damage_is_no_health() {
+        let now = Instant::now();
+        let mut state = cluster();
+        volume(&mut state);
+        let mut registry = everybody(now, 0, &[]);
+        let stream = registry.open();
+        let scrub = ScrubReport { torn_blocks: 2, unreadable_blocks: 1, ..ScrubReport::default() };
+        let disk = DiskReport { disk: 2, scrub: Some(scrub), ..DiskReport::default() };
+        registry
+            .node_report(stream, NodeId(2), NodeReport { node: 2, disks: vec![disk] }, now)
+            .expect("newer");
+        let verdict = judge(state.map(), &registry, now);
+        assert_eq!(verdict.health, Health::Degraded);
+        assert_eq!(verdict.reasons, ["disk-2 of node node2 has 3 damaged blocks that are not repaired"]);
+        let gateway = registry.open();
+        let report = GatewayReport { gateway: 1, hopeless_blocks: 1, ..GatewayReport::default() };
+        registry.gateway_report(gateway, GatewayId(1), report, now).expect("newer");
+        let verdict = judge(state.map(), &registry, now);
+        assert_eq!(verdict.reasons[1], "1 damaged block has no good copy on any other disk");
+        registry.close(stream);
+        let verdict = judge(state.map(), &registry, now);
+        assert!(verdict.reasons.iter().all(|reason| !reason.contains("not repaired")), "{verdict:?}");
     }
 
     /// Guards an empty pool and an empty cluster: nobody misses what nobody uses.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lunette_proto::ids::GatewayId;
+use lunette_proto::ids::{DiskId, GatewayId, NodeId};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout_at;
@@ -11,7 +11,7 @@ use tonic::Status;
 
 use crate::api::cluster::order::Order as Kind;
 use crate::api::cluster::report::Member as ReportOf;
-use crate::api::cluster::{KickSession, Order, Report, ReportNow};
+use crate::api::cluster::{KickSession, Order, Report, ReportNow, ScrubDisk};
 use crate::health::{Member, Registry, Replaced, StreamId};
 
 /// Orders that may wait on one stream; a member that takes none gets no more.
@@ -114,6 +114,11 @@ impl Attachments {
     /// Tells a gateway to close a session; `false` as for `ask_report`.
     pub(super) fn kick(&self, gateway: GatewayId, tsih: u32) -> bool {
         self.order(Member::Gateway(gateway), Kind::KickSession(KickSession { tsih }))
+    }
+
+    /// Tells a node to scrub a disk; `false` as for `ask_report`.
+    pub(super) fn scrub(&self, node: NodeId, disk: DiskId, rate_bytes: u64) -> bool {
+        self.order(Member::Node(node), Kind::ScrubDisk(ScrubDisk { disk: disk.0, rate_bytes }))
     }
 
     fn order(&self, member: Member, kind: Kind) -> bool {

@@ -22,12 +22,16 @@ use super::Context;
 use super::errors::{rejected, status, stopping};
 use super::members::unexpected;
 use crate::api::admin::disks_server::Disks;
-use crate::api::admin::{AddDiskRequest, Disk, ListDisksRequest, ListDisksResponse};
+use crate::api::admin::{AddDiskRequest, Disk, ListDisksRequest, ListDisksResponse, ScrubDiskRequest};
 use crate::health::Member;
-use crate::state::{Command, Response as Outcome};
+use crate::state::{Command, Rejection, Response as Outcome};
 
 /// How long a call waits for a node; whoever wants to wait longer calls again.
 const ADD_WAIT: Duration = Duration::from_secs(10);
+/// How long a node may take to begin a scrub.
+const SCRUB_WAIT: Duration = Duration::from_secs(5);
+/// Its reports come by themselves, and sooner when they are asked for.
+const SCRUB_POLL: Duration = Duration::from_millis(20);
 /// Refusals whose words are kept; who asks for an older one learns that it was refused.
 const REFUSALS_MAX: usize = 256;
 /// Characters of a refusal that are kept.
@@ -64,6 +68,24 @@ impl Context {
         }
         self.run(Command::RefuseDisk { node, disk }).await?;
         Ok(())
+    }
+
+    /// The pass that the scrubber of a disk is at; why it can be at none.
+    fn scrub_pass(&self, node: NodeId, disk: DiskId) -> Result<u64, String> {
+        self.attachments.read(|registry, now| {
+            let report = registry.disk(node, disk).filter(|_| registry.is_up(Member::Node(node), now));
+            let report = report.ok_or_else(|| "is not served by its node at the moment".to_owned())?;
+            let why = || {
+                format!(": {}", if report.reason.is_empty() { "its log says why" } else { &report.reason })
+            };
+            if report.failed {
+                return Err(format!("has failed{}", why()));
+            }
+            if report.refused {
+                return Err(format!("cannot be opened by its node{}", why()));
+            }
+            Ok(report.scrub.map_or(0, |scrub| scrub.pass))
+        })
     }
 
     fn is_up(&self, node: NodeId) -> bool {
@@ -134,6 +156,47 @@ impl Disks for Context {
             status(Code::FailedPrecondition, "DISK_REFUSED", format!("node {name} refuses: {reason}"))
         })
     }
+
+    async fn scrub(&self, request: Request<ScrubDiskRequest>) -> Result<Response<Disk>, Status> {
+        let ScrubDiskRequest { disk, rate_bytes } = request.into_inner();
+        let id = DiskId(disk);
+        let state = self.state().await?;
+        let map = state.map();
+        let node_of = |node: NodeId| map.nodes.get(&node).map_or("?", |node| node.name.as_str());
+        if let Some(wish) = map.wishes().find(|wish| wish.id == id) {
+            return Err(no_scrub(id, node_of(wish.node), "is being added"));
+        }
+        let known = map.disks.get(&id).ok_or_else(|| rejected(&Rejection::NoDisk(id)))?;
+        let (node, name) = (known.node, node_of(known.node));
+        if !self.is_up(node) {
+            return Err(no_scrub(id, name, "cannot be reached: its node is down"));
+        }
+        // What is said of it now counts: the pass that is begun has a higher number.
+        self.attachments.refresh(std::iter::once(Member::Node(node))).await;
+        let before = self.scrub_pass(node, id).map_err(|why| no_scrub(id, name, &why))?;
+        if !self.attachments.scrub(node, id, rate_bytes) {
+            return Err(no_scrub(id, name, "cannot be reached: its node takes no orders"));
+        }
+        let deadline = Instant::now() + SCRUB_WAIT;
+        while self.scrub_pass(node, id).map_err(|why| no_scrub(id, name, &why))? <= before {
+            if Instant::now() >= deadline {
+                let sentence =
+                    format!("{id} of node {name} was told to begin, and has not said yet that it has");
+                return Err(status(Code::DeadlineExceeded, "SCRUB_NOT_CONFIRMED", sentence));
+            }
+            self.attachments.refresh(std::iter::once(Member::Node(node))).await;
+            tokio::time::sleep(SCRUB_POLL).await;
+        }
+        let disks = self.view(|view| view.disks()).await?;
+        let disk = disks.into_iter().find(|disk| disk.id == id.0);
+        disk.map(Response::new).ok_or_else(|| rejected(&Rejection::NoDisk(id)))
+    }
+}
+
+/// A disk cannot be scrubbed.
+fn no_scrub(id: DiskId, node: &str, why: &str) -> Status {
+    let sentence = format!("{id} of node {node} {why}");
+    status(Code::FailedPrecondition, "DISK_NOT_SERVED", sentence)
 }
 
 fn node_named(map: &ClusterMap, name: &str) -> Option<NodeId> {

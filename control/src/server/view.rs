@@ -8,10 +8,10 @@ use lunette_proto::map::{self, ClusterMap, FailureDomain, VolumeState};
 
 use crate::api::admin::status_response::Health as ApiHealth;
 use crate::api::admin::{
-    Acl, ControlMember, ControlStatus, Disk, Export, Gateway, Lun, Node, Pool, Session, StatusResponse,
-    Target, Volume,
+    Acl, ControlMember, ControlStatus, Damage, Disk, Export, Gateway, Lun, Node, Pool, Scrub, Session,
+    StatusResponse, Target, Volume,
 };
-use crate::api::cluster::SessionReport;
+use crate::api::cluster::{ScrubReport, SessionReport};
 use crate::health::{Condition, Health, Member, Registry, condition, judge, trouble};
 use crate::raft::Metrics;
 use crate::state::usable_bytes;
@@ -111,6 +111,7 @@ impl View<'_> {
                 .map(|report| report.kind.clone())
                 .unwrap_or_default(),
             reason: trouble(self.registry, disk.node, disk.id).unwrap_or_default().to_owned(),
+            scrub: self.registry.disk(disk.node, disk.id).and_then(|report| report.scrub.as_ref()).map(scrub),
         };
         let wish = |wish: &map::AddedDisk| Disk {
             id: wish.id.0,
@@ -260,6 +261,29 @@ impl View<'_> {
 
     fn active_volumes(&self) -> impl Iterator<Item = &map::Volume> {
         self.map.volumes.values().filter(|volume| volume.state == VolumeState::Active)
+    }
+}
+
+fn scrub(report: &ScrubReport) -> Scrub {
+    Scrub {
+        pass: report.pass,
+        running: report.running,
+        started_unix_ms: report.started_unix_ms,
+        done_bytes: report.done_bytes,
+        total_bytes: report.total_bytes,
+        rate_bytes: report.rate_bytes,
+        left_ms: report.left_ms,
+        checked_blocks: report.checked_blocks,
+        found_blocks: report.found_blocks,
+        damaged: Some(Damage {
+            lost: report.lost_blocks,
+            torn: report.torn_blocks,
+            misdirected: report.misdirected_blocks,
+            stale: report.stale_blocks,
+            unreadable: report.unreadable_blocks,
+        }),
+        left_out_blocks: report.left_out_blocks,
+        repaired_blocks: report.repaired_blocks,
     }
 }
 

@@ -141,8 +141,8 @@ pub(crate) struct FakeGateway {
 
 impl Attached for FakeGateway {
     fn report(&self) -> Report {
-        let report =
-            GatewayReport { gateway: 1, sessions: self.sessions.lock().clone(), unreachable_disks: vec![] };
+        let sessions = self.sessions.lock().clone();
+        let report = GatewayReport { gateway: 1, sessions, ..GatewayReport::default() };
         Report { member: Some(Member::Gateway(report)) }
     }
 

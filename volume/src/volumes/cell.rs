@@ -123,6 +123,10 @@ impl Cell {
         self.machine.lock().owner.complaints()
     }
 
+    pub(super) fn hopeless_blocks(&self) -> usize {
+        self.machine.lock().owner.hopeless_blocks()
+    }
+
     fn post(&self, event: Event) {
         {
             let mut inbox = self.inbox.lock();

@@ -154,6 +154,12 @@ impl Volumes {
         worst.into_values().collect()
     }
 
+    /// Damaged blocks of which no other disk in sync has a good copy.
+    #[must_use]
+    pub fn hopeless_blocks(&self) -> u64 {
+        self.cells.load().iter().map(|cell| cell.hopeless_blocks() as u64).sum()
+    }
+
     /// Follows a newer map: opens what this gateway owns by it, tells what is open, closes what it
     /// has lost. An older map than the last one changes nothing.
     pub fn apply_map(&self, map: &ClusterMap) {
