@@ -266,7 +266,13 @@ impl Run {
             Way::SyncError => (FaultKind::SyncError, 1),
             _ => (FaultKind::NoSpace, u32::MAX),
         };
-        let skip = if self.way == Way::NoSpace { 0 } else { self.rng.below(6) as u32 };
+        // Of some parts only checkpoints write.
+        let is_rare = matches!(self.part, Part::SuperblockA | Part::SuperblockB | Part::Area | Part::Page);
+        let skip = match self.way {
+            Way::NoSpace => 0,
+            _ if is_rare => self.rng.below(2) as u32,
+            _ => self.rng.below(6) as u32,
+        };
         let range = match kind {
             // One place that cannot be read.
             FaultKind::ReadError => {
@@ -294,7 +300,11 @@ impl Run {
         }
         let steps = 6 + self.rng.below(20);
         let before = world.no_space;
-        let worked = work(&mut world, &mut self.rng, steps);
+        let mut worked = work(&mut world, &mut self.rng, steps);
+        for _ in 0..if is_rare { 1 + self.rng.below(3) } else { 0 } {
+            worked =
+                worked.and_then(|()| world.checkpoint()).and_then(|()| work(&mut world, &mut self.rng, 3));
+        }
         match worked {
             Err(End::Failed(_)) => {
                 self.out.fenced = 1;
@@ -339,7 +349,12 @@ impl Run {
                 Err(End::Wrong(what)) => return Err(what),
             }
         }
-        let image = all_kept(&world.disk);
+        // Everything was answered, so that what is not synced may be lost.
+        let image = if self.rng.chance(500) {
+            all_kept(&world.disk)
+        } else {
+            world.disk.now().image(Cut { kept: Kept::Seed(self.rng.next()), torn: self.rng.next() })
+        };
         self.reopen(image, world.model, world.before)
     }
 

@@ -14,3 +14,8 @@ mod model;
 mod random;
 mod rng;
 mod world;
+
+/// A number that the environment gives.
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
+}

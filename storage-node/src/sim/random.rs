@@ -12,6 +12,7 @@ use lunette_proto::node::Durability::{Stable, Volatile};
 use super::disk::{Cut, Image, Kept, Moment};
 use super::model::Model;
 use super::rng::Rng;
+use super::setting;
 use super::world::{End, Op, World, formatted};
 use crate::store::Layout;
 
@@ -276,10 +277,6 @@ pub(super) fn hunt(seeds: u64) -> Option<(u64, String)> {
         };
         Some((seed, what))
     })
-}
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
 /// Guards the whole store in the long run: wrapping, filling up, checkpoints under load, crash after crash.

@@ -365,7 +365,7 @@ impl World {
             }
             (Ok(ReplyBody::Sealed(_)), Op::Seal { .. }) => {}
             (Ok(ReplyBody::Done), Op::Seal { .. }) => return wrong("a seal answers Done"),
-            (Ok(ReplyBody::Done), _) => {}
+            (Ok(ReplyBody::Done), _) | (Ok(_), Op::Watermark { .. }) => {}
             _ => return wrong(format!("{op:?} answers {reply:?}")),
         }
         let must_wait = matches!(op, Op::Flush { .. } | Op::Seal { .. } | Op::Delete { .. } | Op::Put { .. })

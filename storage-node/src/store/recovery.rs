@@ -269,7 +269,7 @@ impl<D: Disk> Replay<'_, D> {
         };
         let uuid = self.superblock.identity.uuid;
         let mut scan = Scan::new(self.disk, layout, uuid, next).map_err(OpenError::io("read its journal"))?;
-        if scan.newest().checkpoint > self.superblock.checkpoint && !planted!(OldSuperblockTaken) {
+        if scan.newest().checkpoint > self.superblock.checkpoint {
             let what = "the superblock is older than the journal says; the newest is lost";
             return Err(OpenError::damaged(Layout::superblock(0), what));
         }
@@ -338,7 +338,11 @@ impl<D: Disk> Replay<'_, D> {
                         let offset = offset + u64::from(place.first) * u64::from(BLOCK_BYTES);
                         self.check_unit(place.unit)?;
                         let data = Bytes::copy_from_slice(data);
-                        let written = if planted!(ReplayWithoutData) { Ok(()) } else { self.disk.write(offset, &[data]) };
+                        let written = if planted!(ReplayWithoutData) {
+                            Ok(())
+                        } else {
+                            self.disk.write(offset, &[data])
+                        };
                         written.map_err(OpenError::io("write data again"))?;
                     }
                     self.place(place, lsn, entries)?;
@@ -427,11 +431,11 @@ fn load_descriptor<D: Disk>(disk: &D, superblock: &Superblock, place: &Place, cr
     let read = disk.read(superblock.layout.descriptor(place.unit), &mut sector);
     let uuid = superblock.identity.uuid;
     let decoded = read.ok().and_then(|()| {
-        Descriptor::decode(uuid, &sector, place.unit, place.extent, place.slot)
-            .ok()
-            .filter(|(descriptor, found)| {
+        Descriptor::decode(uuid, &sector, place.unit, place.extent, place.slot).ok().filter(
+            |(descriptor, found)| {
                 *found == crc || descriptor.lsn > superblock.lsn && !planted!(NewerDescriptorRefused)
-            })
+            },
+        )
     });
     match decoded {
         Some((descriptor, _)) => descriptor,
