@@ -40,6 +40,8 @@ pub(crate) struct Load {
     blind: bool,
     model: Model,
     generation: Generation,
+    /// The owner that each namespace acknowledged.
+    sealed: BTreeMap<Namespace, Generation>,
     seq: u64,
     pending: BTreeMap<u64, Pending>,
     pending_blocks: u32,
@@ -75,6 +77,7 @@ impl Load {
             blind,
             model,
             generation: Generation(0),
+            sealed: BTreeMap::new(),
             seq: 0,
             pending: BTreeMap::new(),
             pending_blocks: 0,
@@ -101,11 +104,15 @@ impl Load {
         self.generation = Generation(before.0 + 1);
         for namespace in namespaces() {
             let generation = self.generation;
+            if !self.is_still_sealed(node, namespace) {
+                return Ok(false);
+            }
             let sealed = match self.ask(node, RequestBody::Seal { namespace, generation }) {
                 Some(ReplyBody::Sealed(sealed)) => sealed,
                 Some(other) => panic!("a seal was answered {other:?}"),
                 None => return Ok(false),
             };
+            self.sealed.insert(namespace, generation);
             let watermark = self.watermarks.remove(&namespace).unwrap_or_default();
             for index in 0..EXTENTS {
                 let Some(newest) = self.verify(node, ExtentId { namespace, index })? else {
@@ -120,6 +127,24 @@ impl Load {
             }
         }
         Ok(true)
+    }
+
+    /// Checks that the owner before is still known: its predecessor is refused. False if the disk has failed.
+    fn is_still_sealed(&mut self, node: &mut Connection, namespace: Namespace) -> bool {
+        let Some(sealed) = self.sealed.get(&namespace).copied() else { return true };
+        let extent = ExtentId { namespace, index: 0 };
+        match node.call(RequestBody::Versions { extent, generation: Generation(sealed.0 - 1) }) {
+            // A seal that was not answered may have happened.
+            Err(Failure::Generation { sealed: found, .. }) => {
+                assert!(found >= sealed, "{namespace} was sealed with {sealed}, and is with {found}");
+                true
+            }
+            Err(Failure::DiskFailed) => {
+                self.disk_failed += 1;
+                false
+            }
+            other => panic!("the owner before last of {namespace} is not refused: {other:?}"),
+        }
     }
 
     /// Asks, when nothing else is on its way. `None` if the disk has failed, or cannot be read.
@@ -178,12 +203,17 @@ impl Load {
         Ok(())
     }
 
-    /// Sends until an answer says that the disk has failed, or for a long time. Then waits for the answers that are due.
-    pub(crate) fn run_until_failed(&mut self, node: &mut Connection) -> Result<(), Violation> {
-        let before = self.disk_failed;
+    /// Sends until something was answered that `count` counts, or for a long time. Then waits for the answers that are
+    /// due.
+    pub(crate) fn run_until(
+        &mut self,
+        node: &mut Connection,
+        count: impl Fn(&Self) -> u64,
+    ) -> Result<(), Violation> {
+        let before = count(self);
         for _ in 0..ANSWERS_MAX {
             self.run(node, 1)?;
-            if self.disk_failed > before {
+            if count(self) > before {
                 break;
             }
         }

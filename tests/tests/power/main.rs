@@ -143,9 +143,9 @@ fn power_fails_at_any_step() {
             None => while_opening += 1,
             Some(address) => {
                 let mut connection = Connection::open(address);
-                let outcome = load
-                    .take_over(&mut connection)
-                    .and_then(|taken| if taken { load.run_until_failed(&mut connection) } else { Ok(()) });
+                let outcome = load.take_over(&mut connection).and_then(|taken| {
+                    if taken { load.run_until(&mut connection, |load| load.disk_failed) } else { Ok(()) }
+                });
                 outcome.unwrap_or_else(|bad| panic!("life {life}, {steps} steps: {bad}"));
             }
         }
@@ -199,7 +199,7 @@ fn fenced_by(fault: Command, healed: Command) {
     let (node, mut connection) = start(&mut load, &path).unwrap();
     load.run(&mut connection, 100).unwrap();
     disk.command(fault);
-    load.run_until_failed(&mut connection).unwrap();
+    load.run_until(&mut connection, |load| load.disk_failed).unwrap();
     assert!(load.disk_failed > 0, "{fault}: no answer said so");
     let stats = disk.stats();
     assert!(stats.failed_syncs + stats.failed_writes > 0, "{stats}");
@@ -240,7 +240,8 @@ fn a_full_disk_goes_on() {
     let (node, mut connection) = start(&mut load, &path).unwrap();
     load.run(&mut connection, 20).unwrap();
     disk.command(Command::Full(true));
-    load.run(&mut connection, 300).unwrap();
+    load.run_until(&mut connection, |load| load.no_space).unwrap();
+    load.run(&mut connection, 200).unwrap();
     assert!(load.no_space > 0 && load.disk_failed == 0, "{} {}", load.no_space, load.disk_failed);
     disk.command(Command::Full(false));
     load.drain(&mut connection).unwrap();
