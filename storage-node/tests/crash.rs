@@ -4,10 +4,8 @@
 
 mod support;
 
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -128,10 +126,14 @@ fn damage_in_the_middle_is_named() {
     let found = batches(&dead);
     assert!(found.len() >= 4, "a seal and three writes");
     let file = image(&dead);
-    let whole = |file: &fs::File| {
+    let whole = |file: &Image| {
         let layout = layout();
-        [(0, layout.descriptors_offset), (layout.descriptors_offset, UNIT)]
-            .map(|(at, len)| read_at(file, at, len))
+        [
+            (0, layout.descriptors_offset),
+            (layout.wal_offset, layout.wal_bytes),
+            (layout.descriptors_offset, UNIT),
+        ]
+        .map(|(at, len)| read_at(file, at, len))
     };
     for batch in &found[..found.len() - 1] {
         for at in batch.meta.clone().step_by(3) {

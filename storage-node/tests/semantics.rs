@@ -133,7 +133,7 @@ fn room_is_given_back() {
     format_as(directory.path(), 512 << 20);
     let mut disk = open(directory.path());
     disk.seal(1);
-    let taken = || image(directory.path()).metadata().unwrap().blocks() * 512;
+    let taken = || image(directory.path()).disk.metadata().unwrap().blocks() * 512;
     let empty = taken();
     (0..64).for_each(|extent| drop(disk.write(extent, extent + 1, 0, blocks(1, 1024)).unwrap()));
     let full = taken();
@@ -323,7 +323,7 @@ fn damaged_blocks_are_found_and_repaired() {
         let at = if is_data { data + 77 } else { layout().descriptor(unit) + 100 };
         let file = image(directory.path());
         let byte = read_at(&file, at, 1)[0];
-        std::os::unix::fs::FileExt::write_all_at(&file, &[byte ^ 0x10], at).unwrap();
+        file.write_all_at(&[byte ^ 0x10], at).unwrap();
 
         let lost = if is_data { 2 } else { 0 };
         let mut disk = open(directory.path());
@@ -362,7 +362,7 @@ fn misplaced_blocks_are_found() {
     let (from, to) = (unit(1), unit(2));
     let file = image(directory.path());
     let copy = |from, to, len| {
-        std::os::unix::fs::FileExt::write_all_at(&file, &read_at(&file, from, len), to).unwrap();
+        file.write_all_at(&read_at(&file, from, len), to).unwrap();
     };
     copy(layout.unit(from), layout.unit(to), UNIT);
     for with_descriptor in [false, true] {

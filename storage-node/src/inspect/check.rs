@@ -55,7 +55,8 @@ impl CheckReport {
 /// # Errors
 /// There is no disk, it is in use, or it is so damaged that it cannot be opened: the error says where.
 pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, DiskError> {
-    let (file, name) = crate::store::format::open_read_only(path)?;
+    let file = crate::store::format::open_read_only(path)?;
+    let name = file.path.clone();
     let disk = Overlay::new(file).map_err(DiskError::io(&name, "ask for its size"))?;
     let (store, recovered) = Store::open(disk).map_err(|error| error.at(&name))?;
     let view = store.view();

@@ -8,7 +8,6 @@ mod check;
 mod overlay;
 mod report;
 
-use std::fs::File;
 use std::path::Path;
 
 use lunette_proto::ids::ExtentId;
@@ -18,6 +17,7 @@ use crate::engine::DiskError;
 use crate::store::descriptor::{BlockState, Descriptor, UNIT_BLOCKS};
 use crate::store::disk::Disk;
 use crate::store::extents::SLOTS;
+use crate::store::format::ReadOnly;
 use crate::store::layout::{DESCRIPTOR_BYTES, Layout, PAGE_BYTES};
 use crate::store::superblock::{NotSuper, Superblock};
 use crate::store::wal::{Found, Point, Scan};
@@ -47,7 +47,8 @@ pub struct Query {
 /// There is no disk, it is in use, it cannot be read, or it is damaged so that what is asked for cannot be told. Damage to
 /// one of the superblocks is in the report.
 pub fn inspect(path: &Path, what: &Query) -> Result<Report, DiskError> {
-    let (file, name) = crate::store::format::open_read_only(path)?;
+    let file = crate::store::format::open_read_only(path)?;
+    let name = file.path.clone();
     let error = |error: OpenError| error.at(&name);
     let disk = Overlay::new(file).map_err(DiskError::io(&name, "ask for its size"))?;
     let superblocks = [superblock(&disk, 0), superblock(&disk, 1)];
@@ -69,7 +70,7 @@ pub fn inspect(path: &Path, what: &Query) -> Result<Report, DiskError> {
     Ok(report)
 }
 
-fn superblock(disk: &Overlay<File>, copy: usize) -> SuperblockReport {
+fn superblock(disk: &Overlay<ReadOnly>, copy: usize) -> SuperblockReport {
     let mut page = [0; PAGE_BYTES as usize];
     match disk.read(Layout::superblock(copy), &mut page) {
         Err(error) => SuperblockReport::Unreadable(error.to_string()),
@@ -83,7 +84,7 @@ fn superblock(disk: &Overlay<File>, copy: usize) -> SuperblockReport {
 }
 
 /// The batches that opening the disk would do again.
-fn wal(disk: &Overlay<File>, superblock: &Superblock) -> std::io::Result<WalReport> {
+fn wal(disk: &Overlay<ReadOnly>, superblock: &Superblock) -> std::io::Result<WalReport> {
     let next = Point {
         place: superblock.wal_position,
         number: superblock.wal_batch,
@@ -115,7 +116,7 @@ fn wal(disk: &Overlay<File>, superblock: &Superblock) -> std::io::Result<WalRepo
     }
 }
 
-fn unit_report(store: &Store<Overlay<File>>, unit: u32) -> std::io::Result<UnitReport> {
+fn unit_report(store: &Store<Overlay<ReadOnly>>, unit: u32) -> std::io::Result<UnitReport> {
     let view = store.view();
     let state = view.state.read();
     let owner = state.extents.iter().find_map(|(id, extent)| {
@@ -165,7 +166,7 @@ fn unit_report(store: &Store<Overlay<File>>, unit: u32) -> std::io::Result<UnitR
     Ok(UnitReport { unit, data_offset, descriptor_offset: offset, owner: Some((id, slot, descriptor)) })
 }
 
-fn extent_report(store: &Store<Overlay<File>>, id: ExtentId) -> ExtentReport {
+fn extent_report(store: &Store<Overlay<ReadOnly>>, id: ExtentId) -> ExtentReport {
     let state = store.view().state.read();
     let Some(extent) = state.extents.get(id) else {
         return ExtentReport { id, page: None, slots: Vec::new() };

@@ -1,14 +1,13 @@
 //! A medium over another one that is only read: what is written stays in memory.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
 use crate::store::disk::{Disk, SECTOR_BYTES};
+use crate::store::format::ReadOnly;
 
 const SECTOR: usize = SECTOR_BYTES as usize;
 
@@ -18,14 +17,13 @@ pub(super) trait Source: Send + Sync {
     fn size_bytes(&self) -> io::Result<u64>;
 }
 
-impl Source for File {
+impl Source for ReadOnly {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.read_exact_at(out, offset)
+        ReadOnly::read_at(self, offset, out)
     }
 
     fn size_bytes(&self) -> io::Result<u64> {
-        // A block device has no length of its own, but an end.
-        io::Seek::seek(&mut &*self, io::SeekFrom::End(0))
+        ReadOnly::size_bytes(self)
     }
 }
 

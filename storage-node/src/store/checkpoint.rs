@@ -7,7 +7,8 @@ use bytes::Bytes;
 use lunette_proto::checksum::crc32c;
 
 use super::Identity;
-use super::core::{Fatal, Store, coalesced};
+use super::commit::coalesced;
+use super::core::{Fatal, Store};
 use super::disk::Disk;
 use super::layout::{Layout, UNIT_BYTES};
 use super::namespaces::Namespaces;
@@ -37,9 +38,6 @@ impl Checkpoint {
         let layout = &self.superblock.layout;
         if planted!(SuperblockBeforePages) {
             disk.write(Layout::superblock(0), &[self.superblock.encode()])?;
-        }
-        if planted!(DiscardPunchesEarly) {
-            self.taken_back.iter().try_for_each(|unit| disk.discard(layout.unit(*unit), UNIT_BYTES))?;
         }
         let descriptors = self.descriptors.iter().map(|dirty| (dirty.descriptor.unit, dirty.sector.clone()));
         for (offset, parts) in coalesced(descriptors, |unit| layout.descriptor(*unit)) {

@@ -1,7 +1,8 @@
 //! A disk of the operating system: a directory, a preallocated file, or a block device.
 //!
 //! ```text
-//!     DIRECTORY       the disk is the sparse file DIRECTORY/disk: room is taken when it is needed
+//!     DIRECTORY       the disk is the sparse file DIRECTORY/disk: room is taken when it is needed; its journal is
+//!                     DIRECTORY/wal (see `wal_file`)
 //!     a regular file  has all of its room from the beginning
 //!     a block device  likewise
 //! ```
@@ -17,6 +18,7 @@
 //! memory of a failed write looks well and is not on the medium.
 
 mod durable;
+mod wal_file;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice};
@@ -37,6 +39,7 @@ use durable::DurableWriter;
 
 /// The disk's file in a directory.
 pub(super) const FILE: &str = "disk";
+pub(super) use wal_file::{WAL_FILE, WalFile};
 /// Buffers of one vectored write: what Linux takes (`IOV_MAX`).
 const PARTS_MAX: usize = 1024;
 /// The system's device manager locks a device for a moment when it looks at it.
@@ -49,6 +52,8 @@ pub struct FileDisk {
     /// The file or device itself.
     path: PathBuf,
     file: File,
+    /// The journal, if it is a file of its own.
+    wal: Option<WalFile>,
     medium: Medium,
     size_bytes: u64,
     durable: Mutex<DurableWriter>,
@@ -101,7 +106,14 @@ impl FileDisk {
             Place::Directory => {
                 let file = path.join(FILE);
                 match Place::of(&file)? {
-                    Place::File => Self::take(&file, Medium::Sparse),
+                    Place::File => {
+                        let disk = Self::take(&file, Medium::Sparse)?;
+                        let Some(superblock) = super::format::superblock_of(&disk.file, &file)? else {
+                            return Err(DiskError::NotFormatted(path.to_owned()));
+                        };
+                        let wal = WalFile::open(&path.join(WAL_FILE), &superblock)?;
+                        disk.with_wal(wal)
+                    }
                     Place::Nothing | Place::Directory | Place::Device => {
                         super::format::refuse_old_format(path)?;
                         Err(DiskError::NotFormatted(path.to_owned()))
@@ -130,12 +142,10 @@ impl FileDisk {
         lock(&file, path, tries)?;
         let size_bytes = size_bytes(&file).map_err(DiskError::io(path, "ask for its size"))?;
         let direct = open_direct(path, &file).map_err(DiskError::io(path, "open it"))?;
-        if direct.is_none() {
-            tracing::info!(path = %path.display(), "no direct writes here: the journal goes through the page cache");
-        }
         Ok(Self {
             path: path.to_owned(),
             file,
+            wal: None,
             medium,
             size_bytes,
             durable: Mutex::new(DurableWriter::new(direct)),
@@ -143,6 +153,26 @@ impl FileDisk {
             #[cfg(test)]
             faults: tests::Faults::default(),
         })
+    }
+
+    /// Keeps the journal in a file of its own.
+    pub(super) fn with_wal(mut self, wal: WalFile) -> Result<Self, DiskError> {
+        let path = wal.path();
+        let direct = open_direct(path, wal.file()).map_err(DiskError::io(path, "open it"))?;
+        self.durable = Mutex::new(DurableWriter::new(direct));
+        self.wal = Some(wal);
+        Ok(self)
+    }
+
+    /// The file that a range lies in, and where.
+    fn locate(&self, offset: u64, len: u64) -> io::Result<(&File, u64)> {
+        match &self.wal {
+            None => Ok((&self.file, offset)),
+            Some(wal) => match wal.locate(offset, len)? {
+                Some(offset) => Ok((wal.file(), offset)),
+                None => Ok((&self.file, offset)),
+            },
+        }
     }
 
     /// Which disk it is, by its superblocks; `None` if it is none.
@@ -180,6 +210,15 @@ impl FileDisk {
         Ok(())
     }
 
+    /// Makes everything durable, lengths and room too.
+    pub(super) fn sync_files(&self) -> io::Result<()> {
+        if let Some(wal) = &self.wal {
+            wal.file().sync_all()?;
+            fadvise(wal.file(), 0, None, Advice::DontNeed)?;
+        }
+        self.file.sync_all()
+    }
+
     /// Drops what the page cache has of a range and is on the medium.
     pub(crate) fn forget_cached(&self, offset: u64, len: u64) -> io::Result<()> {
         Ok(fadvise(&self.file, offset, NonZeroU64::new(len), Advice::DontNeed)?)
@@ -208,15 +247,20 @@ impl FileDisk {
         }
     }
 
-    fn write_parts(&self, mut offset: u64, parts: &[Bytes]) -> io::Result<()> {
-        self.check_range(offset, parts.iter().map(Bytes::len).sum())?;
+    fn write_parts(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        let len = parts.iter().map(Bytes::len).sum();
+        self.check_range(offset, len)?;
+        let (file, mut offset) = self.locate(offset, len as u64)?;
+        if !std::ptr::eq(file, &self.file) {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "the journal is written durably only"));
+        }
         for parts in parts.chunks(PARTS_MAX) {
             let mut slices = parts.iter().map(|part| IoSlice::new(part)).collect::<Vec<_>>();
             let mut rest = slices.as_mut_slice();
             // Also drops what is empty.
             IoSlice::advance_slices(&mut rest, 0);
             while !rest.is_empty() {
-                let written = retry_on_intr(|| pwritev(&self.file, rest, offset))?;
+                let written = retry_on_intr(|| pwritev(file, rest, offset))?;
                 if written == 0 {
                     return Err(ErrorKind::WriteZero.into());
                 }
@@ -228,10 +272,17 @@ impl FileDisk {
     }
 
     fn write_durable_parts(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
-        self.check_range(offset, parts.iter().map(Bytes::len).sum())?;
+        let len = parts.iter().map(Bytes::len).sum();
+        self.check_range(offset, len)?;
         #[cfg(test)]
         self.faults.durable_write()?;
-        self.durable.lock().write(&self.file, offset, parts)
+        let (file, at) = self.locate(offset, len as u64)?;
+        if self.wal.is_some() && std::ptr::eq(file, &self.file) {
+            // Not the file that the direct writer has.
+            self.write_parts(offset, parts)?;
+            return self.sync_all();
+        }
+        self.durable.lock().write(file, at, parts)
     }
 
     fn sync_all(&self) -> io::Result<()> {
@@ -248,13 +299,15 @@ impl Disk for FileDisk {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.check()?;
-        self.file.read_exact_at(out, offset)
+        let (file, offset) = self.locate(offset, out.len() as u64)?;
+        file.read_exact_at(out, offset)
     }
 
     fn read_cached(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.check()?;
         let len = out.len();
-        match preadv2(&self.file, &mut [io::IoSliceMut::new(out)], offset, ReadWriteFlags::NOWAIT) {
+        let (file, offset) = self.locate(offset, len as u64)?;
+        match preadv2(file, &mut [io::IoSliceMut::new(out)], offset, ReadWriteFlags::NOWAIT) {
             Ok(read) if read == len => Ok(()),
             Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR) => Err(ErrorKind::WouldBlock.into()),
             Err(error) => Err(error.into()),
@@ -282,7 +335,8 @@ impl Disk for FileDisk {
         if self.medium != Medium::Sparse || len == 0 {
             return Ok(());
         }
-        match retry_on_intr(|| fallocate(&self.file, FallocateFlags::empty(), offset, len)) {
+        let (file, offset) = self.locate(offset, len)?;
+        match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), offset, len)) {
             // Without support the write itself will tell, and fail the disk.
             Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
             Err(Errno::NOSPC | Errno::DQUOT) => Err(ErrorKind::StorageFull.into()),

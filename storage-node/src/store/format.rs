@@ -20,7 +20,7 @@ use bytes::Bytes;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::file_disk::{self, FILE, FileDisk, Medium, Place};
+use super::file_disk::{self, FILE, FileDisk, Medium, Place, WAL_FILE, WalFile};
 use super::layout::{Layout, PAGE_BYTES, WAL_BYTES_DEFAULT, WAL_BYTES_MAX, WAL_BYTES_MIN};
 use super::superblock::{self, NotSuper, Superblock};
 use super::{Disk, Identity, Store};
@@ -101,12 +101,41 @@ pub fn inspect_identity(path: &Path) -> Result<Option<Identity>, DiskError> {
     identity_of(&opened, &file)
 }
 
-/// Opens the disk at `path` for reading only, and keeps others away from it; also its file or device.
-pub(crate) fn open_read_only(path: &Path) -> Result<(File, PathBuf), DiskError> {
-    let file = file_at(path)?.ok_or_else(|| DiskError::NotFormatted(path.to_owned()))?;
-    let opened = File::open(&file).map_err(DiskError::io(&file, "open it"))?;
-    file_disk::lock(&opened, &file, 1)?;
-    Ok((opened, file))
+/// A disk that is only read.
+pub(crate) struct ReadOnly {
+    file: File,
+    wal: Option<WalFile>,
+    /// Its file or device.
+    pub(crate) path: PathBuf,
+}
+
+impl ReadOnly {
+    pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        if let Some(wal) = &self.wal
+            && let Some(offset) = wal.locate(offset, out.len() as u64)?
+        {
+            return wal.file().read_exact_at(out, offset);
+        }
+        self.file.read_exact_at(out, offset)
+    }
+
+    pub(crate) fn size_bytes(&self) -> std::io::Result<u64> {
+        file_disk::size_bytes(&self.file)
+    }
+}
+
+/// Opens the disk at `path` for reading only, and keeps others away from it.
+pub(crate) fn open_read_only(path: &Path) -> Result<ReadOnly, DiskError> {
+    let name = file_at(path)?.ok_or_else(|| DiskError::NotFormatted(path.to_owned()))?;
+    let file = File::open(&name).map_err(DiskError::io(&name, "open it"))?;
+    file_disk::lock(&file, &name, 1)?;
+    let wal = match superblock_of(&file, &name)? {
+        Some(superblock) if name != path => {
+            Some(WalFile::open_read_only(&name.with_file_name(WAL_FILE), &superblock)?)
+        }
+        _ => None,
+    };
+    Ok(ReadOnly { file, wal, path: name })
 }
 
 /// The file or device that the disk at `path` would be in; `None` if there is none.
@@ -124,13 +153,18 @@ fn file_at(path: &Path) -> Result<Option<PathBuf>, DiskError> {
     }
 }
 
-/// What the superblocks say.
+/// Which disk it is, by its superblocks.
 pub(super) fn identity_of(file: &File, path: &Path) -> Result<Option<Identity>, DiskError> {
+    Ok(superblock_of(file, path)?.map(|superblock| superblock.identity))
+}
+
+/// The first valid superblock: what of it never changes may be used.
+pub(super) fn superblock_of(file: &File, path: &Path) -> Result<Option<Superblock>, DiskError> {
     let mut refusal = None;
     for copy in 0..2 {
         let offset = Layout::superblock(copy);
         match Superblock::decode(&page(file, offset, path)?) {
-            Ok(found) => return Ok(Some(found.identity)),
+            Ok(found) => return Ok(Some(found)),
             Err(NotSuper::Foreign) => {}
             Err(NotSuper::Version(version)) => {
                 let supported = superblock::FORMAT_VERSION;
@@ -199,9 +233,11 @@ fn format_directory(path: &Path, identity: &Identity, options: &FormatOptions) -
         .truncate(true)
         .open(&temporary)
         .map_err(DiskError::io(&temporary, "create it"))?;
-    let made = make_file(&temporary, identity, &layout);
+    let wal = path.join(WAL_FILE);
+    let made = make_file(&temporary, &wal, identity, &layout);
     if made.is_err() {
         // What cannot be finished should not take room; and what stays does no harm.
+        let _ = fs::remove_file(&wal);
         let _ = fs::remove_file(&temporary);
     }
     made?;
@@ -223,6 +259,8 @@ fn check_empty(path: &Path) -> Result<(), DiskError> {
         let is_ours = match entry.file_name().to_str() {
             Some("lost+found") => true,
             Some(TEMPORARY) => is_leftover(&entry.path())?,
+            // It is made after the temporary file.
+            Some(WAL_FILE) => path.join(TEMPORARY).exists(),
             _ => false,
         };
         if !is_ours {
@@ -245,13 +283,18 @@ fn is_leftover(path: &Path) -> Result<bool, DiskError> {
     Ok(nothing || page[..] == note()[..] || Superblock::decode(&page).is_ok())
 }
 
-fn make_file(path: &Path, identity: &Identity, layout: &Layout) -> Result<(), DiskError> {
+fn make_file(path: &Path, wal: &Path, identity: &Identity, layout: &Layout) -> Result<(), DiskError> {
     let mut disk = FileDisk::take(path, Medium::Sparse)?;
     disk.resize(PAGE_BYTES).map_err(DiskError::io(path, "make room for it"))?;
     write_note(&disk)?;
     disk.resize(layout.total_bytes).map_err(DiskError::io(path, "make room for it"))?;
+    let disk = disk.with_wal(WalFile::create(wal, identity, layout)?)?;
     // What follows takes room when it is needed, and is refused then without harm.
-    disk.reserve(0, layout.pages_offset).map_err(DiskError::io(path, "make room for it"))?;
+    let areas = layout.area_offsets[0];
+    disk.reserve(0, layout.wal_offset)
+        .and_then(|()| disk.reserve(layout.wal_offset, layout.wal_bytes))
+        .and_then(|()| disk.reserve(areas, layout.pages_offset - areas))
+        .map_err(DiskError::io(path, "make room for it"))?;
     fill(disk, identity, layout)
 }
 
@@ -289,9 +332,9 @@ fn format_whole(disk: FileDisk, identity: &Identity, options: &FormatOptions) ->
 fn fill(disk: FileDisk, identity: &Identity, layout: &Layout) -> Result<(), DiskError> {
     let path = disk.path().to_owned();
     zero(&disk, layout.wal_offset, layout.wal_bytes)?;
-    disk.file().sync_all().map_err(DiskError::io(&path, "sync it"))?;
+    disk.sync_files().map_err(DiskError::io(&path, "sync it"))?;
     Store::format(&disk, identity, layout).map_err(DiskError::io(&path, "write it"))?;
-    disk.file().sync_all().map_err(DiskError::io(&path, "sync it"))?;
+    disk.sync_files().map_err(DiskError::io(&path, "sync it"))?;
     disk.forget_cached(0, layout.units_offset).map_err(DiskError::io(&path, "drop what is cached of it"))
 }
 

@@ -40,7 +40,6 @@
 //! Units are counted ([`units`]): one that more than one extent uses is never changed in place. Descriptors and
 //! namespaces have a field for the snapshot that they belong to.
 
-mod cache;
 /// Whether this bug was planted, by a test that must find it; never outside tests.
 #[cfg(test)]
 macro_rules! planted {
@@ -55,7 +54,10 @@ macro_rules! planted {
     };
 }
 
+mod cache;
+mod change;
 pub mod checkpoint;
+mod commit;
 pub mod core;
 pub mod descriptor;
 pub mod disk;
@@ -67,8 +69,6 @@ pub mod layout;
 pub mod namespaces;
 pub mod pages;
 pub mod recovery;
-#[cfg(test)]
-mod scale;
 pub mod superblock;
 pub mod units;
 pub mod view;
@@ -96,3 +96,6 @@ pub struct Identity {
     /// Its own identity, drawn when it was formatted.
     pub uuid: DiskUuid,
 }
+
+#[cfg(test)]
+mod tests;

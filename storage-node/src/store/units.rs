@@ -10,7 +10,7 @@ use super::disk::Disk;
 use super::layout::{Layout, UNIT_BYTES};
 
 /// Units whose room is asked of the medium at a time.
-const READY_RUN: u32 = 64;
+const READY_RUN: u32 = 256;
 /// Units that keep their room when they are free, for those that come next.
 const READY_MAX: usize = if cfg!(test) { 2 } else { 1024 };
 /// Units kept for overwrites, discards and repairs on a full disk, at most: 64 MiB.
@@ -126,21 +126,17 @@ impl Units {
         }
         let mut taken = Vec::with_capacity(count as usize);
         while taken.len() < count as usize {
-            let Some(mut unit) = self.free.next_set(self.cursor) else { break };
+            // Those that have their room come first: what the file system would have to do for others takes time.
+            let next = self.ready.next_set(self.cursor).or_else(|| self.free.next_set(self.cursor));
+            let Some(unit) = next else { break };
             if !self.ready.get(unit)
                 && let Err(error) = self.make_ready(disk, layout, unit)
             {
-                // Without room for more, there may be units that have theirs.
-                match self.ready.next_set(self.cursor) {
-                    Some(ready) if error.kind() == ErrorKind::StorageFull => unit = ready,
-                    _ => {
-                        taken.into_iter().for_each(|unit| self.put_back(unit));
-                        return Err(match error.kind() {
-                            ErrorKind::StorageFull => self.none(),
-                            _ => NoUnit::Failed(error),
-                        });
-                    }
-                }
+                taken.into_iter().for_each(|unit| self.put_back(unit));
+                return Err(match error.kind() {
+                    ErrorKind::StorageFull => self.none(),
+                    _ => NoUnit::Failed(error),
+                });
             }
             self.free.set(unit, false);
             self.ready.set(unit, false);

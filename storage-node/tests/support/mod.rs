@@ -14,7 +14,7 @@ use bytes::Bytes;
 use lunette_proto::ids::*;
 use lunette_proto::node::*;
 use lunette_storage_node::store::Layout;
-use lunette_storage_node::store::layout::WAL_BYTES_MIN;
+use lunette_storage_node::store::layout::{PAGE_BYTES, WAL_BYTES_MIN};
 use lunette_storage_node::{DiskConfig, FormatOptions, Identity, Node, format_disk};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -47,13 +47,37 @@ pub(crate) fn open(path: &Path) -> Client {
     Client::new(Node::open(CLUSTER, [DiskConfig::new(path, None)]).unwrap())
 }
 
-/// The file of a disk in a directory.
-pub(crate) fn image(path: &Path) -> File {
-    File::options().read(true).write(true).open(path.join("disk")).unwrap()
+/// The files of a disk in a directory, as one range.
+pub(crate) struct Image {
+    pub(crate) disk: File,
+    wal: File,
 }
 
-pub(crate) fn read_at(file: &File, offset: u64, len: u64) -> Vec<u8> {
+impl Image {
+    /// The file that an offset is in, and where.
+    fn locate(&self, offset: u64) -> (&File, u64) {
+        let wal = layout().wal_offset;
+        if (wal..wal + WAL_BYTES_MIN).contains(&offset) {
+            (&self.wal, offset - wal + PAGE_BYTES)
+        } else {
+            (&self.disk, offset)
+        }
+    }
+
+    pub(crate) fn write_all_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        let (file, offset) = self.locate(offset);
+        file.write_all_at(bytes, offset)
+    }
+}
+
+pub(crate) fn image(path: &Path) -> Image {
+    let open = |name| File::options().read(true).write(true).open(path.join(name)).unwrap();
+    Image { disk: open("disk"), wal: open("wal") }
+}
+
+pub(crate) fn read_at(image: &Image, offset: u64, len: u64) -> Vec<u8> {
     let mut bytes = vec![0; len as usize];
+    let (file, offset) = image.locate(offset);
     file.read_exact_at(&mut bytes, offset).unwrap();
     bytes
 }
@@ -66,28 +90,35 @@ pub(crate) fn copy_disk(from: &Path, to: &Path) {
     let superblocks = || read_at(&source, 0, 8192);
     loop {
         let before = superblocks();
-        let copy = File::create(to.join("disk")).unwrap();
-        let len = source.metadata().unwrap().len();
-        copy.set_len(len).unwrap();
-        let mut at = 0;
-        while at < len {
-            let begin = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
-                Err(Errno::NXIO) => break,
-                found => found.unwrap(),
-            };
-            let end = rustix::fs::seek(&source, SeekFrom::Hole(begin)).unwrap();
-            at = begin;
-            while at < end {
-                let bytes = read_at(&source, at, (end - at).min(1 << 20));
-                // Room that was only reserved reads as zeros.
-                if bytes.iter().any(|byte| *byte != 0) {
-                    copy.write_all_at(&bytes, at).unwrap();
-                }
-                at += bytes.len() as u64;
-            }
-        }
+        // The journal after the data: what is in place is in it, or in the checkpoint.
+        copy_file(&source.disk, &to.join("disk"));
+        copy_file(&source.wal, &to.join("wal"));
         if superblocks() == before {
             return;
+        }
+    }
+}
+
+fn copy_file(source: &File, to: &Path) {
+    let copy = File::create(to).unwrap();
+    let len = source.metadata().unwrap().len();
+    copy.set_len(len).unwrap();
+    let mut at = 0;
+    while at < len {
+        let begin = match rustix::fs::seek(source, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => break,
+            found => found.unwrap(),
+        };
+        let end = rustix::fs::seek(source, SeekFrom::Hole(begin)).unwrap();
+        at = begin;
+        while at < end {
+            let mut bytes = vec![0; (end - at).min(1 << 20) as usize];
+            source.read_exact_at(&mut bytes, at).unwrap();
+            // Room that was only reserved reads as zeros.
+            if bytes.iter().any(|byte| *byte != 0) {
+                copy.write_all_at(&bytes, at).unwrap();
+            }
+            at += bytes.len() as u64;
         }
     }
 }

@@ -81,7 +81,7 @@ fn each(test: impl Fn(&Path, FileDisk)) {
     let directory = root.path().join("directory");
     std::fs::create_dir(&directory).expect("made");
     file(&directory, FILE);
-    test(&directory, FileDisk::open(&directory).expect("opened"));
+    test(&directory, opened(&directory));
     let whole = file(root.path(), "whole");
     test(&whole, FileDisk::open(&whole).expect("opened"));
     // Direct writes are whole sectors.
@@ -89,6 +89,64 @@ fn each(test: impl Fn(&Path, FileDisk)) {
         let Some(device) = LoopDevice::with_sectors(&file(root.path(), "looped"), sector) else { return };
         test(device.path(), FileDisk::open(device.path()).expect("opened"));
     }
+}
+
+/// What is at a path, also if it is no disk of Lunette.
+fn opened(path: &Path) -> FileDisk {
+    if path.is_dir() {
+        FileDisk::take(&path.join(FILE), Medium::Sparse).expect("opened")
+    } else {
+        FileDisk::open(path).expect("opened")
+    }
+}
+
+/// Guards the journal's file: the ring is in it and nowhere else, and the file of another disk, or none, is refused.
+#[test]
+fn the_journal_is_a_file() {
+    use lunette_proto::ids::{ClusterId, DiskId, DiskUuid};
+
+    use crate::store::format::{FormatOptions, format_disk};
+    use crate::store::{Identity, Layout};
+
+    let root = tempfile::tempdir().expect("a directory");
+    let (bytes, wal_bytes) = (64 << 20, 32 << 20);
+    let layout = Layout::new(bytes, wal_bytes).expect("large enough");
+    let options = FormatOptions { capacity_bytes: Some(bytes), wal_bytes: Some(wal_bytes) };
+    let paths = [1, 2].map(|number| {
+        let path = root.path().join(number.to_string());
+        let identity =
+            Identity { cluster: ClusterId(1), disk: DiskId(number), uuid: DiskUuid(number.into()) };
+        format_disk(&path, &identity, &options).expect("formatted");
+        path
+    });
+    let disk = FileDisk::open(&paths[0]).expect("opened");
+    let (begin, end) = (layout.wal_offset, layout.wal_offset + layout.wal_bytes);
+    for offset in [begin, end - 4096] {
+        disk.write_durable(offset, &[pattern(9, 4096)]).expect("written");
+        let mut out = vec![0; 4096];
+        disk.read(offset, &mut out).expect("read");
+        assert_eq!(out, pattern(9, 4096));
+    }
+    let wal = std::fs::read(paths[0].join(WAL_FILE)).expect("there");
+    assert_eq!(wal.len() as u64, 4096 + layout.wal_bytes);
+    assert!(wal[4096..8192] == pattern(9, 4096)[..] && wal[wal.len() - 4096..] == pattern(9, 4096)[..]);
+    let mut out = vec![0; 8192];
+    assert!(disk.read(end - 4096, &mut out).is_err(), "no range is in both");
+    drop(disk);
+
+    let refused = |path: &Path| match FileDisk::open(path) {
+        Err(DiskError::Damaged { path, what, .. }) => (path, what),
+        other => panic!("{other:?}"),
+    };
+    let mine = paths[0].join(WAL_FILE);
+    std::fs::copy(paths[1].join(WAL_FILE), &mine).expect("copied");
+    assert_eq!(refused(&paths[0]), (mine.clone(), "it is not the journal of this disk"));
+    std::fs::write(&mine, &wal[..wal.len() - 4096]).expect("cut");
+    assert_eq!(refused(&paths[0]), (mine.clone(), "the journal has another length than the disk says"));
+    std::fs::remove_file(&mine).expect("removed");
+    assert_eq!(refused(&paths[0]), (mine.clone(), "the journal is missing"));
+    std::fs::write(&mine, &wal).expect("as it was");
+    FileDisk::open(&paths[0]).expect("opened");
 }
 
 fn pattern(stamp: u8, len: usize) -> Bytes {
@@ -120,7 +178,7 @@ fn reads_what_was_written() {
         disk.read_cached(12_288, &mut out).expect("it was read just now");
         assert_eq!(out, expected[8192..12_288]);
         drop(disk);
-        let disk = FileDisk::open(path).expect("opened again");
+        let disk = opened(path);
         assert_eq!(read(&disk, 4096, expected.len()), expected);
         // More parts than one vectored write takes.
         let parts = (0..3000u32).map(|part| pattern(part as u8, 512)).collect::<Vec<_>>();
@@ -151,7 +209,7 @@ fn what_is_not_cached_would_block() {
 fn room_is_taken_and_given_back() {
     let root = tempfile::tempdir().expect("a directory");
     let path = file(root.path(), FILE);
-    let disk = FileDisk::open(root.path()).expect("opened");
+    let disk = opened(root.path());
     let taken = || std::fs::metadata(&path).expect("there").blocks() * 512;
     assert_eq!(taken(), 0);
     disk.reserve(1 << 20, 1 << 20).expect("there is room");
@@ -222,7 +280,7 @@ fn a_disk_is_opened_once() {
     each(|path, disk| {
         assert!(matches!(FileDisk::open(path), Err(DiskError::InUse(_))));
         drop(disk);
-        drop(FileDisk::open(path).expect("free again"));
+        drop(opened(path));
     });
 }
 

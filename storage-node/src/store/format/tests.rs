@@ -148,7 +148,15 @@ fn formatting_can_be_repeated() {
             file.write_all(&[7; 4096]).expect("written");
         },
         // Whole, and not renamed.
-        &|path| make_file(path, &IDENTITY, &OPTIONS.layout(path, 64 << 20).expect("fits")).expect("made"),
+        &|path| {
+            make_file(
+                path,
+                &path.with_file_name(WAL_FILE),
+                &IDENTITY,
+                &OPTIONS.layout(path, 64 << 20).expect("fits"),
+            )
+            .expect("made")
+        },
     ];
     for (number, half) in half.into_iter().enumerate() {
         let directory = root.path().join(number.to_string());

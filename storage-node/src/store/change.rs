@@ -1,0 +1,287 @@
+//! How a change is decided: what it does to its extent, the units that it needs, and its records.
+
+use std::io;
+
+use bytes::Bytes;
+use lunette_proto::ids::{ExtentId, Version};
+use lunette_proto::limits::BLOCK_BYTES;
+use lunette_proto::node::{Change, Durability, Failure};
+
+use super::core::{Fatal, Prepared, Store};
+use super::descriptor::{Descriptor, Digest, Entry, UNIT_BLOCKS};
+use super::disk::Disk;
+use super::draft::{Draft, Part, Plan, Wanted};
+use super::layout::UNIT_BYTES;
+use super::units::{NoUnit, Purpose};
+use super::view::Volatile;
+use super::wal::record::{Place, RECORD_BYTES_MAX};
+use super::wal::{Record, WriteRecord};
+use crate::engine::valid_range;
+
+/// Pages whose room is asked of the medium at a time.
+const PAGES_READY: u32 = 128;
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+impl<D: Disk> Store<D> {
+    pub(super) fn change(
+        &mut self,
+        id: ExtentId,
+        version: Version,
+        offset: u32,
+        change: &Change,
+        durability: Durability,
+        repair: bool,
+    ) -> Result<Prepared, Fatal> {
+        let len = change.len();
+        if !valid_range(offset, len) {
+            return Ok(Prepared::refused(Failure::Invalid));
+        }
+        let first = offset / BLOCK_BYTES;
+        let blocks = u32::try_from(len).expect("the range is inside an extent") / BLOCK_BYTES;
+        // Every other block may be a record of its own; whole units are not in the ring, unless the disk is full.
+        let slots = (blocks / UNIT_BLOCKS + 2) as usize;
+        let data_blocks = if matches!(change, Change::Data(_)) { u64::from(blocks) } else { 0 };
+        if !self.make_room((slots * UNIT_BLOCKS as usize / 2) * RECORD_BYTES_MAX, data_blocks)? {
+            return Ok(Prepared::Blocked);
+        }
+        let data = match change {
+            Change::Data(data) => Some(data),
+            Change::Zeros { .. } => None,
+        };
+        let wanted = Wanted { id, blocks: first..first + blocks, version, data: data.is_some(), repair };
+        let state_max = self.state_max();
+        let known = self.batch.drafts.remove(&id);
+        let is_known = known.is_some();
+        let mut draft = known.unwrap_or_else(|| match self.view.state.read().extents.get(id) {
+            Some(extent) => Draft { extent: extent.clone(), is_placed: true, ..Draft::default() },
+            None => Draft::default(),
+        });
+        let plan = draft.plan(&wanted, |slot, unit| self.view.current(id, slot, unit));
+        // A retry of something that is not durable yet must not be answered before it is.
+        let stable = durability == Durability::Stable;
+        let is_done = plan.parts.is_empty();
+        let outcome = if is_done {
+            Ok(())
+        } else if !self.view.state.read().namespaces.has_room_for_dirty(id.namespace, id.index, state_max) {
+            Err(Refused::With(Failure::Busy))
+        } else {
+            self.carry_out(&mut draft, &wanted, plan, data, stable)
+        };
+        if is_known || (outcome.is_ok() && !is_done) {
+            self.batch.drafts.insert(id, draft);
+        }
+        match outcome {
+            Ok(()) => Ok(Prepared::done(stable)),
+            Err(Refused::With(failure)) => Ok(Prepared::refused(failure)),
+            Err(Refused::Blocked) => Ok(Prepared::Blocked),
+            Err(Refused::Fatal(fatal)) => Err(fatal),
+        }
+    }
+
+    /// Does to the draft what was planned, and adds the records. Unless it succeeds, nothing has changed.
+    fn carry_out(
+        &mut self,
+        draft: &mut Draft,
+        wanted: &Wanted,
+        plan: Plan,
+        data: Option<&Bytes>,
+        stable: bool,
+    ) -> Result<(), Refused> {
+        let (units, in_place) = self.take_units(&plan, wanted.repair)?;
+        let mut next = draft.clone();
+        let mut made =
+            Made { units: units.iter().copied(), in_place, records: Vec::new(), released: Vec::new() };
+        let first_lsn = self.next_lsn();
+        plan.parts.iter().for_each(|part| made.part(&mut next, wanted, part, data, first_lsn));
+        let Made { records, released, .. } = made;
+        let from = draft.is_placed.then(|| (draft.extent.page, draft.extent.record_len()));
+        let may_add = self.page_room().map_err(Refused::Fatal)?;
+        let page = self.pages.place(wanted.id, from, next.extent.record_len(), may_add);
+        let Some(page) = page else {
+            units.into_iter().for_each(|unit| self.units.put_back(unit));
+            return Err(Refused::With(Failure::NoSpace));
+        };
+        next.extent.page = page;
+        next.is_placed = true;
+        if planted!(DiscardPunchesEarly) {
+            let (disk, layout) = (&self.view.disk, &self.superblock.layout);
+            let mut released = released.iter();
+            released
+                .try_for_each(|unit| disk.discard(layout.unit(*unit), UNIT_BYTES))
+                .map_err(|error| Refused::Fatal(Fatal::new("discarding failed")(error)))?;
+        }
+        released.into_iter().for_each(|unit| self.units.release(unit));
+        for (record, data) in records {
+            self.batch.push(&record);
+            let (Record::Write(write), Some(data)) = (&record, data) else { continue };
+            if write.placed {
+                self.batch.placed_bytes += data.len();
+                self.batch.placed.push((write.place.unit, data));
+            } else {
+                self.batch.blocks += u32::from(write.place.blocks);
+                let offset = self.superblock.layout.unit(write.place.unit);
+                let offset = offset + u64::from(write.place.first) * u64::from(BLOCK_BYTES);
+                self.batch.in_place.push((offset, data.clone()));
+                self.batch.data.push(data);
+            }
+        }
+        let mut state = self.view.state.write();
+        state.namespaces.changed(wanted.id.namespace, wanted.id.index, wanted.version, next.extent.newest);
+        if !stable {
+            let volatile = state.volatile.entry(wanted.id).or_default();
+            for block in plan.parts.iter().flat_map(Part::blocks) {
+                let at = (block - wanted.blocks.start) as usize * BLOCK;
+                let data = data.map(|data| data.slice(at..at + BLOCK));
+                volatile.insert(block, Volatile { version: wanted.version, data });
+            }
+        }
+        drop(state);
+        *draft = next;
+        self.note_space();
+        Ok(())
+    }
+
+    /// Units for a plan; and whether whole units of data are written in place, for want of fresh ones.
+    fn take_units(&mut self, plan: &Plan, repair: bool) -> Result<(Vec<u32>, bool), Refused> {
+        let purpose = if repair { Purpose::Spare } else { Purpose::Growth };
+        let mut taken = Vec::new();
+        for (count, purpose) in
+            [(plan.growth, purpose), (plan.zeros, Purpose::Spare), (plan.replaced, Purpose::Spare)]
+        {
+            if count == 0 {
+                continue;
+            }
+            match self.units.allocate(&self.view.disk, &self.superblock.layout, count, purpose) {
+                Ok(units) => taken.extend(units),
+                Err(error) => {
+                    // Units that are only replaced can be written where they are.
+                    if matches!(error, NoUnit::Full) && taken.len() == (plan.growth + plan.zeros) as usize {
+                        return Ok((taken, true));
+                    }
+                    taken.into_iter().for_each(|unit| self.units.put_back(unit));
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok((taken, false))
+    }
+
+    /// Whether one more page has room on the medium.
+    fn page_room(&mut self) -> Result<bool, Fatal> {
+        let layout = &self.superblock.layout;
+        let wanted = self.pages.len() + 1;
+        if wanted + PAGES_READY / 4 > self.pages_ready {
+            let end = layout.pages.min(self.pages_ready.max(wanted) + PAGES_READY);
+            let begin = layout.page(self.pages_ready, 0);
+            match self.view.disk.reserve(begin, layout.page(end, 0) - begin) {
+                Ok(()) => self.pages_ready = end,
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                Err(error) => return Err(Fatal::new("asking for room for metadata failed")(error)),
+            }
+        }
+        Ok(wanted <= self.pages_ready)
+    }
+}
+
+enum Refused {
+    With(Failure),
+    Blocked,
+    Fatal(Fatal),
+}
+
+impl From<NoUnit> for Refused {
+    fn from(none: NoUnit) -> Self {
+        match none {
+            NoUnit::Full => Self::With(Failure::NoSpace),
+            NoUnit::AfterCheckpoint => Self::Blocked,
+            NoUnit::Failed(error) => Self::Fatal(Fatal::new("asking for room for data failed")(error)),
+        }
+    }
+}
+
+impl Part {
+    /// The blocks of the extent that it changes.
+    fn blocks(&self) -> std::ops::Range<u32> {
+        let (slot, blocks) = match self {
+            Self::Whole { slot } | Self::Hole { slot } => (slot, 0..UNIT_BLOCKS),
+            Self::Data { slot, blocks } | Self::Zeros { slot, blocks } => (slot, blocks.clone()),
+        };
+        let first = u32::from(*slot) * UNIT_BLOCKS;
+        first + blocks.start..first + blocks.end
+    }
+}
+
+/// The records of one change, as they are made.
+struct Made<I> {
+    units: I,
+    /// Whole units are written over where they are.
+    in_place: bool,
+    records: Vec<(Record, Option<Bytes>)>,
+    released: Vec<u32>,
+}
+
+impl<I: Iterator<Item = u32>> Made<I> {
+    fn part(
+        &mut self,
+        draft: &mut Draft,
+        wanted: &Wanted,
+        part: &Part,
+        data: Option<&Bytes>,
+        first_lsn: u64,
+    ) {
+        let id = wanted.id;
+        let version = wanted.version;
+        let lsn = first_lsn + self.records.len() as u64;
+        let (slot, in_unit) = match part {
+            Part::Hole { slot } => {
+                let slots = 1 << slot;
+                self.released.extend(draft.hole(slots, version));
+                if let Some((Record::Hole { slots: before, .. }, _)) = self.records.last_mut() {
+                    *before |= slots;
+                } else {
+                    self.records.push((Record::Hole { extent: id, version, slots }, None));
+                }
+                return;
+            }
+            Part::Whole { slot } => (*slot, 0..UNIT_BLOCKS),
+            Part::Data { slot, blocks } | Part::Zeros { slot, blocks } => (*slot, blocks.clone()),
+        };
+        let whole = matches!(part, Part::Whole { .. });
+        let had = draft.extent.unit(slot);
+        let fresh = had.is_none() || (whole && !self.in_place);
+        let unit = match (fresh, had) {
+            (false, Some(unit)) => unit.unit,
+            _ => {
+                let unit = self.units.next().expect("as many units as were planned");
+                self.released.extend(draft.fresh(id, slot, unit, whole));
+                unit
+            }
+        };
+        if whole && !fresh {
+            // The plan did not need the descriptor, but every block will be new.
+            draft.descriptors.entry(slot).or_insert_with(|| Descriptor::lost(unit, id, slot));
+        }
+        let place = Place {
+            extent: id,
+            version,
+            slot,
+            first: u8::try_from(in_unit.start).expect("a unit has 16 blocks"),
+            blocks: u8::try_from(in_unit.end - in_unit.start).expect("a unit has 16 blocks"),
+            unit,
+            fresh,
+        };
+        let blocks = part.blocks();
+        let Some(data) = data else {
+            draft.set(slot, in_unit.start, blocks.map(|_| Entry::zeros(version)), lsn);
+            self.records.push((Record::Zero(place), None));
+            return;
+        };
+        let at = (blocks.start - wanted.blocks.start) as usize * BLOCK;
+        let data = data.slice(at..at + blocks.len() * BLOCK);
+        let digests = data.chunks_exact(BLOCK).map(Digest::of).collect::<Vec<_>>();
+        let entries = blocks.zip(&digests).map(|(block, digest)| Entry::data(id, block, version, *digest));
+        draft.set(slot, in_unit.start, entries, lsn);
+        let placed = whole && fresh;
+        self.records.push((Record::Write(WriteRecord { place, placed, digests }), Some(data)));
+    }
+}

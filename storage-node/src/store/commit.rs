@@ -1,0 +1,188 @@
+//! How what was decided becomes durable, and is shown to readers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lunette_proto::ids::{ExtentId, Namespace};
+
+use super::core::{Fatal, Store};
+use super::disk::Disk;
+use super::draft::Draft;
+use super::extents::UnitRef;
+use super::view::Dirty;
+use super::wal::Record;
+
+/// Changes that were decided, and are not in the WAL.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) records: u32,
+    pub(super) encoded: Vec<u8>,
+    /// Data of the records, in their order.
+    pub(super) data: Vec<Bytes>,
+    pub(super) blocks: u32,
+    /// Data of whole units.
+    pub(super) placed: Vec<(u32, Bytes)>,
+    pub(super) placed_bytes: usize,
+    /// Where the data of the records goes in the end.
+    pub(super) in_place: Vec<(u64, Bytes)>,
+    pub(super) drafts: BTreeMap<ExtentId, Draft>,
+    pub(super) deleted: Vec<Namespace>,
+}
+
+impl Batch {
+    pub(super) fn push(&mut self, record: &Record) {
+        record.encode(&mut self.encoded);
+        self.records += 1;
+    }
+}
+
+impl<D: Disk> Store<D> {
+    /// Makes durable what was prepared, and shows it to readers.
+    ///
+    /// # Errors
+    /// The disk has failed; nothing of the batch may be answered.
+    pub fn commit(&mut self) -> Result<(), Fatal> {
+        if self.batch.records == 0 {
+            return Ok(());
+        }
+        let batch = std::mem::take(&mut self.batch);
+        let disk = &self.view.disk;
+        if !batch.placed.is_empty() {
+            for (unit, data) in coalesced(batch.placed, |unit| self.superblock.layout.unit(*unit)) {
+                disk.write(unit, &data).map_err(Fatal::new("writing a unit failed"))?;
+            }
+            let synced = if planted!(RecordBeforeData) { Ok(()) } else { disk.sync() };
+            if !planted!(SyncErrorIgnored) {
+                synced.map_err(Fatal::new("syncing units failed"))?;
+            }
+        }
+        if planted!(InPlaceBeforeRecord) {
+            let mut in_place = batch.in_place.iter();
+            in_place
+                .try_for_each(|(offset, data)| disk.write(*offset, std::slice::from_ref(data)))
+                .map_err(Fatal::new("writing data failed"))?;
+        }
+        if planted!(FlushForgetsVolatile) && !self.view.state.read().volatile.is_empty() {
+            return self.apply(batch.drafts, batch.in_place, &batch.deleted);
+        }
+        let checkpoint = self.superblock.checkpoint;
+        let (place, meta) = self.wal.append(checkpoint, batch.records, &batch.encoded, batch.blocks);
+        let mut parts = Vec::with_capacity(1 + batch.data.len());
+        parts.push(meta);
+        parts.extend(batch.data);
+        let place = self.superblock.layout.wal_offset + place;
+        let written = if planted!(AckBeforeSync) {
+            disk.write(place, &parts)
+        } else {
+            disk.write_durable(place, &parts)
+        };
+        written.map_err(Fatal::new("writing the journal failed"))?;
+        drop(parts);
+        self.apply(batch.drafts, batch.in_place, &batch.deleted)
+    }
+
+    /// Brings data and state to what is in the WAL.
+    fn apply(
+        &mut self,
+        drafts: BTreeMap<ExtentId, Draft>,
+        in_place: Vec<(u64, Bytes)>,
+        deleted: &[Namespace],
+    ) -> Result<(), Fatal> {
+        let mut changed = Vec::with_capacity(drafts.len());
+        for (id, mut draft) in drafts {
+            let mut dirty = Vec::new();
+            for (slot, descriptor) in std::mem::take(&mut draft.descriptors) {
+                if draft.changed >> slot & 1 == 0 {
+                    continue;
+                }
+                let (sector, crc) = descriptor.encode(self.identity.uuid);
+                draft.extent.set_unit(slot, UnitRef { unit: descriptor.unit, crc });
+                dirty.push(Arc::new(Dirty { descriptor: Arc::new(descriptor), sector, crc }));
+            }
+            changed.push((id, draft.extent, dirty));
+        }
+        let _applying = self.view.applying.write();
+        for (offset, data) in in_place {
+            self.view.disk.write(offset, &[data]).map_err(Fatal::new("writing data failed"))?;
+        }
+        let mut state = self.view.state.write();
+        for (id, extent, dirty) in changed {
+            if let Some(old) = state.extents.insert(id, extent) {
+                let extent = state.extents.get(id);
+                let gone = old.units().filter(|(slot, unit)| {
+                    extent.and_then(|extent| extent.unit(*slot)).is_none_or(|now| now.unit != unit.unit)
+                });
+                let gone = gone.map(|(_, unit)| unit.unit).collect::<Vec<_>>();
+                gone.iter().for_each(|unit| {
+                    state.dirty.remove(unit);
+                });
+            }
+            for dirty in dirty {
+                state.dirty.insert(dirty.descriptor.unit, dirty);
+            }
+        }
+        for id in deleted {
+            for (index, extent) in state.extents.remove_namespace(*id) {
+                let extent_id = ExtentId { namespace: *id, index };
+                self.pages.remove(extent.page, extent_id, extent.record_len());
+                for (_, unit) in extent.units() {
+                    state.dirty.remove(&unit.unit);
+                    if !planted!(DeleteLeavesUnits) {
+                        self.units.release(unit.unit);
+                    }
+                }
+            }
+        }
+        // Everything that was volatile is in the WAL now.
+        if !planted!(VolatileStays) {
+            state.volatile.clear();
+        }
+        drop(state);
+        self.note_space();
+        Ok(())
+    }
+
+    /// Checks that counts, pages and extents agree: what is allocated is what can be reached.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn audit(&self) -> Result<(), String> {
+        if self.batch.records > 0 {
+            return Ok(());
+        }
+        let state = self.view.state.read();
+        self.pages.audit(&state.extents)?;
+        self.units
+            .audit(state.extents.iter().flat_map(|(_, extent)| extent.units().map(|(_, unit)| unit.unit)))?;
+        for (unit, dirty) in &state.dirty {
+            let descriptor = &dirty.descriptor;
+            let extent = state.extents.get(descriptor.extent);
+            let found = extent.and_then(|extent| extent.unit(descriptor.slot));
+            if found.is_none_or(|found| (found.unit, found.crc) != (*unit, dirty.crc)) {
+                return Err(format!("the descriptor of unit {unit} waits to be written, and is not in use"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes that lie next to each other, as one.
+pub(super) fn coalesced<K>(
+    writes: impl IntoIterator<Item = (K, Bytes)>,
+    offset: impl Fn(&K) -> u64,
+) -> Vec<(u64, Vec<Bytes>)> {
+    let mut runs: Vec<(u64, u64, Vec<Bytes>)> = Vec::new();
+    for (key, data) in writes {
+        let begin = offset(&key);
+        let end = begin + data.len() as u64;
+        match runs.last_mut() {
+            Some((_, last, parts)) if *last == begin => {
+                *last = end;
+                parts.push(data);
+            }
+            _ => runs.push((begin, end, vec![data])),
+        }
+    }
+    runs.into_iter().map(|(begin, _, parts)| (begin, parts)).collect()
+}
