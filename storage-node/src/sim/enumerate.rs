@@ -265,7 +265,7 @@ impl Start {
     /// Tries a share of its crashes (of 256), or that one.
     pub(super) fn run(&self, case: &Case, only: Option<Crash>, share: u64) -> Result<Count, String> {
         let fail = |what: String| format!("LUNETTE_SIM_CASE={} {what}", case.name());
-        let cuts = self.cuts(case).map_err(|end| fail(format!("{end:?}")))?;
+        let cuts = self.cuts(case).map_err(|end| fail(end.to_string()))?;
         let mut count = Count { cases: 1, blocked: cuts.blocked, ..Count::default() };
         let mut rng = Rng::new(case.hash());
         let last = cuts.moments.len() - 1;
@@ -387,7 +387,7 @@ fn share() -> u64 {
 
 const SHARE: u64 = 40;
 /// Tests that share the cases, so that they run beside each other.
-const PARTS: usize = 8;
+const PARTS: usize = 16;
 
 /// One of the parts. `LUNETTE_SIM_CASE` tries one case, or one crash of it; `LUNETTE_SIM_SEED` draws another share.
 fn part(which: usize) {
@@ -443,6 +443,14 @@ parts! {
     short_sequences_survive_every_crash_5: 5;
     short_sequences_survive_every_crash_6: 6;
     short_sequences_survive_every_crash_7: 7;
+    short_sequences_survive_every_crash_8: 8;
+    short_sequences_survive_every_crash_9: 9;
+    short_sequences_survive_every_crash_10: 10;
+    short_sequences_survive_every_crash_11: 11;
+    short_sequences_survive_every_crash_12: 12;
+    short_sequences_survive_every_crash_13: 13;
+    short_sequences_survive_every_crash_14: 14;
+    short_sequences_survive_every_crash_15: 15;
 }
 
 /// Guards replay: the same case asks the same of the medium.

@@ -104,31 +104,26 @@ impl fmt::Display for Outcomes {
 }
 
 impl Part {
-    fn ranges(self, layout: &Layout) -> Vec<Range<u64>> {
+    fn range(self, layout: &Layout) -> Range<u64> {
         let superblock = |copy| Layout::superblock(copy)..Layout::superblock(copy) + PAGE_BYTES;
         match self {
-            Self::SuperblockA => vec![superblock(0)],
-            Self::SuperblockB => vec![superblock(1)],
+            Self::SuperblockA => superblock(0),
+            Self::SuperblockB => superblock(1),
             Self::WalHeader | Self::WalRecords | Self::WalData => {
-                vec![layout.wal_offset..layout.wal_offset + layout.wal_bytes]
+                layout.wal_offset..layout.wal_offset + layout.wal_bytes
             }
-            Self::Area => layout.area_offsets.map(|at| at..at + layout.area_bytes).to_vec(),
-            Self::Page => vec![layout.page(0, 0)..layout.page(layout.pages - 1, 1) + PAGE_BYTES],
-            Self::Descriptor => {
-                vec![layout.descriptor(0)..layout.descriptor(layout.units - 1) + DESCRIPTOR_BYTES]
-            }
-            Self::Unit => vec![layout.unit(0)..layout.total_bytes],
+            Self::Area => layout.area_offsets[0]..layout.area_offsets[1] + layout.area_bytes,
+            Self::Page => layout.page(0, 0)..layout.page(layout.pages - 1, 1) + PAGE_BYTES,
+            Self::Descriptor => layout.descriptor(0)..layout.descriptor(layout.units - 1) + DESCRIPTOR_BYTES,
+            Self::Unit => layout.unit(0)..layout.total_bytes,
         }
     }
 
     /// Sectors on `image` that hold something of this part.
     fn sectors(self, layout: &Layout, image: &Image) -> Vec<u64> {
         let is_used = |at: &u64| image.bytes(*at..*at + 512).iter().any(|byte| *byte != 0xA5 && *byte != 0);
-        let all = |ranges: Vec<Range<u64>>| -> Vec<u64> {
-            ranges.into_iter().flat_map(|range| range.step_by(512)).filter(is_used).collect()
-        };
         if !matches!(self, Self::WalHeader | Self::WalRecords | Self::WalData) {
-            return all(self.ranges(layout));
+            return self.range(layout).step_by(512).filter(is_used).collect();
         }
         let mut sectors = Vec::new();
         for place in (0..layout.wal_bytes).step_by(4096) {
@@ -203,7 +198,7 @@ struct Run {
 impl Run {
     fn go(&mut self) -> Result<(), String> {
         let layout = layout();
-        let wrong = |end: End| format!("before anything was spoiled: {end:?}");
+        let wrong = |end: End| format!("before anything was spoiled: {end}");
         let mut world = World::open(formatted(&layout), Model::default()).map_err(wrong)?;
         for ns in 0..2 {
             world.step(&Op::Seal { ns }, false).map_err(wrong)?;
@@ -228,7 +223,7 @@ impl Run {
         let old = all_kept(&world.disk);
         if self.way == Way::Stale {
             let steps = 1 + self.rng.below(12);
-            work(&mut world, &mut self.rng, steps).map_err(|end| format!("{end:?}"))?;
+            work(&mut world, &mut self.rng, steps).map_err(|end| end.to_string())?;
         }
         let image = all_kept(&world.disk);
         let bytes = |image: &Image, at: u64| image.bytes(at..at + 512);
@@ -280,10 +275,7 @@ impl Run {
                 let Some(at) = self.rng.pick(&sectors) else { return Ok(false) };
                 at..at + 512
             }
-            _ => {
-                let ranges = self.part.ranges(layout);
-                ranges[self.rng.below(ranges.len() as u64) as usize].clone()
-            }
+            _ => self.part.range(layout),
         };
         let skip = if kind == FaultKind::ReadError { 0 } else { skip };
         world.disk.inject(Fault { kind, range, skip, times, hits: 0 });

@@ -262,7 +262,7 @@ pub(super) fn run(seed: u64) -> Result<Stats, String> {
     let mut run = Run { rng, taste, stats: Stats::default(), crashed: None };
     match run.go(seed) {
         Ok(()) => Ok(run.stats),
-        Err(end) => Err(format!("LUNETTE_SIM_SEED={seed}: step {}: {end:?}", run.stats.steps)),
+        Err(end) => Err(format!("LUNETTE_SIM_SEED={seed}: step {}: {end}", run.stats.steps)),
     }
 }
 

@@ -72,11 +72,13 @@ pub(super) enum Op {
 }
 
 /// Why a run ended.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum End {
     /// The store did what it must not do.
+    #[error("{0}")]
     Wrong(String),
     /// The disk has failed, and says so.
+    #[error("the disk failed: {0}")]
     Failed(String),
 }
 
@@ -280,7 +282,7 @@ impl World {
         let wrote = {
             let outcome = Mutex::new(&mut outcome);
             let medium = Interleaved {
-                disk: &*disk,
+                disk: &disk,
                 between: Mutex::new(|| {
                     let mut outcome = outcome.lock();
                     if outcome.is_ok() {

@@ -104,7 +104,7 @@ fn a_sync_covers_what_was_before() {
     disk.write(0, &bytes(1, 512)).unwrap();
     let mut calls = 0;
     let medium = Interleaved {
-        disk: &*disk,
+        disk: &disk,
         between: Mutex::new(|| {
             calls += 1;
             if calls == 2 {
