@@ -318,21 +318,27 @@ impl Owner {
 
     /// Lets go of repairs whose source takes long: readers wait for their blocks.
     pub(super) fn tick_heals(&mut self) {
-        let (now, hedge_ms) = (self.now, self.config.limits.hedge_ms);
-        let is_late = |asked: &Option<Asked>| asked.is_some_and(|asked| now - asked.since_ms >= hedge_ms);
-        let is_stuck = |op: &Op| match (&op.origin, &op.phase) {
-            (Origin::Heal, Phase::Healing(healing)) => is_late(&healing.asked),
-            // What has no member to ask waits for one that is away.
-            (Origin::HealPart { .. }, Phase::Reading(reading)) => {
-                !reading.withdrawing && (reading.asked.is_none() || is_late(&reading.asked))
-            }
-            _ => false,
-        };
-        let stuck: Vec<usize> = self.ops.iter().filter(|(_, op)| is_stuck(op)).map(|(id, _)| id).collect();
-        for id in stuck {
-            if self.ops.contains(id) {
+        if self.heals.running.is_empty() {
+            return;
+        }
+        let ids: Vec<usize> = self.ops.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            // Looked at again: one that is over may have ended others, or begun some.
+            if self.is_stuck(id) {
                 self.finish(id, Err(DeviceError::Busy));
             }
+        }
+    }
+
+    fn is_stuck(&self, id: usize) -> bool {
+        let is_late = |asked: Asked| self.now - asked.since_ms >= self.config.limits.hedge_ms;
+        match self.ops.get(id).map(|op| (op.origin, &op.phase)) {
+            Some((Origin::Heal, Phase::Healing(healing))) => healing.asked.is_some_and(is_late),
+            // What has no member to ask waits for one that is away.
+            Some((Origin::HealPart { .. }, Phase::Reading(reading))) => {
+                !reading.withdrawing && reading.asked.is_none_or(is_late)
+            }
+            _ => false,
         }
     }
 

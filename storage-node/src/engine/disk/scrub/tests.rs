@@ -128,6 +128,9 @@ impl Rig {
     }
 }
 
+/// Something that goes wrong on the medium.
+type Spoil = fn(&Rig, &File);
+
 fn content(index: u64, seq: u64, first: u32, blocks: u32) -> Bytes {
     let mut state = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seq << 32 ^ u64::from(first) | 1;
     let mut next = || {
@@ -227,7 +230,7 @@ fn damage_is_told_apart() {
 /// blocks bad; they are good again once they are put back.
 #[test]
 fn damaged_descriptors_are_found() {
-    let spoil: [(fn(&Rig, &File), Damage); 4] = [
+    let spoil: [(Spoil, Damage); 4] = [
         (|rig, file| flip(file, rig.layout().descriptor(rig.unit(0, 0)) + 70), Damage::Torn),
         (
             |rig, file| {
