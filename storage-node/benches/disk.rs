@@ -126,10 +126,14 @@ impl Bench {
     }
 }
 
-/// Bytes that this process has sent to storage, or will.
-fn written_bytes() -> u64 {
-    let io = std::fs::read_to_string("/proc/self/io").unwrap();
-    io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap().parse().unwrap()
+/// Bytes that were written to the device that `path` lies on, by whomever: nothing else should write to it.
+fn written_bytes(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let device = std::fs::metadata(path).unwrap().dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    rustix::fs::sync();
+    let statistics = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).unwrap();
+    statistics.split_whitespace().nth(6).unwrap().parse::<u64>().unwrap() * 512
 }
 
 /// Runs fio on a file that is there already; one number of its report.
@@ -242,10 +246,10 @@ fn main() {
         drop(bench);
         bench = Bench::open(&path);
         bench.seq = 1 << 32 | len;
-        let before = written_bytes();
+        let before = written_bytes(directory.path());
         bench.writes(len, 32, count);
         bench.node.close();
-        let written = written_bytes() - before;
+        let written = written_bytes(directory.path()) - before;
         println!("write amplification, {name}: {:.2} (goal {goal})", written as f64 / (len * count) as f64);
     }
     drop(bench);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use lunette_proto::ids::{ExtentId, Namespace};
@@ -50,7 +51,7 @@ impl<D: Disk> Store<D> {
         let disk = &self.view.disk;
         if !batch.placed.is_empty() {
             for (unit, data) in coalesced(batch.placed, |unit| self.superblock.layout.unit(*unit)) {
-                disk.write(unit, &data).map_err(Fatal::new("writing a unit failed"))?;
+                disk.write_bulk(unit, &data).map_err(Fatal::new("writing a unit failed"))?;
             }
             let synced = if planted!(RecordBeforeData) { Ok(()) } else { disk.sync() };
             if !planted!(SyncErrorIgnored) {
@@ -107,6 +108,7 @@ impl<D: Disk> Store<D> {
             self.view.disk.write(offset, &[data]).map_err(Fatal::new("writing data failed"))?;
         }
         let mut state = self.view.state.write();
+        self.view.changes.fetch_add(1, Ordering::Release);
         for (id, extent, dirty) in changed {
             if let Some(old) = state.extents.insert(id, extent) {
                 let extent = state.extents.get(id);

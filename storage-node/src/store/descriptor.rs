@@ -23,16 +23,18 @@
 //! | 16 | 4 | checksum (see below); 0 without data |
 //! | 20 | 4 | digest of the data before this one, 0 if there was none |
 //! | 24 | 1 | state: 0 never written, 1 data, 2 zeros, 3 lost |
-//! | 25 | 3 | the low 3 bits of the CRC-32C of each of the 8 sectors of the data, first sector lowest |
+//! | 25 | 3 | the low 3 bits of the XXH3 (64 bits) of each of the 8 sectors of the data, first sector lowest |
 //!
-//! The digest of a block is the CRC-32C of the CRC-32Cs of its 8 sectors (4 bytes each); its checksum is the digest
+//! The digest of a block is the CRC-32C of the XXH3s of its 8 sectors (8 bytes each); its checksum is the digest
 //! XOR the CRC-32C of (namespace 8, index 8, block in the extent 4, version 16). So a checksum covers where the
-//! data belongs and which version it is, and when it does not match, there is enough to say what happened.
+//! data belongs and which version it is, and when it does not match, there is enough to say what happened. The data
+//! itself is not summed by a CRC: a sector that ends with its own CRC-32C has the same one as any other that does.
 
 use bytes::{Buf, BufMut, Bytes};
 use lunette_proto::checksum::{crc32c, crc32c_of_parts};
 use lunette_proto::ids::{DiskUuid, ExtentId, Generation, Namespace, Version};
 use lunette_proto::limits::BLOCK_BYTES;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::layout::{DESCRIPTOR_BYTES, UNIT_BYTES};
 
@@ -95,12 +97,12 @@ impl Digest {
     /// Of a block of data.
     #[must_use]
     pub fn of(data: &[u8]) -> Self {
-        let mut sums = [0; SECTORS * 4];
+        let mut sums = [0; SECTORS * size_of::<u64>()];
         let mut tags = 0;
         for (index, sector) in data.chunks_exact(SECTOR).enumerate() {
-            let sum = crc32c(sector);
-            sums[index * 4..index * 4 + 4].copy_from_slice(&sum.to_le_bytes());
-            tags |= (sum & ((1 << TAG_BITS) - 1)) << (index * TAG_BITS);
+            let sum = xxh3_64(sector).to_le_bytes();
+            sums[index * sum.len()..][..sum.len()].copy_from_slice(&sum);
+            tags |= u32::from(sum[0] & ((1 << TAG_BITS) - 1)) << (index * TAG_BITS);
         }
         Self { value: crc32c(&sums), tags }
     }
@@ -397,6 +399,21 @@ mod tests {
         let mut flipped = block(11);
         flipped[1000] ^= 4;
         assert_eq!(descriptor.verify(3, &flipped), Err(Damage::Torn));
+    }
+
+    /// Guards against data that is made to look alike: sectors that end with their own CRC-32C.
+    #[test]
+    fn a_crc_in_the_data_does_not_hide_it() {
+        let sealed = |seed| {
+            let mut data = block(seed);
+            for sector in data.chunks_exact_mut(SECTOR) {
+                let crc = crc32c(&sector[..SECTOR - 4]);
+                sector[SECTOR - 4..].copy_from_slice(&crc.to_le_bytes());
+            }
+            data
+        };
+        assert_eq!(crc32c(&sealed(1)[..SECTOR]), crc32c(&sealed(2)[..SECTOR]));
+        assert_ne!(Digest::of(&sealed(1)).value, Digest::of(&sealed(2)).value);
     }
 
     /// Guards the binding: the same data of another version, or elsewhere, has another checksum.

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Most goes through the page cache: `write` puts bytes there, `sync` makes them durable. What has to be durable at once,
-//! the journal, goes past it ([`durable`]). The two never meet: the journal is read through the page cache
-//! only when a disk is opened, and Linux drops cached pages of what is written past the cache.
+//! the journal, goes past it, and so do whole units ([`direct`]). Linux drops the cached pages of what is written past the
+//! cache.
 //!
 //! One process has a disk at a time: it holds an exclusive `flock`, and a device also with `O_EXCL`, which a
 //! mounted file system, LVM and mdraid hold too.
@@ -17,7 +17,7 @@
 //! After the first write or sync that fails, nothing is done any more (invariant 12): what the kernel still has in
 //! memory of a failed write looks well and is not on the medium.
 
-mod durable;
+mod direct;
 mod wal_file;
 
 use std::fs::{File, Metadata, OpenOptions};
@@ -35,7 +35,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev, retry_on_intr};
 
 use super::{Disk, Identity};
 use crate::engine::DiskError;
-use durable::DurableWriter;
+use direct::DirectWriter;
 
 /// The disk's file in a directory.
 pub(super) const FILE: &str = "disk";
@@ -56,7 +56,8 @@ pub struct FileDisk {
     wal: Option<WalFile>,
     medium: Medium,
     size_bytes: u64,
-    durable: Mutex<DurableWriter>,
+    durable: Mutex<DirectWriter>,
+    bulk: Mutex<DirectWriter>,
     failed: AtomicBool,
     #[cfg(test)]
     pub(crate) faults: tests::Faults,
@@ -141,14 +142,16 @@ impl FileDisk {
         let tries = if matches!(medium, Medium::Device { .. }) { DEVICE_LOCK_TRIES } else { 1 };
         lock(&file, path, tries)?;
         let size_bytes = size_bytes(&file).map_err(DiskError::io(path, "ask for its size"))?;
-        let direct = open_direct(path, &file).map_err(DiskError::io(path, "open it"))?;
+        let direct = || open_direct(path, &file).map_err(DiskError::io(path, "open it"));
+        let (direct, bulk) = (direct()?, direct()?);
         Ok(Self {
             path: path.to_owned(),
             file,
             wal: None,
             medium,
             size_bytes,
-            durable: Mutex::new(DurableWriter::new(direct)),
+            durable: Mutex::new(DirectWriter::new(direct, true)),
+            bulk: Mutex::new(DirectWriter::new(bulk, false)),
             failed: AtomicBool::new(false),
             #[cfg(test)]
             faults: tests::Faults::default(),
@@ -159,7 +162,7 @@ impl FileDisk {
     pub(super) fn with_wal(mut self, wal: WalFile) -> Result<Self, DiskError> {
         let path = wal.path();
         let direct = open_direct(path, wal.file()).map_err(DiskError::io(path, "open it"))?;
-        self.durable = Mutex::new(DurableWriter::new(direct));
+        self.durable = Mutex::new(DirectWriter::new(direct, true));
         self.wal = Some(wal);
         Ok(self)
     }
@@ -285,6 +288,16 @@ impl FileDisk {
         self.durable.lock().write(file, at, parts)
     }
 
+    fn write_bulk_parts(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        let len = parts.iter().map(Bytes::len).sum();
+        self.check_range(offset, len)?;
+        let (file, offset) = self.locate(offset, len as u64)?;
+        if !std::ptr::eq(file, &self.file) {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "the journal is written durably only"));
+        }
+        self.bulk.lock().write(file, offset, parts)
+    }
+
     fn sync_all(&self) -> io::Result<()> {
         #[cfg(test)]
         self.faults.sync()?;
@@ -317,6 +330,11 @@ impl Disk for FileDisk {
     fn write(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
         self.check()?;
         self.sticky(self.write_parts(offset, parts))
+    }
+
+    fn write_bulk(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        self.check()?;
+        self.sticky(self.write_bulk_parts(offset, parts))
     }
 
     fn write_durable(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {

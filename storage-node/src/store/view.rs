@@ -65,6 +65,8 @@ pub struct View<D> {
     /// Held for writing while data is changed in place, until the state says so.
     pub(crate) applying: RwLock<()>,
     cache: Mutex<Cache>,
+    /// Counts the times that extents have changed.
+    pub(crate) changes: AtomicU64,
     pub(crate) capacity_bytes: AtomicU64,
     pub(crate) used_bytes: AtomicU64,
 }
@@ -123,6 +125,7 @@ impl<D: Disk> View<D> {
             state: RwLock::new(state),
             applying: RwLock::new(()),
             cache: Mutex::default(),
+            changes: AtomicU64::new(0),
             capacity_bytes: AtomicU64::new(0),
             used_bytes: AtomicU64::new(0),
         }
@@ -152,8 +155,11 @@ impl<D: Disk> View<D> {
     /// [`Failure::Corrupt`].
     pub fn read(&self, extent: ExtentId, blocks: Range<u32>, wait: bool) -> Result<Bytes, Missed> {
         self.look(extent, wait, |view, wait| {
+            let before = view.changes.load(Ordering::Acquire);
             let (pieces, volatile) = view.pieces(extent, blocks.clone());
-            view.assemble(extent, &blocks, &pieces, &volatile, wait)
+            let data = view.assemble(extent, &blocks, &pieces, &volatile, wait)?;
+            view.check_still(extent, &pieces, before)?;
+            Ok(data)
         })
     }
 
@@ -267,6 +273,24 @@ impl<D: Disk> View<D> {
             None => Vec::new(),
         };
         (pieces, volatile)
+    }
+
+    /// Checks that the units that were read were the extent's all the time. A checksum alone would not tell: who writes
+    /// the data can make it such that all checksums are the same.
+    fn check_still(&self, id: ExtentId, pieces: &[Piece], before: u64) -> Result<(), Stopped> {
+        if self.changes.load(Ordering::Acquire) == before {
+            return Ok(());
+        }
+        let state = self.state.read();
+        let extent = state.extents.get(id);
+        for piece in pieces {
+            if let Found::Unit(unit, _) = &piece.found
+                && extent.and_then(|extent| extent.unit(piece.slot)) != Some(*unit)
+            {
+                return Err(Stopped::Bad(Bad { block: piece.blocks.start, damage: Damage::Stale }));
+            }
+        }
+        Ok(())
     }
 
     fn assemble(

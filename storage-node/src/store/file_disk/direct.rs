@@ -1,11 +1,11 @@
-//! Writes that are durable when they return, past the page cache where the system allows that.
+//! Writes past the page cache, where the system allows that: those that are durable when they return, and bulk.
 //!
 //! `O_DIRECT` with `RWF_DSYNC` is one request to the medium, with forced unit access where it has that; written
 //! over a range that was written before, no metadata of a file system takes part. Direct writes come from aligned
 //! memory, so parts are copied together first.
 //!
 //! Refused direct writes are no failure: the file system, or the sectors of its device, may not allow them. They go through
-//! the page cache then, followed by a sync. The kernel keeps the two ways coherent.
+//! the page cache then, followed by a sync if they are to be durable. The kernel keeps the two ways coherent.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice};
@@ -22,20 +22,22 @@ const ALIGNMENT: usize = 4096;
 /// Longer writes are cut.
 const CHUNK_BYTES: usize = 16 << 20;
 
-/// The one who writes durably.
+/// The one who writes directly.
 #[derive(Debug)]
-pub(super) struct DurableWriter {
+pub(super) struct DirectWriter {
     /// `None`: through the page cache.
     direct: Option<File>,
+    /// Whether writes are durable when they return.
+    is_durable: bool,
     /// What offsets and lengths of direct writes are multiples of.
     sector: u64,
     /// Aligned within; reused.
     staging: Vec<u8>,
 }
 
-impl DurableWriter {
-    pub(super) fn new(direct: Option<File>) -> Self {
-        Self { direct, sector: SECTOR_BYTES, staging: Vec::new() }
+impl DirectWriter {
+    pub(super) fn new(direct: Option<File>, is_durable: bool) -> Self {
+        Self { direct, is_durable, sector: SECTOR_BYTES, staging: Vec::new() }
     }
 
     /// Writes `parts` one after the other; `buffered` is the same file by way of the page cache.
@@ -76,6 +78,7 @@ impl DurableWriter {
 
     fn write_staged(&mut self, buffered: &File, offset: u64, start: usize, len: usize) -> io::Result<()> {
         let bytes = &self.staging[start..start + len];
+        let flags = if self.is_durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
         let mut written = 0;
         while written < len
             && let Some(direct) = &self.direct
@@ -87,12 +90,12 @@ impl DurableWriter {
                 break;
             }
             // Not `O_DSYNC` on the file: rustix's flag of that name asks for `O_SYNC`, which writes timestamps too.
-            match pwritev2(direct, &[IoSlice::new(rest)], at, ReadWriteFlags::DSYNC) {
+            match pwritev2(direct, &[IoSlice::new(rest)], at, flags) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(more) => written += more,
                 Err(Errno::INTR) => {}
                 Err(Errno::INVAL | Errno::OPNOTSUPP) if is_aligned(ALIGNMENT as u64) => {
-                    tracing::info!("direct writes are refused: the journal goes through the page cache");
+                    tracing::info!("direct writes are refused: all goes through the page cache");
                     self.direct = None;
                 }
                 Err(Errno::INVAL | Errno::OPNOTSUPP) => self.sector = ALIGNMENT as u64,
@@ -101,7 +104,9 @@ impl DurableWriter {
         }
         if written < len {
             buffered.write_all_at(&bytes[written..], offset + written as u64)?;
-            retry_on_intr(|| fdatasync(buffered))?;
+            if self.is_durable {
+                retry_on_intr(|| fdatasync(buffered))?;
+            }
         }
         Ok(())
     }
@@ -128,7 +133,7 @@ mod tests {
             let len = 40 << 20;
             file.set_len(len).expect("a length");
             let direct = direct.then(|| super::super::open_direct(&path, &file).expect("opened")).flatten();
-            let mut writer = DurableWriter::new(direct);
+            let mut writer = DirectWriter::new(direct, true);
             let mut expected = vec![0u8; usize::try_from(len).expect("small")];
             let cases: [(u64, &[usize]); 5] = [
                 (512, &[512]),
