@@ -50,9 +50,8 @@ impl<D: Disk> Store<D> {
         let batch = std::mem::take(&mut self.batch);
         let disk = &self.view.disk;
         if !batch.placed.is_empty() {
-            for (unit, data) in coalesced(batch.placed, |unit| self.superblock.layout.unit(*unit)) {
-                disk.write_bulk(unit, &data).map_err(Fatal::new("writing a unit failed"))?;
-            }
+            let writes = coalesced(batch.placed, |unit| self.superblock.layout.unit(*unit));
+            disk.write_bulk(writes).map_err(Fatal::new("writing units failed"))?;
             let synced = if planted!(RecordBeforeData) { Ok(()) } else { disk.sync() };
             if !planted!(SyncErrorIgnored) {
                 synced.map_err(Fatal::new("syncing units failed"))?;

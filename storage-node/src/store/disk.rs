@@ -35,12 +35,12 @@ pub trait Disk: Send + Sync {
     /// The medium has failed.
     fn write(&self, offset: u64, parts: &[Bytes]) -> io::Result<()>;
 
-    /// As `write`, of much that will hardly be read soon: it need not be kept in memory.
+    /// As many of `write`, in any order, of data that will hardly be read soon: it need not be kept in memory.
     ///
     /// # Errors
     /// The medium has failed.
-    fn write_bulk(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
-        self.write(offset, parts)
+    fn write_bulk(&self, writes: Vec<(u64, Vec<Bytes>)>) -> io::Result<()> {
+        writes.into_iter().try_for_each(|(offset, parts)| self.write(offset, &parts))
     }
 
     /// Writes `parts` one after the other; when it returns, they are durable (earlier writes need not be).
@@ -84,8 +84,8 @@ impl<D: Disk + ?Sized> Disk for Arc<D> {
     fn write(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
         (**self).write(offset, parts)
     }
-    fn write_bulk(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
-        (**self).write_bulk(offset, parts)
+    fn write_bulk(&self, writes: Vec<(u64, Vec<Bytes>)>) -> io::Result<()> {
+        (**self).write_bulk(writes)
     }
     fn write_durable(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
         (**self).write_durable(offset, parts)

@@ -17,6 +17,7 @@
 //! After the first write or sync that fails, nothing is done any more (invariant 12): what the kernel still has in
 //! memory of a failed write looks well and is not on the medium.
 
+mod bulk;
 mod direct;
 mod wal_file;
 
@@ -25,6 +26,7 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -35,6 +37,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev, retry_on_intr};
 
 use super::{Disk, Identity};
 use crate::engine::DiskError;
+use bulk::BulkWriters;
 use direct::DirectWriter;
 
 /// The disk's file in a directory.
@@ -51,13 +54,13 @@ const DEVICE_LOCK_PAUSE: Duration = Duration::from_millis(50);
 pub struct FileDisk {
     /// The file or device itself.
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     /// The journal, if it is a file of its own.
     wal: Option<WalFile>,
     medium: Medium,
     size_bytes: u64,
     durable: Mutex<DirectWriter>,
-    bulk: Mutex<DirectWriter>,
+    bulk: BulkWriters,
     failed: AtomicBool,
     #[cfg(test)]
     pub(crate) faults: tests::Faults,
@@ -144,14 +147,15 @@ impl FileDisk {
         let size_bytes = size_bytes(&file).map_err(DiskError::io(path, "ask for its size"))?;
         let direct = || open_direct(path, &file).map_err(DiskError::io(path, "open it"));
         let (direct, bulk) = (direct()?, direct()?);
+        let file = Arc::new(file);
         Ok(Self {
             path: path.to_owned(),
-            file,
+            file: file.clone(),
             wal: None,
             medium,
             size_bytes,
-            durable: Mutex::new(DirectWriter::new(direct, true)),
-            bulk: Mutex::new(DirectWriter::new(bulk, false)),
+            durable: Mutex::new(DirectWriter::new(direct.map(Arc::new), true)),
+            bulk: BulkWriters::new(file.clone(), bulk),
             failed: AtomicBool::new(false),
             #[cfg(test)]
             faults: tests::Faults::default(),
@@ -162,7 +166,7 @@ impl FileDisk {
     pub(super) fn with_wal(mut self, wal: WalFile) -> Result<Self, DiskError> {
         let path = wal.path();
         let direct = open_direct(path, wal.file()).map_err(DiskError::io(path, "open it"))?;
-        self.durable = Mutex::new(DirectWriter::new(direct, true));
+        self.durable = Mutex::new(DirectWriter::new(direct.map(Arc::new), true));
         self.wal = Some(wal);
         Ok(self)
     }
@@ -254,9 +258,7 @@ impl FileDisk {
         let len = parts.iter().map(Bytes::len).sum();
         self.check_range(offset, len)?;
         let (file, mut offset) = self.locate(offset, len as u64)?;
-        if !std::ptr::eq(file, &self.file) {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "the journal is written durably only"));
-        }
+        self.check_not_journal(file)?;
         for parts in parts.chunks(PARTS_MAX) {
             let mut slices = parts.iter().map(|part| IoSlice::new(part)).collect::<Vec<_>>();
             let mut rest = slices.as_mut_slice();
@@ -280,7 +282,7 @@ impl FileDisk {
         #[cfg(test)]
         self.faults.durable_write()?;
         let (file, at) = self.locate(offset, len as u64)?;
-        if self.wal.is_some() && std::ptr::eq(file, &self.file) {
+        if self.wal.is_some() && std::ptr::eq(file, &*self.file) {
             // Not the file that the direct writer has.
             self.write_parts(offset, parts)?;
             return self.sync_all();
@@ -288,14 +290,20 @@ impl FileDisk {
         self.durable.lock().write(file, at, parts)
     }
 
-    fn write_bulk_parts(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
-        let len = parts.iter().map(Bytes::len).sum();
-        self.check_range(offset, len)?;
-        let (file, offset) = self.locate(offset, len as u64)?;
-        if !std::ptr::eq(file, &self.file) {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "the journal is written durably only"));
+    fn write_bulk_all(&self, writes: Vec<(u64, Vec<Bytes>)>) -> io::Result<()> {
+        for (offset, parts) in &writes {
+            let len = parts.iter().map(Bytes::len).sum();
+            self.check_range(*offset, len)?;
+            self.check_not_journal(self.locate(*offset, len as u64)?.0)?;
         }
-        self.bulk.lock().write(file, offset, parts)
+        self.bulk.write(writes)
+    }
+
+    fn check_not_journal(&self, file: &File) -> io::Result<()> {
+        if std::ptr::eq(file, &*self.file) {
+            return Ok(());
+        }
+        Err(io::Error::new(ErrorKind::InvalidInput, "the journal is written durably only"))
     }
 
     fn sync_all(&self) -> io::Result<()> {
@@ -332,9 +340,9 @@ impl Disk for FileDisk {
         self.sticky(self.write_parts(offset, parts))
     }
 
-    fn write_bulk(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+    fn write_bulk(&self, writes: Vec<(u64, Vec<Bytes>)>) -> io::Result<()> {
         self.check()?;
-        self.sticky(self.write_bulk_parts(offset, parts))
+        self.sticky(self.write_bulk_all(writes))
     }
 
     fn write_durable(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {

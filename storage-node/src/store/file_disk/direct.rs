@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::fdatasync;
@@ -26,7 +27,7 @@ const CHUNK_BYTES: usize = 16 << 20;
 #[derive(Debug)]
 pub(super) struct DirectWriter {
     /// `None`: through the page cache.
-    direct: Option<File>,
+    direct: Option<Arc<File>>,
     /// Whether writes are durable when they return.
     is_durable: bool,
     /// What offsets and lengths of direct writes are multiples of.
@@ -36,7 +37,7 @@ pub(super) struct DirectWriter {
 }
 
 impl DirectWriter {
-    pub(super) fn new(direct: Option<File>, is_durable: bool) -> Self {
+    pub(super) fn new(direct: Option<Arc<File>>, is_durable: bool) -> Self {
         Self { direct, is_durable, sector: SECTOR_BYTES, staging: Vec::new() }
     }
 
@@ -90,7 +91,7 @@ impl DirectWriter {
                 break;
             }
             // Not `O_DSYNC` on the file: rustix's flag of that name asks for `O_SYNC`, which writes timestamps too.
-            match pwritev2(direct, &[IoSlice::new(rest)], at, flags) {
+            match pwritev2(direct.as_ref(), &[IoSlice::new(rest)], at, flags) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(more) => written += more,
                 Err(Errno::INTR) => {}
@@ -133,7 +134,7 @@ mod tests {
             let len = 40 << 20;
             file.set_len(len).expect("a length");
             let direct = direct.then(|| super::super::open_direct(&path, &file).expect("opened")).flatten();
-            let mut writer = DirectWriter::new(direct, true);
+            let mut writer = DirectWriter::new(direct.map(Arc::new), true);
             let mut expected = vec![0u8; usize::try_from(len).expect("small")];
             let cases: [(u64, &[usize]); 5] = [
                 (512, &[512]),
