@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use lunette_tests::binary::lunette_bin;
 use lunette_tests::command::run;
@@ -406,7 +407,19 @@ fn up_refuses_a_port_that_is_taken() {
 }
 
 /// Every file below `folder` with its content.
-fn snapshot(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+/// What a file is: its content; of a large one, its beginning, and when it was changed.
+type Look = (Vec<u8>, Option<SystemTime>);
+const LARGE: u64 = 16 << 20;
+
+fn look(path: &Path) -> Look {
+    let file = fs::File::open(path).expect("open a file");
+    let metadata = file.metadata().expect("look at a file");
+    let mut content = Vec::new();
+    file.take(LARGE.min(metadata.len())).read_to_end(&mut content).expect("read a file");
+    (content, (metadata.len() > LARGE).then(|| metadata.modified().expect("a time")))
+}
+
+fn snapshot(folder: &Path) -> BTreeMap<String, Look> {
     let mut found = BTreeMap::new();
     let mut left = vec![folder.to_owned()];
     while let Some(next) = left.pop() {
@@ -416,14 +429,14 @@ fn snapshot(folder: &Path) -> BTreeMap<String, Vec<u8>> {
                 left.push(path);
             } else {
                 let name = path.strip_prefix(folder).expect("below it").display().to_string();
-                found.insert(name, fs::read(&path).expect("read a file"));
+                found.insert(name, look(&path));
             }
         }
     }
     found
 }
 
-fn changed(before: &BTreeMap<String, Vec<u8>>, after: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
+fn changed(before: &BTreeMap<String, Look>, after: &BTreeMap<String, Look>) -> Vec<String> {
     let names: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
     names.into_iter().filter(|name| before.get(*name) != after.get(*name)).cloned().collect()
 }
@@ -476,6 +489,11 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
+fn write_over(path: &Path, beginning: &[u8]) {
+    let mut file = fs::OpenOptions::new().write(true).open(path).expect("open a file");
+    file.write_all(beginning).expect("write a file");
+}
+
 #[test]
 fn up_refuses_a_data_directory_that_it_cannot_read() {
     // Guards against guessing: a newer format, a cut file or a damaged one is named, and left as it is.
@@ -484,31 +502,43 @@ fn up_refuses_a_data_directory_that_it_cannot_read() {
     let manifest = fs::read_to_string(lunette.data().join("lunette.toml")).expect("DATA/lunette.toml");
     let newer_manifest = manifest.replace("format = 1", "format = 2");
     assert_ne!(manifest, newer_manifest, "the format has another version by now: {manifest}");
-    // Offset 8 has the disk's format, 4092 the checksum (docs/formats.md).
-    let identity = fs::read(lunette.data().join("node1/identity")).expect("DATA/node1/identity");
-    let mut newer_identity = identity.clone();
-    newer_identity[8..12].copy_from_slice(&99_u32.to_le_bytes());
-    let crc = crc32c(&newer_identity[..4092]);
-    newer_identity[4092..4096].copy_from_slice(&crc.to_le_bytes());
-    let mut flipped_identity = identity.clone();
-    flipped_identity[20] ^= 1;
+    // Of both superblocks, offset 8 has the disk's format, 4092 the checksum (docs/formats.md).
+    let mut file = fs::File::open(lunette.data().join("node1/disk")).expect("DATA/node1/disk");
+    let mut superblocks = vec![0; 8192];
+    file.read_exact(&mut superblocks).expect("read a file");
+    let mut newer_disk = superblocks.clone();
+    for superblock in newer_disk.chunks_exact_mut(4096) {
+        superblock[8..12].copy_from_slice(&99_u32.to_le_bytes());
+        let crc = crc32c(&superblock[..4092]);
+        superblock[4092..].copy_from_slice(&crc.to_le_bytes());
+    }
+    let mut flipped_disk = superblocks;
+    [20, 4096 + 20].into_iter().for_each(|at| flipped_disk[at] ^= 1);
+    let journal = vec![1; 4096];
     let key = fs::read(lunette.data().join("cluster.key")).expect("DATA/cluster.key");
 
     let table: [(&str, Vec<u8>, &str); 8] = [
         ("lunette.toml", newer_manifest.into_bytes(), "format"),
         ("lunette.toml", manifest.as_bytes()[..manifest.len() / 2].to_vec(), "lunette.toml"),
         ("lunette.toml", Vec::new(), "lunette.toml"),
-        ("node1/identity", newer_identity, "99"),
-        ("node1/identity", flipped_identity, "identity"),
-        ("node1/identity", identity[..100].to_vec(), "identity"),
+        ("node1/disk", newer_disk, "99"),
+        ("node1/disk", flipped_disk, "disk"),
+        ("node1/wal", journal, "wal"),
         ("cluster.key", key[..key.len() / 2].to_vec(), "cluster.key"),
         ("cluster.key", Vec::new(), "cluster.key"),
     ];
     let mut wrong = Vec::new();
     for (index, (file, content, needle)) in table.into_iter().enumerate() {
         let path = lunette.data().join(file);
-        let original = fs::read(&path).expect("read a file");
-        fs::write(&path, content).expect("write a file");
+        // Of a disk, only the beginning is written over.
+        let is_disk = file.starts_with("node1/");
+        let mut original = look(&path).0;
+        if is_disk {
+            original.truncate(content.len());
+            write_over(&path, &content);
+        } else {
+            fs::write(&path, content).expect("write a file");
+        }
         let before = snapshot(&lunette.data());
         let outcome = run(&mut lunette.up(), Duration::from_secs(20));
         if std::panic::catch_unwind(|| assert_refused(&outcome, needle)).is_err() {
@@ -518,7 +548,11 @@ fn up_refuses_a_data_directory_that_it_cannot_read() {
         if !changes.is_empty() {
             wrong.push(format!("row {index}, {file}: changed {changes:?}"));
         }
-        fs::write(&path, original).expect("write a file");
+        if is_disk {
+            write_over(&path, &original);
+        } else {
+            fs::write(&path, original).expect("write a file");
+        }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
     lunette.restart();

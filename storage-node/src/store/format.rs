@@ -94,11 +94,13 @@ pub fn format_disk(path: &Path, identity: &Identity, options: &FormatOptions) ->
 /// The identity of the disk at `path`; `None` if there is none (or nothing at all). Changes nothing.
 ///
 /// # Errors
-/// There is one, but it cannot be read or is of another format.
+/// There is one, but it cannot be read, is of another format, or has not its journal.
 pub fn inspect_identity(path: &Path) -> Result<Option<Identity>, DiskError> {
-    let Some(file) = file_at(path)? else { return Ok(None) };
-    let opened = File::open(&file).map_err(DiskError::io(&file, "open it"))?;
-    identity_of(&opened, &file)
+    let Some(name) = file_at(path)? else { return Ok(None) };
+    let file = File::open(&name).map_err(DiskError::io(&name, "open it"))?;
+    let superblock = superblock_of(&file, &name)?;
+    read_only_wal(path, &name, superblock.as_ref())?;
+    Ok(superblock.map(|superblock| superblock.identity))
 }
 
 /// A disk that is only read.
@@ -129,13 +131,20 @@ pub(crate) fn open_read_only(path: &Path) -> Result<ReadOnly, DiskError> {
     let name = file_at(path)?.ok_or_else(|| DiskError::NotFormatted(path.to_owned()))?;
     let file = File::open(&name).map_err(DiskError::io(&name, "open it"))?;
     file_disk::lock(&file, &name, 1)?;
-    let wal = match superblock_of(&file, &name)? {
-        Some(superblock) if name != path => {
-            Some(WalFile::open_read_only(&name.with_file_name(WAL_FILE), &superblock)?)
-        }
-        _ => None,
-    };
+    let superblock = superblock_of(&file, &name)?;
+    let wal = read_only_wal(path, &name, superblock.as_ref())?;
     Ok(ReadOnly { file, wal, path: name })
+}
+
+/// The journal of the disk at `path`, which is in file `name`, if it has a file of its own.
+fn read_only_wal(
+    path: &Path,
+    name: &Path,
+    superblock: Option<&Superblock>,
+) -> Result<Option<WalFile>, DiskError> {
+    let superblock = superblock.filter(|_| name != path);
+    let open = |superblock| WalFile::open_read_only(&name.with_file_name(WAL_FILE), superblock);
+    superblock.map(open).transpose()
 }
 
 /// The file or device that the disk at `path` would be in; `None` if there is none.

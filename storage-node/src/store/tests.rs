@@ -71,7 +71,7 @@ const CHILD: &str = "LUNETTE_TEST_SCALE";
 
 /// The other process of the test above.
 #[test]
-#[ignore = "a part of another one"]
+#[ignore = "a measurement"]
 fn child_that_opens() {
     let Ok(path) = std::env::var(CHILD) else { return };
     let before = resident_bytes();
