@@ -1,7 +1,7 @@
 //! Looking at a disk that is not in use, without changing it.
 //!
 //! The disk is opened for reading only. What its journal says is done once more in memory, by the very code that
-//! opens a disk to serve it, over a medium that keeps what is written for itself ([`overlay`]). It is read
+//! opens a disk to serve it, over a medium that keeps what is written for itself (`overlay`). It is read
 //! by calls and not mapped into memory: a sector that cannot be read is then an error with its place, and not a signal.
 
 mod check;

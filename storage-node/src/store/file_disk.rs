@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Most goes through the page cache: `write` puts bytes there, `sync` makes them durable. What has to be durable at once,
-//! the journal, goes past it, and so do whole units ([`direct`]). Linux drops the cached pages of what is written past the
+//! the journal, goes past it, and so do whole units (`direct`). Linux drops the cached pages of what is written past the
 //! cache.
 //!
 //! One process has a disk at a time: it holds an exclusive `flock`, and a device also with `O_EXCL`, which a

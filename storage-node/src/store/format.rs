@@ -1,7 +1,7 @@
 //! Making a disk, and asking which disk something is.
 //!
 //! Only what is empty is made a disk: a directory without files, a file or a device without a byte that is not zero
-//! ([`blank`]). First a note is written over the first page, which says that all of it is ours from now on, then zeros over
+//! (`blank`). First a note is written over the first page, which says that all of it is ours from now on, then zeros over
 //! the journal (so that later writes there are overwrites, without metadata of a file system), then the
 //! store ([`Store::format`]), whose superblocks come last, one of them over the note. So formatting that was cut short
 //! leaves the note and no disk, and can be done again. In a directory all of it happens in `disk.tmp`, which
