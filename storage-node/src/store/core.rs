@@ -24,6 +24,9 @@ use crate::engine::Operation;
 const BATCH_BYTES_MAX: u64 = 8 << 20;
 /// Descriptors in memory that the disk does not have yet, before a checkpoint.
 const DIRTY_MAX: usize = 16_384;
+/// Share of the ring that is used before a checkpoint. Small checkpoints, and often: all that one brings to the medium
+/// stands in the way of the commits that come meanwhile.
+const CHECKPOINT_SHARE: u64 = 8;
 /// Units that wait to be free, before a checkpoint, unless most of the disk is free: 512 MiB.
 const WAITING_MAX: u32 = 8192;
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -150,7 +153,7 @@ impl<D: Disk> Store<D> {
     pub fn wants_checkpoint(&self) -> bool {
         let waiting = u32::try_from(self.units.waiting()).unwrap_or(u32::MAX);
         !self.is_checkpointing
-            && (self.wal.used() > self.wal.ring_bytes() / 2
+            && (self.wal.used() > self.wal.ring_bytes() / CHECKPOINT_SHARE
                 || self.view.state.read().dirty.len() > DIRTY_MAX
                 || waiting > WAITING_MAX.max(self.units.free_count() / 2))
     }
