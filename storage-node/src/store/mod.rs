@@ -33,12 +33,13 @@
 //!
 //! # Formats
 //!
-//! All little-endian, CRC-32C, reserved bytes zero. [`layout`]: where the parts lie; [`superblock`]; [`wal`]: batches
+//! All little-endian, reserved bytes zero, CRC-32C (blocks: over XXH3). [`layout`]: where the parts lie; [`superblock`]; [`wal`]: batches
 //! and records; [`pages`]: pages of metadata, the directory and the checkpoint area; [`descriptor`]: descriptors and
 //! checksums of blocks.
 //!
-//! Units are counted ([`units`]): one that more than one extent uses is never changed in place. Descriptors and
-//! namespaces have a field for the snapshot that they belong to.
+//! Units are counted ([`units`]), so that an extent and its snapshot can share some one day; descriptors and namespaces have
+//! a field for that snapshot. Until then each unit belongs to one extent, and a second one that names it is
+//! damage.
 
 /// Whether this bug was planted, by a test that must find it; never outside tests.
 #[cfg(test)]
