@@ -61,3 +61,5 @@ pub const PRELOGIN_CONNECTIONS_MAX: usize = 4096;
 pub const PRELOGIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 256;
 /// Time to finish a login.
 pub const LOGIN_TIMEOUT_MS: u64 = 10_000;
+/// Registrations of one logical unit (SPC-4 5.13.7).
+pub const REGISTRANTS_MAX: usize = 1024;

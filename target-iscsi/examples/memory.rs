@@ -10,10 +10,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use lunette_proto::ids::{ClusterId, Epoch, GatewayId, Generation, PoolId, TargetId, VolumeId};
 use lunette_proto::map::{ClusterMap, Lun, Sealed, Target, Volume, VolumeState};
-use lunette_target_iscsi::exports::Devices;
+use lunette_target_iscsi::exports::{Change, Devices, KeepError};
 use lunette_target_iscsi::server::{Gateway, GatewayConfig};
 use lunette_target_iscsi::session::Secrets;
-use lunette_volume::device::{BlockDevice, Command, Completions, Data, DeviceError, Outcome, Readiness};
+use lunette_volume::device::{
+    BlockDevice, Command, Completions, Data, DeviceError, MAPPED, Outcome, Readiness,
+};
 use parking_lot::RwLock;
 use zeroize::Zeroizing;
 
@@ -43,6 +45,26 @@ impl Memory {
                 memory[range].fill(0);
             }
             Command::Flush => {}
+            Command::CompareAndWrite { offset, compare, data, .. } => {
+                let mut memory = self.0.write();
+                let range = range(offset, compare.len() as u64, memory.len())?;
+                let differs =
+                    compare.iter().zip(&memory[range.clone()]).position(|(want, have)| want != have);
+                if let Some(at) = differs {
+                    return Err(DeviceError::Miscompare { at: at as u32 });
+                }
+                memory[range].copy_from_slice(&data);
+            }
+            Command::Or { offset, data, .. } => {
+                let mut memory = self.0.write();
+                let range = range(offset, data.len() as u64, memory.len())?;
+                memory[range].iter_mut().zip(&data).for_each(|(byte, bits)| *byte |= bits);
+            }
+            Command::Mapping { offset, len } => {
+                let range = range(offset, len, self.0.read().len())?;
+                let blocks = range.end.div_ceil(4096) - range.start / 4096;
+                return Ok(Data::from_iter([vec![MAPPED; blocks].into()]));
+            }
         }
         Ok(Data::new())
     }
@@ -63,6 +85,10 @@ struct One(Arc<Memory>);
 impl Devices for One {
     fn device(&self, _volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
         Some(Arc::clone(&self.0) as _)
+    }
+
+    fn keep(&self, _: VolumeId, _: Change, done: Box<dyn FnOnce(Result<(), KeepError>) + Send>) {
+        done(Err(KeepError::Unavailable("nothing is kept here".into())));
     }
 }
 
@@ -99,6 +125,7 @@ async fn main() {
         luns: BTreeMap::from([(0, Lun { volume: volume.id, read_only: false })]),
         acls: Vec::new(),
         chap: None,
+        draining: false,
     };
     let map = ClusterMap {
         epoch: Epoch(1),

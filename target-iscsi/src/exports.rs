@@ -13,15 +13,42 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use lunette_proto::ids::{Epoch, VolumeId};
-use lunette_proto::map::{Chap, ClusterMap, Target, VolumeState};
+use lunette_proto::map::{Chap, ClusterMap, Target, UnitState, VolumeState};
 use lunette_volume::device::BlockDevice;
 
 use crate::scsi::{Attention, LogicalUnit, Scope, TargetView};
 
-/// Where logical units get their devices from.
+/// Where logical units get their devices from, and what keeps their state.
 pub trait Devices: Send + Sync {
     /// The device of a volume; `None` if this gateway cannot serve it at all.
     fn device(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>>;
+
+    /// Commits `change` of a volume, durably and for all gateways; then calls `done`, once, from anywhere. A map with
+    /// the change in it comes before that, or later.
+    fn keep(&self, volume: VolumeId, change: Change, done: Box<dyn FnOnce(Result<(), KeepError>) + Send>);
+}
+
+/// What a logical unit has the cluster keep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Its state, as made from the state of the revision before.
+    State(Arc<UnitState>),
+    /// Whether its write cache is enabled (SBC-3: WCE).
+    WriteBack(bool),
+}
+
+/// Why a change was not committed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeepError {
+    /// The state has changed since; the newer one comes with the next map.
+    #[error("another gateway was faster")]
+    Conflict,
+    /// The volume is gone.
+    #[error("the volume was deleted")]
+    Gone,
+    /// Nobody could be asked. It may have been committed all the same.
+    #[error("the control plane does not answer: {0}")]
+    Unavailable(String),
 }
 
 /// All targets of one map, by IQN in lower case.

@@ -18,6 +18,12 @@ pub trait BlockDevice: Send + Sync {
 
     /// Whether it can serve reads and writes at the moment (SPC-4: TEST UNIT READY).
     fn readiness(&self) -> Readiness;
+
+    /// A write that lies inside one aligned range of so many bytes is atomic as a whole, a power of two from
+    /// 4096 (SBC-4: WRITE ATOMIC).
+    fn atomic_bytes(&self) -> u32 {
+        lunette_proto::limits::BLOCK_BYTES
+    }
 }
 
 /// Where outcomes go.
@@ -56,7 +62,43 @@ pub enum Command {
     },
     /// Make everything that was completed before durable (SBC-3: SYNCHRONIZE CACHE).
     Flush,
+    /// Write `data` if the device holds `compare`, or else change nothing and complete with
+    /// [`DeviceError::Miscompare`] (SBC-3: COMPARE AND WRITE). One step: nothing comes between.
+    CompareAndWrite {
+        /// First byte.
+        offset: u64,
+        /// What must be there: not empty, inside one 4 KiB block.
+        compare: Bytes,
+        /// What comes there, as long as `compare`.
+        data: Bytes,
+        /// As for a write.
+        fua: bool,
+    },
+    /// Write the bitwise OR of `data` and what is there (SBC-3: ORWRITE). One step for each 4 KiB block.
+    Or {
+        /// First byte.
+        offset: u64,
+        /// What, not empty, at most `SCSI_TRANSFER_BYTES_MAX`.
+        data: Bytes,
+        /// As for a write.
+        fua: bool,
+    },
+    /// Which blocks take space (SBC-3: GET LBA STATUS). Completes with a byte for each 4 KiB block that
+    /// the range touches, in order: [`MAPPED`] or [`DEALLOCATED`].
+    Mapping {
+        /// First byte.
+        offset: u64,
+        /// Bytes, not 0, at most [`MAPPING_BYTES_MAX`].
+        len: u64,
+    },
 }
+
+/// A block that takes space, or may.
+pub const MAPPED: u8 = 0;
+/// A block that takes none, and reads as zeros.
+pub const DEALLOCATED: u8 = 1;
+/// The longest range of one [`Command::Mapping`]: 64 extents.
+pub const MAPPING_BYTES_MAX: u64 = 256 << 20;
 
 /// What came of a command.
 pub type Outcome = Result<Data, DeviceError>;
@@ -89,6 +131,12 @@ pub enum DeviceError {
         /// First unreadable byte of the volume.
         offset: u64,
     },
+    /// It holds something else than was to be compared. Changed nothing.
+    #[error("miscompare at byte {at}")]
+    Miscompare {
+        /// First byte of the comparison that differs, from its start.
+        at: u32,
+    },
     /// This gateway is not the volume's owner (any more).
     #[error("not the owner")]
     NotOwner,
@@ -101,7 +149,7 @@ impl DeviceError {
     /// Whether the command certainly changed nothing.
     #[must_use]
     pub fn is_definite(&self) -> bool {
-        matches!(self, Self::OutOfRange | Self::Invalid | Self::Busy)
+        matches!(self, Self::OutOfRange | Self::Invalid | Self::Busy | Self::Miscompare { .. })
     }
 }
 

@@ -13,7 +13,7 @@ use lunette_control::client::Attached;
 use lunette_control::seal::Sealer;
 use lunette_proto::ids::{Epoch, GatewayId, VolumeId};
 use lunette_proto::map::{ClusterMap, Volume, VolumeState};
-use lunette_target_iscsi::exports::Devices;
+use lunette_target_iscsi::exports::{Change, Devices, KeepError};
 use lunette_target_iscsi::server::{Gateway, SessionInfo, StartError};
 use lunette_target_iscsi::session::Secrets;
 use lunette_volume::device::{BlockDevice, Readiness};
@@ -133,6 +133,10 @@ struct VolumeDevices(Arc<Volumes>);
 impl Devices for VolumeDevices {
     fn device(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
         self.0.get(volume)
+    }
+
+    fn keep(&self, _: VolumeId, _: Change, done: Box<dyn FnOnce(Result<(), KeepError>) + Send>) {
+        done(Err(KeepError::Unavailable("nothing is kept here".into())));
     }
 }
 

@@ -69,7 +69,14 @@ mod tests {
             Chap { initiator: initiator.clone(), target: Some(target.clone()), algorithms: Vec::new() };
         let with = |chap: Option<Chap>| {
             let id = TargetId(1);
-            let target = Target { id, iqn: "iqn.a".into(), luns: Default::default(), acls: Vec::new(), chap };
+            let target = Target {
+                id,
+                iqn: "iqn.a".into(),
+                luns: Default::default(),
+                acls: Vec::new(),
+                chap,
+                draining: false,
+            };
             Arc::new(ClusterMap { targets: [(id, target)].into(), ..ClusterMap::default() })
         };
         let secrets = ClusterSecrets::new(Arc::clone(&sealer), with(Some(chap)));

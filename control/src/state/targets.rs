@@ -41,7 +41,7 @@ impl Draft<'_> {
             return Err(Rejection::TooMany { what: "targets".into(), max: VOLUMES_MAX });
         }
         let id = TargetId(take(&mut self.next.target)?);
-        self.put(Change::PutTarget(Target { id, iqn, luns, acls: Vec::new(), chap: None }));
+        self.put(Change::PutTarget(Target { id, iqn, luns, acls: Vec::new(), chap: None, draining: false }));
         Ok(Response::Target(id))
     }
 

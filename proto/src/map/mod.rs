@@ -6,16 +6,21 @@
 mod identity;
 mod pool;
 mod target;
+mod unit;
 mod volume;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use identity::{naa, serial};
 pub use pool::{FailureDomain, Pool, Redundancy, Table};
 pub use target::{Acl, Chap, ChapAlgorithm, ChapCredential, Lun, Sealed, Target};
+pub use unit::{
+    NexusId, Registrant, Reservation, ReservationType, Reservations, Sanitize, SanitizeKind, UnitState,
+};
 pub use volume::{Owner, Stripe, Volume, VolumeState};
 
 use crate::ids::{ClusterId, DiskId, DiskUuid, Epoch, GatewayId, NodeId, PoolId, TargetId, VolumeId};
@@ -41,6 +46,10 @@ pub struct ClusterMap {
     pub targets: BTreeMap<TargetId, Target>,
     /// Disks that were added by command: what their nodes open beside what their configurations name.
     pub added: BTreeMap<DiskId, AddedDisk>,
+    /// What logical units keep beside their data; a volume that is not here keeps nothing.
+    pub units: BTreeMap<VolumeId, Arc<UnitState>>,
+    /// What an initiator must prove for a discovery session; `None` is AuthMethod=None.
+    pub discovery_chap: Option<Chap>,
 }
 
 impl ClusterMap {

@@ -21,6 +21,8 @@ pub struct Target {
     pub acls: Vec<Acl>,
     /// What an initiator must prove; `None` is AuthMethod=None.
     pub chap: Option<Chap>,
+    /// It is being drained: sessions are asked to log out, and nobody is admitted.
+    pub draining: bool,
 }
 
 /// A logical unit of a target.

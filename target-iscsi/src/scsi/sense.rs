@@ -207,6 +207,7 @@ impl Failure {
             // TARGET PORT IN STANDBY STATE: another port may serve it.
             DeviceError::NotOwner => Sense::new(Key::NotReady, 0x04, 0x0B),
             DeviceError::Gone => Sense::LUN_NOT_SUPPORTED,
+            DeviceError::Miscompare { at } => Sense::miscompare(u64::from(*at)),
         };
         Self::Check(sense)
     }
@@ -272,6 +273,7 @@ mod tests {
             (DeviceError::Medium { offset: 0 }, Some([0x03, 0x11, 0x00])),
             (DeviceError::NotOwner, Some([0x02, 0x04, 0x0B])),
             (DeviceError::Gone, Some([0x05, 0x25, 0x00])),
+            (DeviceError::Miscompare { at: 3 }, Some([0x0E, 0x1D, 0x00])),
         ];
         for (error, want) in cases {
             let got = match Failure::of_device(&error, 512) {

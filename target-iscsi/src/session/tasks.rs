@@ -15,6 +15,7 @@ use lunette_proto::iscsi::codes::reject;
 use lunette_proto::iscsi::initiator::{DataOut, ScsiCommand};
 use lunette_proto::iscsi::target::R2t;
 use lunette_proto::iscsi::{Ahs, Pdu, Serial, TAG_NONE};
+use lunette_proto::limits::BLOCK_BYTES;
 use lunette_volume::device::{Command, Data, Outcome};
 use smallvec::SmallVec;
 
@@ -412,8 +413,11 @@ fn tag(slot: usize, generation: u32) -> u64 {
 fn is_permitted(view: &TargetView, lun: u64, unit: &LogicalUnit, command: &Command) -> bool {
     let Address::Unit(lun) = decode(lun) else { return false };
     let writes = match command {
-        Command::Write { .. } | Command::Zero { .. } => true,
-        Command::Read { .. } | Command::Flush => false,
+        Command::Write { .. }
+        | Command::Zero { .. }
+        | Command::CompareAndWrite { .. }
+        | Command::Or { .. } => true,
+        Command::Read { .. } | Command::Flush | Command::Mapping { .. } => false,
     };
     view.luns.get(&lun).is_some_and(|now| now.volume == unit.volume && !(writes && now.read_only))
 }
@@ -422,7 +426,12 @@ fn is_permitted(view: &TargetView, lun: u64, unit: &LogicalUnit, command: &Comma
 fn cost(command: &Command) -> u64 {
     match command {
         Command::Read { len, .. } => u64::from(*len),
-        Command::Write { .. } | Command::Zero { .. } | Command::Flush => 0,
+        Command::Mapping { len, .. } => len.div_ceil(BLOCK_BYTES.into()),
+        Command::Write { .. }
+        | Command::Zero { .. }
+        | Command::Flush
+        | Command::CompareAndWrite { .. }
+        | Command::Or { .. } => 0,
     }
 }
 

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use lunette_proto::ids::{ClusterId, Epoch, Generation, PoolId, TargetId, VolumeId};
 use lunette_proto::map::{Acl, Chap, ClusterMap, Lun, Sealed, Target, Volume, VolumeState};
-use lunette_target_iscsi::exports::{Devices, Exports};
+use lunette_target_iscsi::exports::{Change, Devices, Exports, KeepError};
 use lunette_target_iscsi::session::{
     Action, Connection, ConnectionId, Context, Endpoint, Event, Registry, Secrets, Ticket, Verdict,
 };
@@ -59,6 +59,10 @@ impl Devices for Disks {
     fn device(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
         Some(Arc::clone(self.0.get(&volume)?) as _)
     }
+
+    fn keep(&self, _: VolumeId, _: Change, done: Box<dyn FnOnce(Result<(), KeepError>) + Send>) {
+        done(Err(KeepError::Unavailable("nothing is kept here".into())));
+    }
 }
 
 struct Peer {
@@ -104,6 +108,7 @@ pub(crate) fn map() -> ClusterMap {
         luns: BTreeMap::from([(0, lun(1)), (1, lun(2))]),
         acls: Vec::new(),
         chap: None,
+        draining: false,
     };
     ClusterMap {
         epoch: Epoch(1),

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lunette_volume::device::{BlockDevice, Command, Completions, Data, DeviceError, Outcome, Readiness};
+use lunette_volume::device::{
+    BlockDevice, Command, Completions, Data, DeviceError, MAPPED, Outcome, Readiness,
+};
 use parking_lot::Mutex;
 
 type Held = (Command, u64, Arc<dyn Completions>);
@@ -94,6 +96,24 @@ impl State {
                 self.memory[range].fill(0);
             }
             Command::Flush => {}
+            Command::CompareAndWrite { offset, compare, data, .. } => {
+                let range = range(offset, compare.len() as u64)?;
+                let differs =
+                    compare.iter().zip(&self.memory[range.clone()]).position(|(want, have)| want != have);
+                if let Some(at) = differs {
+                    return Err(DeviceError::Miscompare { at: at as u32 });
+                }
+                self.memory[range].copy_from_slice(&data);
+            }
+            Command::Or { offset, data, .. } => {
+                let range = range(offset, data.len() as u64)?;
+                self.memory[range].iter_mut().zip(&data).for_each(|(byte, bits)| *byte |= bits);
+            }
+            Command::Mapping { offset, len } => {
+                let range = range(offset, len)?;
+                let blocks = range.end.div_ceil(4096) - range.start / 4096;
+                return Ok(Data::from_iter([vec![MAPPED; blocks].into()]));
+            }
         }
         Ok(Data::new())
     }

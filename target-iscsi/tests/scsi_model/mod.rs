@@ -7,7 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lunette_proto::ids::{ClusterId, VolumeId};
 use lunette_target_iscsi::scsi::{LogicalUnit, Nexus, Response, Step, TargetView, Task};
-use lunette_volume::device::{BlockDevice, Command, Completions, Data, DeviceError, Outcome, Readiness};
+use lunette_volume::device::{
+    BlockDevice, Command, Completions, Data, DeviceError, MAPPED, MAPPING_BYTES_MAX, Outcome, Readiness,
+};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(0x0123_4567_89AB_CDEF_0011_2233_4455_6677);
 pub(crate) const IQN: &str = "iqn.2026-11.io.lunette:model";
@@ -147,6 +149,37 @@ impl Model {
                 Data::new()
             }
             Command::Flush => Data::new(),
+            Command::CompareAndWrite { offset, compare, data, .. } => {
+                whole(*offset, compare.len() as u64);
+                assert_eq!(compare.len(), data.len());
+                assert_eq!(offset / 4096, (offset + data.len() as u64 - 1) / 4096, "in one block");
+                let mut at = *offset as usize..*offset as usize + data.len();
+                let have: Vec<u8> = at.clone().map(|at| self.content.get(at).copied().unwrap_or(0)).collect();
+                if let Some(at) = compare.iter().zip(&have).position(|(want, have)| want != have) {
+                    self.commands.push(command);
+                    return Err(DeviceError::Miscompare { at: at as u32 });
+                }
+                at.end = at.end.min(self.content.len());
+                if let Some(space) = self.content.get_mut(at) {
+                    space.copy_from_slice(data);
+                }
+                Data::new()
+            }
+            Command::Or { offset, data, .. } => {
+                whole(*offset, data.len() as u64);
+                for (at, bits) in data.iter().enumerate() {
+                    if let Some(byte) = self.content.get_mut(*offset as usize + at) {
+                        *byte |= bits;
+                    }
+                }
+                Data::new()
+            }
+            Command::Mapping { offset, len } => {
+                whole(*offset, *len);
+                assert!(*len <= MAPPING_BYTES_MAX);
+                let blocks = (offset + len).div_ceil(4096) - offset / 4096;
+                Data::from_iter([Bytes::from(vec![MAPPED; blocks as usize])])
+            }
         };
         self.commands.push(command);
         match self.fails.take() {

@@ -57,6 +57,11 @@ impl Owner {
                     device::Command::Write { data, fua, .. } => Kind::Write { data, fua },
                     device::Command::Zero { .. } => Kind::Zero,
                     device::Command::Flush => Kind::Flush,
+                    device::Command::CompareAndWrite { .. }
+                    | device::Command::Or { .. }
+                    | device::Command::Mapping { .. } => {
+                        return self.complete(tag, Err(DeviceError::Invalid));
+                    }
                 };
                 let id = self.commands.insert(Command {
                     tag,
@@ -90,6 +95,9 @@ impl Owner {
             }
             device::Command::Zero { offset, len } => (*offset, *len, u64::MAX),
             device::Command::Flush => return self.has_room(0).map(|()| (0, 0)),
+            device::Command::CompareAndWrite { .. }
+            | device::Command::Or { .. }
+            | device::Command::Mapping { .. } => return Err(DeviceError::Invalid),
         };
         let block = u64::from(self.config.block_bytes);
         if len == 0 || len > len_max || !offset.is_multiple_of(block) || !len.is_multiple_of(block) {

@@ -88,6 +88,9 @@ impl World {
                     }
                     continue;
                 }
+                Command::CompareAndWrite { .. } | Command::Or { .. } | Command::Mapping { .. } => {
+                    unreachable!("the simulator does not submit it")
+                }
             };
             if failed || range.end <= block || range.start >= block + BLOCK || !(write || ok) {
                 continue;

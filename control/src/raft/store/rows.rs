@@ -156,8 +156,20 @@ pub(super) struct State1 {
 impl From<State1> for State {
     fn from(state: State1) -> Self {
         let State1 { epoch, cluster, nodes, disks, pools, volumes, gateways, targets, next } = state;
-        let added = BTreeMap::new();
-        let map = ClusterMap { epoch, cluster, nodes, disks, pools, volumes, gateways, targets, added };
+        let (added, units, discovery_chap) = (BTreeMap::new(), BTreeMap::new(), None);
+        let map = ClusterMap {
+            epoch,
+            cluster,
+            nodes,
+            disks,
+            pools,
+            volumes,
+            gateways,
+            targets,
+            added,
+            units,
+            discovery_chap,
+        };
         Self::from_parts(map, next)
     }
 }
