@@ -145,7 +145,7 @@ fn unit_report(store: &Store<Overlay<ReadOnly>>, unit: u32) -> std::io::Result<U
         let blocks = (0..UNIT_BLOCKS).map(|index| {
             let entry = descriptor.blocks[index as usize];
             let mut data = vec![0; BLOCK_BYTES as usize];
-            let damage = if entry.state == BlockState::Data {
+            let damage = if matches!(entry.state, BlockState::Data | BlockState::Lost) {
                 match view.disk.read(data_offset + u64::from(index * BLOCK_BYTES), &mut data) {
                     Ok(()) => descriptor.verify(index, &data).err(),
                     Err(_) => Some(crate::store::Damage::Unreadable),

@@ -107,7 +107,8 @@ pub struct BlockReport {
     pub state: BlockState,
     /// Its checksum.
     pub checksum: u32,
-    /// What happened to its data, if it is not what it should be.
+    /// What happened to its data, if it is not what it should be; of a lost block, if it is not what a damaged
+    /// descriptor said of it.
     pub damage: Option<Damage>,
 }
 
@@ -238,8 +239,11 @@ impl fmt::Display for UnitReport {
                 write!(f, ", slot {slot} of {id}; LSN {}", descriptor.lsn)?;
                 for block in &descriptor.blocks {
                     write!(f, "\n  block {}: {:?} {}", block.block, block.state, block.version)?;
-                    if block.state == BlockState::Data {
+                    if matches!(block.state, BlockState::Data | BlockState::Lost) {
                         write!(f, " {:08x}", block.checksum)?;
+                    }
+                    if block.state == BlockState::Lost && block.damage.is_none() {
+                        write!(f, " as the damaged descriptor had it")?;
                     }
                     if let Some(damage) = block.damage {
                         write!(f, " {damage}")?;

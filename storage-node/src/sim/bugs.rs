@@ -64,6 +64,10 @@ pub(crate) enum Bug {
     BlockChecksumIgnored,
     /// The checksum by which a page knows a descriptor is not looked at.
     StaleDescriptorTaken,
+    /// A descriptor that the medium cannot read at the moment is taken for lost.
+    ReadErrorIsLoss,
+    /// A write beside blocks whose descriptor is damaged leaves nothing of what it said of them.
+    DamagedDescriptorForgotten,
     /// The checksum by which the directory knows a page is not looked at.
     PageChecksumIgnored,
 }
@@ -133,5 +137,7 @@ finds! {
     finds_discard_punches_early: DiscardPunchesEarly;
     finds_block_checksum_ignored: BlockChecksumIgnored;
     finds_stale_descriptor_taken: StaleDescriptorTaken;
+    finds_read_error_is_loss: ReadErrorIsLoss;
+    finds_damaged_descriptor_forgotten: DamagedDescriptorForgotten;
     finds_page_checksum_ignored: PageChecksumIgnored;
 }

@@ -3,19 +3,23 @@
 //! A run does some work on a small disk, spoils one thing, and looks: at what readers see, at what the next opening
 //! sees, and at what is there after more work. Each look finds what was promised, or is told that it cannot be had.
 
+mod descriptors;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
+use lunette_proto::ids::ExtentId;
 use lunette_proto::node::Durability::Stable;
 
 use super::disk::{Cut, Fault, FaultKind, Image, Kept, SimDisk};
 use super::model::Model;
 use super::rng::Rng;
 use super::world::{self, End, Op, World, formatted};
-use crate::store::Layout;
 use crate::store::layout::{DESCRIPTOR_BYTES, PAGE_BYTES, UNIT_BYTES};
 use crate::store::wal::Header;
+use crate::store::{Layout, Store};
 
 /// Runs for each part and way.
 const RUNS: u64 = 60;
@@ -193,6 +197,8 @@ struct Run {
     rng: Rng,
     out: Outcomes,
     detected: bool,
+    /// What could not be read can be read again: nothing may be missing.
+    is_whole: bool,
 }
 
 impl Run {
@@ -240,6 +246,13 @@ impl Run {
         };
         if self.rng.chance(500) {
             world.disk.spoil(change);
+            // Opened again, it has to read what it knew.
+            if matches!(self.part, Part::Descriptor | Part::Unit) && self.rng.chance(500) {
+                let store = World::on(world.disk.clone(), world.model.clone())
+                    .map_err(|end| format!("not opened: {end}"))?
+                    .store;
+                world = world.opened(store);
+            }
             self.look(&mut world)?;
             self.go_on(world)?;
         } else {
@@ -256,7 +269,8 @@ impl Run {
         let (kind, times) = match self.way {
             Way::Lost => (FaultKind::LostWrite, 1),
             Way::Misdirected => (FaultKind::Misdirected(astray), 1),
-            Way::ReadError => (FaultKind::ReadError, u32::MAX),
+            // For ever, or for a moment.
+            Way::ReadError => (FaultKind::ReadError, [u32::MAX, 1, 3][self.rng.below(3) as usize]),
             Way::WriteError => (FaultKind::WriteError, 1),
             Way::SyncError => (FaultKind::SyncError, 1),
             _ => (FaultKind::NoSpace, u32::MAX),
@@ -285,7 +299,9 @@ impl Run {
                 Err(_) => {
                     self.out.refused = 1;
                     self.detected = true;
-                    return Ok(world.disk.heal() > 0);
+                    let struck = self.heal(&world);
+                    self.reopen(all_kept(&world.disk), world.model.clone(), world.model)?;
+                    return Ok(struck);
                 }
                 Ok(opened) => world = world.opened(opened.store),
             }
@@ -301,7 +317,7 @@ impl Run {
             Err(End::Failed(_)) => {
                 self.out.fenced = 1;
                 self.detected = true;
-                let struck = world.disk.heal() > 0;
+                let struck = self.heal(&world);
                 // What was acknowledged before is there when the machine starts again; what was being done may be.
                 let image =
                     world.disk.now().image(Cut { kept: Kept::Seed(self.rng.next()), torn: self.rng.next() });
@@ -315,7 +331,7 @@ impl Run {
         if kind == FaultKind::ReadError {
             self.look(&mut world)?;
         }
-        let struck = world.disk.heal() > 0;
+        let struck = self.heal(&world);
         if struck && matches!(kind, FaultKind::WriteError | FaultKind::SyncError) {
             return Err(format!("went on after {kind:?}"));
         }
@@ -326,6 +342,12 @@ impl Run {
         self.look(&mut world)?;
         self.go_on(world)?;
         Ok(struck)
+    }
+
+    /// Ends the fault; whether it has struck.
+    fn heal(&mut self, world: &World) -> bool {
+        self.is_whole = self.way == Way::ReadError;
+        world.disk.heal() > 0
     }
 
     /// More work, and opened again.
@@ -363,7 +385,7 @@ impl Run {
         };
         store.audit().map_err(|what| format!("audit: {what}"))?;
         match model.check_spoiled(&mut store) {
-            Ok(bad) => self.note(&bad),
+            Ok(bad) => self.note(&store, &model, &bad)?,
             Err(what) => {
                 // The newest batch, of which there is nothing, or less than all.
                 let is_wal = matches!(self.part, Part::WalHeader | Part::WalRecords | Part::WalData);
@@ -375,7 +397,7 @@ impl Run {
                 let bad = before
                     .check_spoiled(&mut store)
                     .map_err(|what| format!("after opening it, without a batch ({recovered:?}): {what}"))?;
-                self.note(&bad);
+                self.note(&store, &before, &bad)?;
                 if recovered.torn_tail {
                     self.out.torn_tail = 1;
                 } else {
@@ -394,7 +416,7 @@ impl Run {
             Ok(bad) => bad,
             Err(what) => return Err(format!("in use: {what}")),
         };
-        self.note(&bad);
+        self.note(&world.store, &model, &bad)?;
         if self.way == Way::ReadError || bad.is_empty() || self.rng.chance(300) {
             return Ok(());
         }
@@ -418,10 +440,23 @@ impl Run {
         Ok(())
     }
 
-    fn note(&mut self, bad: &[impl fmt::Debug]) {
-        if !bad.is_empty() {
-            self.out.corrupt = 1;
-            self.detected = true;
+    fn note(
+        &mut self,
+        store: &Store<Arc<SimDisk>>,
+        model: &Model,
+        bad: &[(ExtentId, u32)],
+    ) -> Result<(), String> {
+        if bad.is_empty() {
+            return Ok(());
+        }
+        self.out.corrupt = 1;
+        self.detected = true;
+        if self.is_whole {
+            return Err(format!("a read that failed has cost {bad:?}"));
+        }
+        match (self.part, self.way) {
+            (Part::Descriptor, Way::BitFlip) => descriptors::check_salvaged(store, model, bad),
+            _ => Ok(()),
         }
     }
 }
@@ -429,7 +464,8 @@ impl Run {
 /// One run, by part, way and number.
 fn run(part: Part, way: Way, number: u64) -> Result<Outcomes, String> {
     let seed = part as u64 * 1_000_003 + way as u64 * 10_007 + number * 31;
-    let mut run = Run { part, way, rng: Rng::new(seed), out: Outcomes::default(), detected: false };
+    let (rng, out) = (Rng::new(seed), Outcomes::default());
+    let mut run = Run { part, way, rng, out, detected: false, is_whole: false };
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run.go()));
     let outcome = outcome.unwrap_or_else(|_| Err("panicked".to_owned()));
     outcome.map_err(|what| format!("LUNETTE_SIM_FAULT={part:?}:{way:?}:{number} {what}"))?;

@@ -351,7 +351,11 @@ fn check_spoiled_extent<D: Disk>(
 ) -> Result<Version, String> {
     let runs = match view.versions(id, true) {
         Ok(runs) => runs,
-        Err(Missed::Failed(Failure::Corrupt { .. })) => Vec::new(),
+        // The medium cannot read it now: nothing is known.
+        Err(Missed::Failed(Failure::DiskFailed)) => {
+            bad.push((id, 0));
+            return Ok(Version::NONE);
+        }
         Err(other) => return Err(format!("{id}: versions: {other:?}")),
     };
     let versions: Vec<Version> =

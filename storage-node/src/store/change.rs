@@ -57,6 +57,7 @@ impl<D: Disk> Store<D> {
             None => Draft::default(),
         });
         let plan = draft.plan(&wanted, |slot, unit| self.view.current(id, slot, unit));
+        let plan = plan.map_err(Fatal::new("reading a descriptor failed"))?;
         // A retry of something that is not durable yet must not be answered before it is.
         let stable = durability == Durability::Stable;
         let is_done = plan.parts.is_empty();

@@ -29,6 +29,9 @@
 //! XOR the CRC-32C of (namespace 8, index 8, block in the extent 4, version 16). So a checksum covers where the
 //! data belongs and which version it is, and when it does not match, there is enough to say what happened. The data
 //! itself is not summed by a CRC: a sector that ends with its own CRC-32C has the same one as any other that does.
+//!
+//! When a descriptor is damaged, its blocks are lost: nothing vouches for them. What the sector says of them is kept with
+//! the state 3 when a block beside them is written, for it may be all that tells what is left of the only copy.
 
 use bytes::{Buf, BufMut, Bytes};
 use lunette_proto::checksum::{crc32c, crc32c_of_parts};
@@ -224,6 +227,24 @@ impl Descriptor {
         Self { unit, extent, slot, lsn: 0, blocks: [entry; UNIT_BLOCKS as usize] }
     }
 
+    /// The same, with what the damaged `sector` says of the blocks, unless it is of another unit or extent.
+    #[must_use]
+    pub fn salvaged(uuid: DiskUuid, sector: &[u8; BYTES], unit: u32, extent: ExtentId, slot: u8) -> Self {
+        let mut descriptor = Self::lost(unit, extent, slot);
+        let is_its_own = match Self::decode(uuid, sector, unit, extent, slot) {
+            Ok(_) | Err(Damage::Torn) => !planted!(DamagedDescriptorForgotten),
+            Err(_) => false,
+        };
+        let mut entries = &sector[HEADER..];
+        for block in descriptor.blocks.iter_mut().filter(|_| is_its_own) {
+            let (mut entry, rest) = entries.split_at(ENTRY);
+            entries = rest;
+            let known = Entry::decode(&mut entry).unwrap_or_default();
+            *block = Entry { state: BlockState::Lost, ..known };
+        }
+        descriptor
+    }
+
     /// The first block of the extent that it holds.
     #[must_use]
     pub fn first_block(&self) -> u32 {
@@ -364,6 +385,24 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Descriptor::decode(UUID, &flipped, 7, ID, 2), Err(Damage::Torn), "bit {bit}");
         }
+    }
+
+    /// Guards what is left of an only copy: of a damaged descriptor, what it says of the blocks is kept, and that they are
+    /// lost; of another one's, nothing.
+    #[test]
+    fn damage_is_salvaged() {
+        let (sector, _) = sample().encode(UUID);
+        let mut sector: [u8; 512] = sector[..].try_into().expect("a sector");
+        let lost = Descriptor::lost(7, ID, 2);
+        assert_eq!(Descriptor::salvaged(UUID, &sector, 8, ID, 2), Descriptor { unit: 8, ..lost.clone() });
+        sector[HEADER + 3 * ENTRY + 17] ^= 1;
+        let found = Descriptor::salvaged(UUID, &sector, 7, ID, 2);
+        assert!(found.blocks.iter().all(|block| block.state == BlockState::Lost));
+        assert_eq!((found.verify(4, &block(12)), found.blocks[4].version), (Ok(()), version(5)));
+        assert!(found.verify(3, &block(11)).is_err());
+        sector[HEADER + 4 * ENTRY + 24] = 9;
+        assert_eq!(Descriptor::salvaged(UUID, &sector, 7, ID, 2).blocks[4], lost.blocks[4]);
+        assert_eq!(Descriptor::salvaged(UUID, &[0; 512], 7, ID, 2), lost);
     }
 
     /// Guards against a descriptor that is read as another one's.

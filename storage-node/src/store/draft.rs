@@ -1,6 +1,6 @@
 //! What a change does to an extent, decided before anything is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::ops::Range;
 
 use lunette_proto::ids::{ExtentId, Version};
@@ -77,7 +77,14 @@ impl Wanted {
 
 impl Draft {
     /// Decides. `load` finds the descriptor of a slot's unit.
-    pub(crate) fn plan(&mut self, wanted: &Wanted, load: impl Fn(u8, UnitRef) -> Descriptor) -> Plan {
+    ///
+    /// # Errors
+    /// That of `load`.
+    pub(crate) fn plan<E>(
+        &mut self,
+        wanted: &Wanted,
+        load: impl Fn(u8, UnitRef) -> Result<Descriptor, E>,
+    ) -> Result<Plan, E> {
         let mut plan = Plan::default();
         // Then every block is older, whatever the descriptors say.
         let all_older = wanted.version > self.extent.newest;
@@ -102,7 +109,10 @@ impl Draft {
             let runs = if is_whole && all_older {
                 vec![blocks]
             } else {
-                let descriptor = self.descriptors.entry(slot).or_insert_with(|| load(slot, unit));
+                let descriptor = match self.descriptors.entry(slot) {
+                    btree_map::Entry::Occupied(known) => known.into_mut(),
+                    btree_map::Entry::Vacant(free) => free.insert(load(slot, unit)?),
+                };
                 runs(blocks, |index| wanted.applies(&descriptor.blocks[index as usize]))
             };
             for blocks in runs {
@@ -116,7 +126,7 @@ impl Draft {
                 });
             }
         }
-        plan
+        Ok(plan)
     }
 
     /// Makes `slot` have a fresh unit; the one that it had. Its blocks are zeros of the version of the hole that was
@@ -178,14 +188,14 @@ mod tests {
         Wanted { id: ID, blocks, version: version(seq), data, repair: false }
     }
 
-    fn none(_: u8, _: UnitRef) -> Descriptor {
-        panic!("no descriptor is needed")
+    fn planned(draft: &mut Draft, wanted: &Wanted) -> Plan {
+        draft.plan(wanted, |_, _| Err("a descriptor is needed")).expect("none is needed")
     }
 
     /// Guards the cutting of changes: whole units are redirected, the rest is done in place.
     #[test]
     fn parts() {
-        let plan = Draft::default().plan(&wanted(10..50, 1, true), none);
+        let plan = planned(&mut Draft::default(), &wanted(10..50, 1, true));
         let expected = [
             Part::Data { slot: 0, blocks: 10..16 },
             Part::Whole { slot: 1 },
@@ -193,7 +203,7 @@ mod tests {
             Part::Data { slot: 3, blocks: 0..2 },
         ];
         assert_eq!((plan.parts.as_slice(), plan.growth, plan.replaced), (expected.as_slice(), 4, 0));
-        let plan = Draft::default().plan(&wanted(10..32, 1, false), none);
+        let plan = planned(&mut Draft::default(), &wanted(10..32, 1, false));
         assert_eq!(plan.parts, [Part::Zeros { slot: 0, blocks: 10..16 }, Part::Hole { slot: 1 }]);
         assert_eq!((plan.growth, plan.zeros), (0, 1));
     }
@@ -207,16 +217,16 @@ mod tests {
         let entry = |seq| Entry::data(ID, 5, version(seq), Digest::of(&[1; 4096]));
         draft.set(0, 5, [entry(9), entry(3)].into_iter(), 1);
         assert_eq!(draft.extent.newest, version(9));
-        let plan = draft.plan(&wanted(0..16, 4, true), none);
+        let plan = planned(&mut draft, &wanted(0..16, 4, true));
         assert_eq!(plan.parts, [Part::Data { slot: 0, blocks: 0..5 }, Part::Data { slot: 0, blocks: 6..16 }]);
-        let plan = draft.plan(&wanted(5..7, 3, false), none);
+        let plan = planned(&mut draft, &wanted(5..7, 3, false));
         assert_eq!(plan.parts, []);
         let repair = Wanted { repair: true, ..wanted(5..7, 3, false) };
-        assert_eq!(draft.plan(&repair, none).parts, [Part::Zeros { slot: 0, blocks: 6..7 }]);
-        let plan = draft.plan(&wanted(0..16, 10, true), none);
+        assert_eq!(planned(&mut draft, &repair).parts, [Part::Zeros { slot: 0, blocks: 6..7 }]);
+        let plan = planned(&mut draft, &wanted(0..16, 10, true));
         assert_eq!((plan.parts.as_slice(), plan.replaced), ([Part::Whole { slot: 0 }].as_slice(), 1));
         assert_eq!(draft.hole(1, version(10)), [7]);
-        assert_eq!(draft.plan(&wanted(3..4, 10, true), none).parts, []);
+        assert_eq!(planned(&mut draft, &wanted(3..4, 10, true)).parts, []);
         assert_eq!((draft.changed, draft.descriptors.len()), (0, 0));
     }
 
@@ -227,8 +237,9 @@ mod tests {
         let mut draft = Draft::default();
         draft.extent.set_unit(0, UnitRef { unit: 1, crc: 2 });
         draft.extent.newest = version(9);
-        let load = |slot, unit: UnitRef| Descriptor::lost(unit.unit, ID, slot);
-        assert_eq!(draft.plan(&wanted(2..3, 1, true), load).parts, [Part::Data { slot: 0, blocks: 2..3 }]);
+        let load = |slot, unit: UnitRef| Ok::<_, ()>(Descriptor::lost(unit.unit, ID, slot));
+        let plan = draft.plan(&wanted(2..3, 1, true), load).expect("nothing fails");
+        assert_eq!(plan.parts, [Part::Data { slot: 0, blocks: 2..3 }]);
         draft.set(0, 2, [Entry::zeros(version(1))].into_iter(), 1);
         let states = draft.descriptors[&0].blocks.map(|block| block.state);
         assert_eq!((states[1], states[2]), (BlockState::Lost, BlockState::Zeros));

@@ -31,6 +31,12 @@
 //! each checksum covers where its bytes belong. So not only flipped bits are found, but writes that went to another
 //! place, and writes that never happened ([`Damage`]).
 //!
+//! What is damaged and what cannot be read are two things. A block whose descriptor is damaged is lost: it is said to be
+//! damaged until another member brings it back, also when blocks beside it are written; what the descriptor said of it
+//! stays on the disk, for who has no other copy. A descriptor that the medium cannot read says nothing: it may be right,
+//! and be read the next time. Whoever needs it to change or compare anything makes the disk fail; whoever reads is told
+//! to read elsewhere.
+//!
 //! # Formats
 //!
 //! All little-endian, reserved bytes zero, CRC-32C (blocks: over XXH3). [`layout`]: where the parts lie; [`superblock`]; [`wal`]: batches

@@ -410,7 +410,7 @@ impl<D: Disk> Replay<'_, D> {
         let descriptor = match self.descriptors.entry(place.unit) {
             std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
             std::collections::btree_map::Entry::Vacant(free) => {
-                free.insert(load_descriptor(self.disk, self.superblock, place, unit.crc))
+                free.insert(load_descriptor(self.disk, self.superblock, place, unit.crc)?)
             }
         };
         let base = descriptor.first_block();
@@ -425,23 +425,29 @@ impl<D: Disk> Replay<'_, D> {
 }
 
 /// The descriptor that a record changes: as the checkpoint has it, or newer, if the next checkpoint was being
-/// written when the disk stopped.
-fn load_descriptor<D: Disk>(disk: &D, superblock: &Superblock, place: &Place, crc: u32) -> Descriptor {
+/// written when the disk stopped; if it is damaged, what is left of it, with all its blocks lost.
+fn load_descriptor<D: Disk>(
+    disk: &D,
+    superblock: &Superblock,
+    place: &Place,
+    crc: u32,
+) -> Result<Descriptor, OpenError> {
     let mut sector = [0; DESCRIPTOR_BYTES as usize];
-    let read = disk.read(superblock.layout.descriptor(place.unit), &mut sector);
-    let uuid = superblock.identity.uuid;
-    let decoded = read.ok().and_then(|()| {
-        Descriptor::decode(uuid, &sector, place.unit, place.extent, place.slot).ok().filter(
-            |(descriptor, found)| {
-                *found == crc || descriptor.lsn > superblock.lsn && !planted!(NewerDescriptorRefused)
-            },
-        )
-    });
-    match decoded {
-        Some((descriptor, _)) => descriptor,
-        None => {
-            tracing::error!(extent = %place.extent, unit = place.unit, "damaged descriptor on the disk");
-            Descriptor::lost(place.unit, place.extent, place.slot)
+    let (uuid, Place { unit, extent, slot, .. }) = (superblock.identity.uuid, *place);
+    match disk.read(superblock.layout.descriptor(unit), &mut sector) {
+        Err(_) if planted!(ReadErrorIsLoss) => return Ok(Descriptor::lost(unit, extent, slot)),
+        // What it says is not known now, and may be right.
+        read => read.map_err(OpenError::io("read a descriptor"))?,
+    }
+    match Descriptor::decode(uuid, &sector, unit, extent, slot) {
+        Ok((descriptor, found))
+            if found == crc || descriptor.lsn > superblock.lsn && !planted!(NewerDescriptorRefused) =>
+        {
+            Ok(descriptor)
+        }
+        _ => {
+            tracing::error!(%extent, unit, "damaged descriptor on the disk");
+            Ok(Descriptor::salvaged(uuid, &sector, unit, extent, slot))
         }
     }
 }

@@ -7,7 +7,7 @@
 mod scrub;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,6 +54,21 @@ pub struct Bad {
 enum Stopped {
     Wait,
     Bad(Bad),
+    /// The medium cannot read a descriptor: that says nothing of the blocks.
+    Unread {
+        block: u32,
+        error: io::Error,
+    },
+}
+
+impl From<Stopped> for Missed {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Wait => Self::Wait,
+            Stopped::Bad(Bad { block, .. }) => Self::Failed(Failure::Corrupt { offset: block * BLOCK_BYTES }),
+            Stopped::Unread { .. } => Self::Failed(Failure::DiskFailed),
+        }
+    }
 }
 
 /// What readers share with the one that writes.
@@ -161,6 +176,11 @@ impl<D: Disk> View<D> {
             view.check_still(extent, &pieces, before)?;
             Ok(data)
         })
+        .map_err(|missed| match missed {
+            // Somebody else has the data.
+            Stopped::Unread { block, .. } => Missed::Failed(Failure::Corrupt { offset: block * BLOCK_BYTES }),
+            other => other.into(),
+        })
     }
 
     /// Reads blocks of an extent from the medium, those that volatile changes hide too.
@@ -173,6 +193,7 @@ impl<D: Disk> View<D> {
             match self.assemble(extent, &blocks, &pieces, &[], true) {
                 Ok(_) | Err(Stopped::Wait) => Ok(()),
                 Err(Stopped::Bad(bad)) => Err(bad),
+                Err(Stopped::Unread { block, .. }) => Err(Bad { block, damage: Damage::Unreadable }),
             }
         };
         look().or_else(|_| {
@@ -181,10 +202,12 @@ impl<D: Disk> View<D> {
         })
     }
 
-    /// The versions of an extent's blocks, as runs from block 0 on; what follows the last was never written.
+    /// The versions of an extent's blocks, as runs from block 0 on; what follows the last was never written. A block that
+    /// is lost has no version: any that another member has is better.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// [`Missed::Wait`] as [`read`](Self::read); [`Failure::DiskFailed`] if the medium cannot read what is asked for: no
+    /// answer is right then.
     pub fn versions(&self, extent: ExtentId, wait: bool) -> Result<Vec<BlockVersion>, Missed> {
         let entries = self.look(extent, wait, |view, wait| {
             let (pieces, volatile) = view.pieces(extent, 0..EXTENT_BLOCKS);
@@ -202,8 +225,11 @@ impl<D: Disk> View<D> {
                                 other => other?,
                             };
                         for (entry, block) in entries[blocks].iter_mut().zip(&descriptor.blocks) {
-                            let hole = matches!(block.state, BlockState::Absent | BlockState::Zeros);
-                            *entry = (block.version, hole);
+                            *entry = match block.state {
+                                BlockState::Absent | BlockState::Zeros => (block.version, true),
+                                BlockState::Data => (block.version, false),
+                                BlockState::Lost => (Version::NONE, false),
+                            };
                         }
                     }
                 }
@@ -212,7 +238,8 @@ impl<D: Disk> View<D> {
                 entries[block as usize] = (change.version, change.data.is_none());
             }
             Ok(entries)
-        })?;
+        });
+        let entries = entries.map_err(Missed::from)?;
         let mut runs: Vec<BlockVersion> = Vec::new();
         for (version, hole) in entries {
             match runs.last_mut() {
@@ -232,9 +259,9 @@ impl<D: Disk> View<D> {
         extent: ExtentId,
         wait: bool,
         look: impl Fn(&Self, bool) -> Result<T, Stopped>,
-    ) -> Result<T, Missed> {
+    ) -> Result<T, Stopped> {
         if !wait {
-            return look(self, false).map_err(|_| Missed::Wait);
+            return look(self, false).map_err(|_| Stopped::Wait);
         }
         for _ in 0..FREE_LOOKS {
             if let Ok(found) = look(self, true) {
@@ -242,12 +269,14 @@ impl<D: Disk> View<D> {
             }
         }
         let _still = self.applying.read();
-        look(self, true).map_err(|stopped| match stopped {
+        look(self, true).inspect_err(|stopped| match stopped {
             Stopped::Bad(Bad { block, damage }) => {
                 tracing::error!(%extent, block, %damage, "damaged data on the disk");
-                Missed::Failed(Failure::Corrupt { offset: block * BLOCK_BYTES })
             }
-            Stopped::Wait => Missed::Failed(Failure::Busy),
+            Stopped::Unread { block, error } => {
+                tracing::error!(%extent, block, %error, "reading a descriptor failed");
+            }
+            Stopped::Wait => {}
         })
     }
 
@@ -324,6 +353,7 @@ impl<D: Disk> View<D> {
             let descriptor = descriptor.map_err(|stopped| match stopped {
                 // Of what was asked for.
                 Stopped::Bad(bad) => Stopped::Bad(Bad { block: piece.blocks.start, ..bad }),
+                Stopped::Unread { error, .. } => Stopped::Unread { block: piece.blocks.start, error },
                 Stopped::Wait => Stopped::Wait,
             })?;
             for block in piece.blocks.clone() {
@@ -398,7 +428,8 @@ impl<D: Disk> View<D> {
         dirty: Option<&Arc<Dirty>>,
         wait: bool,
     ) -> Result<Arc<Descriptor>, Stopped> {
-        let bad = |damage| Stopped::Bad(Bad { block: u32::from(slot) * UNIT_BLOCKS, damage });
+        let block = u32::from(slot) * UNIT_BLOCKS;
+        let bad = |damage| Stopped::Bad(Bad { block, damage });
         if let Some(dirty) = dirty {
             return Ok(dirty.descriptor.clone());
         }
@@ -417,10 +448,7 @@ impl<D: Disk> View<D> {
         match read {
             Ok(()) => {}
             Err(_) if !wait => return Err(Stopped::Wait),
-            Err(error) => {
-                tracing::warn!(unit = unit.unit, %error, "reading a descriptor failed");
-                return Err(bad(Damage::Unreadable));
-            }
+            Err(error) => return Err(Stopped::Unread { block, error }),
         }
         let (descriptor, crc) = Descriptor::decode(self.uuid, &sector, unit.unit, id, slot).map_err(bad)?;
         if crc != unit.crc && !planted!(StaleDescriptorTaken) {
@@ -431,16 +459,27 @@ impl<D: Disk> View<D> {
         Ok(descriptor)
     }
 
-    /// The descriptor of the unit in a slot, for the one that writes; if it is damaged, one that says that
-    /// nothing is known of the blocks.
-    pub(crate) fn current(&self, id: ExtentId, slot: u8, unit: UnitRef) -> Descriptor {
+    /// The descriptor of the unit in a slot, for the one that writes; if it is damaged, what is left of it, with all its
+    /// blocks lost.
+    ///
+    /// # Errors
+    /// The medium cannot read it. What it says is not known now, and may be right.
+    pub(crate) fn current(&self, id: ExtentId, slot: u8, unit: UnitRef) -> io::Result<Descriptor> {
         let dirty = self.state.read().dirty.get(&unit.unit).cloned();
         match self.descriptor(id, slot, unit, dirty.as_ref(), true) {
-            Ok(descriptor) => (*descriptor).clone(),
-            Err(_) => {
-                tracing::error!(extent = %id, slot, unit = unit.unit, "damaged descriptor on the disk");
-                Descriptor::lost(unit.unit, id, slot)
+            Ok(descriptor) => return Ok((*descriptor).clone()),
+            Err(Stopped::Unread { .. }) if planted!(ReadErrorIsLoss) => {
+                return Ok(Descriptor::lost(unit.unit, id, slot));
             }
+            Err(Stopped::Unread { error, .. }) => return Err(error),
+            Err(_) => tracing::error!(extent = %id, slot, unit = unit.unit, "damaged descriptor on the disk"),
+        }
+        let mut sector = [0; DESCRIPTOR_BYTES as usize];
+        self.disk.read(self.layout.descriptor(unit.unit), &mut sector)?;
+        match Descriptor::decode(self.uuid, &sector, unit.unit, id, slot) {
+            // It was not the medium that was wrong.
+            Ok((descriptor, crc)) if crc == unit.crc => Ok(descriptor),
+            _ => Ok(Descriptor::salvaged(self.uuid, &sector, unit.unit, id, slot)),
         }
     }
 

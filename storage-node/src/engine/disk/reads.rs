@@ -105,6 +105,10 @@ impl Shared {
         match found {
             Ok(body) => Ok(checked.map(|()| body)),
             Err(Missed::Wait) => Err(Wait),
+            Err(Missed::Failed(Failure::DiskFailed)) => {
+                self.fail("reading a descriptor failed");
+                Ok(Err(Failure::DiskFailed))
+            }
             Err(Missed::Failed(failure)) => {
                 self.scrub.suspect(read.extent);
                 Ok(checked.and(Err(failure)))
