@@ -49,9 +49,20 @@ impl fmt::Debug for admin::SetChapRequest {
     }
 }
 
+/// As for a target's.
+impl fmt::Debug for admin::SetDiscoveryChapRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SetDiscoveryChapRequest")
+            .field("user", &self.user)
+            .field("mutual_user", &self.mutual_user)
+            .field("algorithms", &self.algorithms)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::admin::SetChapRequest;
+    use super::admin::{SetChapRequest, SetDiscoveryChapRequest};
 
     /// Guards secrets against logs: printing a request that bears one prints none of it.
     #[test]
@@ -61,7 +72,12 @@ mod tests {
             mutual_secret: "correct-horse".into(),
             ..SetChapRequest::default()
         };
-        let printed = format!("{request:?} {request:#?}");
+        let discovery = SetDiscoveryChapRequest {
+            secret: request.secret.clone(),
+            mutual_secret: request.mutual_secret.clone(),
+            ..SetDiscoveryChapRequest::default()
+        };
+        let printed = format!("{request:?} {request:#?} {discovery:?} {discovery:#?}");
         assert!(!printed.contains("hunter2"));
         assert!(!printed.contains("horse"));
     }

@@ -14,7 +14,8 @@
 //! | 13 + n | 16   | tag                                                          |
 //!
 //! The additional data of the cipher are the target's iSCSI name and the user, each with its length
-//! before it: a sealed secret that is copied to another target or user does not open there.
+//! before it: a sealed secret that is copied to another target or user does not open there. Secrets of discovery
+//! sessions have [`DISCOVERY`] in place of the name.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -26,6 +27,9 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use lunette_proto::map::Sealed;
 use thiserror::Error;
 use zeroize::Zeroizing;
+
+/// In place of a target's name, for the secrets of discovery. No target can have it: it is no iSCSI name.
+pub const DISCOVERY: &str = "discovery";
 
 const FORMAT: u8 = 1;
 const KEY_BYTES: usize = 32;

@@ -134,6 +134,11 @@ async fn errors() {
     assert_eq!(targets.deny(deny.clone()).await.expect("denies").into_inner().acls.len(), 1);
     refused(targets.deny(deny).await, Code::NotFound, "ACL_NOT_FOUND", None);
 
+    let drain = |iqn: &str, draining| DrainRequest { iqn: iqn.into(), draining };
+    assert!(targets.drain(drain(IQN, true)).await.expect("drains").into_inner().draining);
+    assert!(!targets.drain(drain(IQN, false)).await.expect("is back").into_inner().draining);
+    refused(targets.drain(drain("iqn.none", true)).await, Code::NotFound, "TARGET_NOT_FOUND", None);
+
     let sessions = &mut plane.admin.sessions;
     for id in ["", "gw1", "gw1/x", "none/1", "gw1/99999999999"] {
         let kick = KickSessionRequest { id: id.into() };
@@ -174,6 +179,8 @@ fn chap(secret: &str, mutual_user: &str, mutual_secret: &str) -> SetChapRequest 
 async fn chap_secrets() {
     const SECRET: &str = "canary-secret-one";
     const MUTUAL: &str = "canary-secret-two";
+    const DISCOVERY_SECRET: &str = "canary-secret-three";
+    const DISCOVERY_MUTUAL: &str = "canary-secret-four";
     let mut plane = Plane::with_pool().await;
     plane.admin.volumes.create(volume("v", 4096)).await.expect("creates");
     let targets = &mut plane.admin.targets;
@@ -201,6 +208,30 @@ async fn chap_secrets() {
     assert_eq!(opened.as_slice(), SECRET.as_bytes());
     let mutual = kept.target.expect("set");
     assert_eq!(sealer.unseal(IQN, "bob", &mutual.secret).expect("opens").as_slice(), MUTUAL.as_bytes());
+
+    let discovery = SetDiscoveryChapRequest {
+        user: "carol".into(),
+        secret: DISCOVERY_SECRET.into(),
+        mutual_user: "dave".into(),
+        mutual_secret: DISCOVERY_MUTUAL.into(),
+        algorithms: vec!["sha256".into()],
+    };
+    let weak = SetDiscoveryChapRequest { secret: "eleven-char".into(), ..discovery.clone() };
+    refused(targets.set_discovery_chap(weak).await, invalid, "CHAP_SECRET_INVALID", Some("secret"));
+    let set = targets.set_discovery_chap(discovery).await.expect("sets").into_inner();
+    let algorithms = vec!["sha256".to_owned()];
+    let shown = DiscoveryChap { user: "carol".into(), mutual_user: "dave".into(), algorithms };
+    assert_eq!(set, shown);
+    let status = plane.admin.cluster.status(StatusRequest {}).await.expect("answers").into_inner();
+    assert_eq!(status.discovery_chap, Some(shown));
+    let kept = plane.control.map().discovery_chap.clone().expect("set");
+    let opened = sealer.unseal(lunette_control::seal::DISCOVERY, "carol", &kept.initiator.secret);
+    assert_eq!(opened.expect("opens").as_slice(), DISCOVERY_SECRET.as_bytes());
+    let plane = plane.restart().await;
+    assert_eq!(plane.control.map().discovery_chap, Some(kept), "as it was before the restart");
+    let mut targets = plane.admin.targets.clone();
+    targets.clear_discovery_chap(ClearDiscoveryChapRequest {}).await.expect("clears");
+    assert_eq!(plane.control.map().discovery_chap, None);
 
     let folder = plane.folder;
     plane.control.stop().await;

@@ -3,16 +3,15 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use lunette_control::api::admin::{AddDiskRequest, Disk, ListDisksRequest, StatusRequest};
 use lunette_control::api::cluster::report::Member;
 use lunette_control::api::cluster::{DiskAddedRequest, DiskRefusedRequest, DiskReport, NodeReport, Report};
-use lunette_control::client::{Attached, Attachment, MapWatcher};
+use lunette_control::client::{Attached, MapWatcher};
 use lunette_proto::ids::{DiskId, NodeId};
 use lunette_proto::map::AddedDisk;
 use parking_lot::Mutex;
-use support::{PATIENCE, Plane, field, reason};
+use support::{PATIENCE, Plane, attached, field, reason};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
@@ -56,22 +55,6 @@ async fn wish(watcher: &MapWatcher, path: &str) -> AddedDisk {
     let map =
         timeout(PATIENCE, maps.wait_for(|map| find(map).is_some())).await.expect("in time").expect("open");
     find(&map).expect("just seen")
-}
-
-async fn attached(plane: &Plane, node: &Arc<Node>) -> Attachment {
-    let attachment = Attachment::start(plane.plane(), Arc::clone(node) as Arc<_>);
-    let up = async {
-        loop {
-            let status =
-                plane.admin.cluster.clone().status(StatusRequest {}).await.expect("answers").into_inner();
-            if status.nodes[0].up {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, up).await.expect("the node is seen");
-    attachment
 }
 
 /// Guards the way of a wish: committed with its identity, shown while it waits, in service once the node says so.

@@ -3,16 +3,14 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use lunette_control::api::admin::{Disk, ListDisksRequest, ScrubDiskRequest, StatusRequest};
 use lunette_control::api::cluster::report::Member;
 use lunette_control::api::cluster::{DiskReport, NodeReport, Report, ScrubReport};
-use lunette_control::client::{Attached, Attachment};
+use lunette_control::client::Attached;
 use lunette_proto::ids::DiskId;
 use parking_lot::Mutex;
-use support::{PATIENCE, Plane};
-use tokio::time::timeout;
+use support::{Plane, attached};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -53,22 +51,6 @@ impl Attached for Node {
 async fn scrub(plane: &Plane, disk: u32, rate_bytes: u64) -> Result<Disk, Status> {
     let request = ScrubDiskRequest { disk, rate_bytes };
     plane.admin.disks.clone().scrub(request).await.map(tonic::Response::into_inner)
-}
-
-async fn attached(plane: &Plane, node: &Arc<Node>) -> Attachment {
-    let attachment = Attachment::start(plane.plane(), Arc::clone(node) as Arc<_>);
-    let up = async {
-        loop {
-            let status =
-                plane.admin.cluster.clone().status(StatusRequest {}).await.expect("answers").into_inner();
-            if status.nodes[0].up {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, up).await.expect("the node is seen");
-    attachment
 }
 
 /// Guards the order: told once, with its rate, and answered with the pass that has begun; the list shows it, and what

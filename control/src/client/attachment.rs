@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use lunette_proto::ids::DiskId;
+use lunette_proto::ids::{DiskId, VolumeId};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -31,6 +31,12 @@ pub trait Attached: Send + Sync + 'static {
     /// when it has begun. Only nodes are told.
     fn scrub(&self, disk: DiskId, rate_bytes: Option<u64>) {
         tracing::warn!(%disk, ?rate_bytes, "told to scrub a disk, of which this member has none");
+    }
+
+    /// Flushes the write cache of a volume and has it kept off. Must not block; the map says when it is done. Only
+    /// gateways are told.
+    fn write_through(&self, volume: VolumeId) {
+        tracing::warn!(%volume, "told to flush a volume, of which this member has none");
     }
 }
 
@@ -118,6 +124,9 @@ async fn attach_once(
                 Ok(Some(Order { order: Some(Kind::ScrubDisk(scrub)), .. })) => {
                     let rate_bytes = (scrub.rate_bytes > 0).then_some(scrub.rate_bytes);
                     member.scrub(DiskId(scrub.disk), rate_bytes);
+                }
+                Ok(Some(Order { order: Some(Kind::WriteThrough(order)), .. })) => {
+                    member.write_through(VolumeId(order.volume));
                 }
                 // What is asked for is a report, and one follows any order, also one of a newer version.
                 Ok(Some(_)) => {}

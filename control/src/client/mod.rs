@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use lunette_proto::map::UnitState;
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 use tonic::transport::{Channel, Endpoint};
@@ -31,11 +32,13 @@ use crate::api::admin::targets_client::TargetsClient;
 use crate::api::admin::volumes_client::VolumesClient;
 use crate::api::cluster::members_client::MembersClient;
 use crate::api::cluster::{
-    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, RegisterGatewayRequest,
-    RegisterGatewayResponse, RegisterNodeRequest, RegisterNodeResponse, TakeOwnershipRequest,
-    TakeOwnershipResponse, VolumePurgedRequest, VolumePurgedResponse,
+    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, KeepUnitRequest,
+    KeepUnitResponse, KeptState, RegisterGatewayRequest, RegisterGatewayResponse, RegisterNodeRequest,
+    RegisterNodeResponse, TakeOwnershipRequest, TakeOwnershipResponse, VolumePurgedRequest,
+    VolumePurgedResponse,
 };
 use crate::limits::{MESSAGE_BYTES_MAX, REPORT_BYTES_MAX};
+use crate::server::MAP_FORMAT;
 
 pub use attachment::{Attached, Attachment};
 pub use follower::{Follower, WatchError};
@@ -212,6 +215,19 @@ impl ControlPlane {
         .await
     }
 
+    /// Has the state of a logical unit kept, or whether its write cache is on; see [`call`](Self::call).
+    pub async fn keep_unit(
+        &self,
+        patience: Duration,
+        request: &KeepUnitRequest,
+    ) -> Result<KeepUnitResponse, Status> {
+        self.call(patience, |mut members| {
+            let request = request.clone();
+            async move { members.keep_unit(request).await }
+        })
+        .await
+    }
+
     /// Says that a deleted volume's space is given back; see [`call`](Self::call).
     pub async fn volume_purged(
         &self,
@@ -220,6 +236,13 @@ impl ControlPlane {
     ) -> Result<VolumePurgedResponse, Status> {
         self.call(patience, |mut members| async move { members.volume_purged(request).await }).await
     }
+}
+
+/// The state of a logical unit as a request bears it.
+#[must_use]
+pub fn kept_state(state: &UnitState) -> KeptState {
+    let state = postcard::to_allocvec(state).expect("a state has nothing that postcard cannot encode");
+    KeptState { format: MAP_FORMAT, state: state.into() }
 }
 
 /// Clients of every administration service, on one connection.

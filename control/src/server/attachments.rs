@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lunette_proto::ids::{DiskId, GatewayId, NodeId};
+use lunette_proto::ids::{DiskId, GatewayId, NodeId, VolumeId};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout_at;
@@ -11,7 +11,7 @@ use tonic::Status;
 
 use crate::api::cluster::order::Order as Kind;
 use crate::api::cluster::report::Member as ReportOf;
-use crate::api::cluster::{KickSession, Order, Report, ReportNow, ScrubDisk};
+use crate::api::cluster::{KickSession, Order, Report, ReportNow, ScrubDisk, WriteThrough};
 use crate::health::{Member, Registry, Replaced, StreamId};
 
 /// Orders that may wait on one stream; a member that takes none gets no more.
@@ -119,6 +119,11 @@ impl Attachments {
     /// Tells a node to scrub a disk; `false` as for `ask_report`.
     pub(super) fn scrub(&self, node: NodeId, disk: DiskId, rate_bytes: u64) -> bool {
         self.order(Member::Node(node), Kind::ScrubDisk(ScrubDisk { disk: disk.0, rate_bytes }))
+    }
+
+    /// Tells a gateway to flush the write cache of a volume and to turn it off; `false` as for `ask_report`.
+    pub(super) fn write_through(&self, gateway: GatewayId, volume: VolumeId) -> bool {
+        self.order(Member::Gateway(gateway), Kind::WriteThrough(WriteThrough { volume: volume.0 }))
     }
 
     fn order(&self, member: Member, kind: Kind) -> bool {

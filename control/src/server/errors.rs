@@ -35,6 +35,7 @@ pub(super) fn rejected(rejection: &Rejection) -> Status {
         Category::Exists => Code::AlreadyExists,
         Category::Precondition => Code::FailedPrecondition,
         Category::Exhausted => Code::ResourceExhausted,
+        Category::Conflict => Code::Aborted,
     };
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     if let (Category::Invalid, Some(field)) = (category, field) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lunette_proto::ids::{DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, VolumeId};
 use lunette_proto::limits::VOLUMES_MAX;
+use lunette_proto::map::UnitState;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -12,21 +13,23 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::Context;
 use super::attachments::ORDERS_MAX;
 use super::errors::{internal, invalid, rejected, status, stopping, unavailable};
+use crate::api::cluster::keep_unit_request::Change as Kept;
 use crate::api::cluster::map_update::Update as Body;
 use crate::api::cluster::members_server::Members;
 use crate::api::cluster::report::Member as ReportOf;
 use crate::api::cluster::{
-    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, MapUpdate, NodeDisk, Order,
-    RegisterGatewayRequest, RegisterGatewayResponse, RegisterNodeRequest, RegisterNodeResponse, Report,
-    TakeOwnershipRequest, TakeOwnershipResponse, VolumePurgedRequest, VolumePurgedResponse, WatchMapRequest,
+    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, KeepUnitRequest,
+    KeepUnitResponse, KeptState, KeptWriteBack, MapUpdate, NodeDisk, Order, RegisterGatewayRequest,
+    RegisterGatewayResponse, RegisterNodeRequest, RegisterNodeResponse, Report, TakeOwnershipRequest,
+    TakeOwnershipResponse, VolumePurgedRequest, VolumePurgedResponse, WatchMapRequest,
 };
 use crate::health::{Member, StreamId};
 use crate::published::Update;
 use crate::raft::ConsensusError;
 use crate::state::{Command, NewDisk, Rejection, Response as Outcome};
 
-/// The encoding of maps and deltas on the stream. 2: with added disks.
-pub(crate) const MAP_FORMAT: u32 = 2;
+/// The encoding of maps and deltas on the stream, and of what is in them. 3: with logical units.
+pub(crate) const MAP_FORMAT: u32 = 3;
 /// Updates that may wait for a watcher; the rest waits in the history, or becomes one whole map.
 const UPDATES_MAX: usize = 16;
 
@@ -132,6 +135,24 @@ impl Members for Context {
         let DiskRefusedRequest { node, disk, reason } = request.into_inner();
         self.disk_refusal(NodeId(node), DiskId(disk), &reason).await?;
         Ok(Response::new(DiskRefusedResponse {}))
+    }
+
+    async fn keep_unit(
+        &self,
+        request: Request<KeepUnitRequest>,
+    ) -> Result<Response<KeepUnitResponse>, Status> {
+        let KeepUnitRequest { volume, change } = request.into_inner();
+        let volume = VolumeId(volume);
+        let command = match change {
+            Some(Kept::State(state)) => Command::SetUnitState { volume, state: unit_state(&state)? },
+            Some(Kept::WriteBack(KeptWriteBack { on, generation })) => {
+                let generation = (generation > 0).then_some(Generation(generation));
+                Command::SetWriteBack { volume, generation, write_back: on }
+            }
+            None => return Err(invalid("change", "CHANGE_MISSING", "the request does not say what to keep")),
+        };
+        let committed = self.run(command).await?;
+        Ok(Response::new(KeepUnitResponse { epoch: committed.epoch.0 }))
     }
 
     type AttachStream = ReceiverStream<Result<Order, Status>>;
@@ -272,6 +293,20 @@ fn new_disk(disk: NodeDisk) -> Result<NewDisk, Status> {
         rejected(&Rejection::DiskUuid { uuid })
     })?;
     Ok(NewDisk { uuid, label: disk.label, capacity_bytes: disk.capacity_bytes, weight: disk.weight })
+}
+
+fn unit_state(state: &KeptState) -> Result<Arc<UnitState>, Status> {
+    let KeptState { format, state } = state;
+    if *format != MAP_FORMAT {
+        let sentence = format!("states of format {format} are unknown here; this is {MAP_FORMAT}");
+        return Err(invalid("state.format", "UNIT_FORMAT", sentence));
+    }
+    match postcard::take_from_bytes(state) {
+        Ok((state, [])) => Ok(Arc::new(state)),
+        _ => {
+            Err(invalid("state.state", "UNIT_STATE_MALFORMED", "the state of a logical unit does not decode"))
+        }
+    }
 }
 
 pub(super) fn unexpected(outcome: &Outcome) -> Status {

@@ -10,13 +10,15 @@ use zeroize::Zeroizing;
 
 use super::Context;
 use super::errors::{internal, invalid, rejected};
-use super::view::algorithm_name;
+use super::view::{algorithm_name, discovery_chap};
 use crate::api::admin::targets_server::Targets;
 use crate::api::admin::{
-    Acl, AllowRequest, ClearChapRequest, CreateTargetRequest, DeleteTargetRequest, DeleteTargetResponse,
-    DenyRequest, GetTargetRequest, ListTargetsRequest, ListTargetsResponse, MapLunRequest, SetChapRequest,
-    Target, UnmapLunRequest,
+    Acl, AllowRequest, ClearChapRequest, ClearDiscoveryChapRequest, ClearDiscoveryChapResponse,
+    CreateTargetRequest, DeleteTargetRequest, DeleteTargetResponse, DenyRequest, DiscoveryChap, DrainRequest,
+    GetTargetRequest, ListTargetsRequest, ListTargetsResponse, MapLunRequest, SetChapRequest,
+    SetDiscoveryChapRequest, Target, UnmapLunRequest,
 };
+use crate::seal::DISCOVERY;
 use crate::state::{Command, NameKind, Rejection, Response as Outcome, State};
 
 /// RFC 7143 9.2.1 asks for 96 bits at least.
@@ -40,11 +42,33 @@ impl Context {
         target.map(Response::new).ok_or_else(|| not_found("that was just changed"))
     }
 
+    /// Checks and seals what a target, or whoever serves discovery, shall ask for.
+    fn sealed_chap(&self, place: &str, asked: &Asked<'_>) -> Result<Chap, Status> {
+        let wrong = |rejection| rejected(&rejection);
+        let algorithms = chap_algorithms(asked.algorithms).map_err(wrong)?;
+        let mutual = check_secrets(asked.secret, asked.mutual_user, asked.mutual_secret).map_err(wrong)?;
+        let target = match mutual {
+            true => Some(self.seal(place, asked.mutual_user, asked.mutual_secret.as_bytes())?),
+            false => None,
+        };
+        let initiator = self.seal(place, asked.user, asked.secret.as_bytes())?;
+        Ok(Chap { initiator, target, algorithms })
+    }
+
     fn seal(&self, iqn: &str, user: &str, secret: &[u8]) -> Result<ChapCredential, Status> {
         let sealed = self.sealer.seal(iqn, user, secret);
         let secret = sealed.map_err(|error| internal("a secret could not be sealed", &error))?;
         Ok(ChapCredential { user: user.to_owned(), secret })
     }
+}
+
+/// CHAP as a request asks for it, with its secrets in clear.
+struct Asked<'a> {
+    user: &'a str,
+    secret: &'a str,
+    mutual_user: &'a str,
+    mutual_secret: &'a str,
+    algorithms: &'a [String],
 }
 
 fn not_found(iqn: &str) -> Status {
@@ -105,25 +129,55 @@ impl Targets for Context {
         let SetChapRequest { iqn, user, secret, mutual_user, mutual_secret, algorithms } =
             request.into_inner();
         let (secret, mutual_secret) = (Zeroizing::new(secret), Zeroizing::new(mutual_secret));
-        let algorithms = chap_algorithms(&algorithms).map_err(|rejection| rejected(&rejection))?;
-        let mutual = check_secrets(&secret, &mutual_user, &mutual_secret);
-        let mutual = mutual.map_err(|rejection| rejected(&rejection))?;
         // Sealed for the name that the target bears, however the request spells it.
         let state = self.state().await?;
         let iqn = state.map().target_by_iqn(&iqn).ok_or_else(|| not_found(&iqn))?.iqn.clone();
-        let chap = Chap {
-            initiator: self.seal(&iqn, &user, secret.as_bytes())?,
-            target: match mutual {
-                true => Some(self.seal(&iqn, &mutual_user, mutual_secret.as_bytes())?),
-                false => None,
-            },
-            algorithms,
+        let asked = Asked {
+            user: &user,
+            secret: &secret,
+            mutual_user: &mutual_user,
+            mutual_secret: &mutual_secret,
+            algorithms: &algorithms,
         };
+        let chap = self.sealed_chap(&iqn, &asked)?;
         self.run_on_target(Command::SetChap { iqn, chap }).await
     }
 
     async fn clear_chap(&self, request: Request<ClearChapRequest>) -> Result<Response<Target>, Status> {
         self.run_on_target(Command::ClearChap { iqn: request.into_inner().iqn }).await
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<Target>, Status> {
+        let DrainRequest { iqn, draining } = request.into_inner();
+        self.run_on_target(Command::SetDraining { iqn, draining }).await
+    }
+
+    async fn set_discovery_chap(
+        &self,
+        request: Request<SetDiscoveryChapRequest>,
+    ) -> Result<Response<DiscoveryChap>, Status> {
+        let SetDiscoveryChapRequest { user, secret, mutual_user, mutual_secret, algorithms } =
+            request.into_inner();
+        let (secret, mutual_secret) = (Zeroizing::new(secret), Zeroizing::new(mutual_secret));
+        let asked = Asked {
+            user: &user,
+            secret: &secret,
+            mutual_user: &mutual_user,
+            mutual_secret: &mutual_secret,
+            algorithms: &algorithms,
+        };
+        let chap = self.sealed_chap(DISCOVERY, &asked)?;
+        let answer = discovery_chap(&chap);
+        self.run(Command::SetDiscoveryChap { chap: Some(chap) }).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn clear_discovery_chap(
+        &self,
+        _: Request<ClearDiscoveryChapRequest>,
+    ) -> Result<Response<ClearDiscoveryChapResponse>, Status> {
+        self.run(Command::SetDiscoveryChap { chap: None }).await?;
+        Ok(Response::new(ClearDiscoveryChapResponse {}))
     }
 }
 

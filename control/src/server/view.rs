@@ -8,8 +8,8 @@ use lunette_proto::map::{self, ClusterMap, FailureDomain, VolumeState};
 
 use crate::api::admin::status_response::Health as ApiHealth;
 use crate::api::admin::{
-    Acl, ControlMember, ControlStatus, Damage, Disk, Export, Gateway, Lun, Node, Pool, Scrub, Session,
-    StatusResponse, Target, Volume,
+    Acl, ControlMember, ControlStatus, Damage, DiscoveryChap, Disk, Export, Gateway, Lun, Node, Pool, Scrub,
+    Session, StatusResponse, Target, Volume,
 };
 use crate::api::cluster::{ScrubReport, SessionReport};
 use crate::health::{Condition, Health, Member, Registry, condition, judge, trouble};
@@ -72,6 +72,7 @@ impl View<'_> {
             volumes: count(self.active_volumes().count()),
             targets: count(self.map.targets.len()),
             sessions: count(self.registry.sessions(self.now).count()),
+            discovery_chap: self.map.discovery_chap.as_ref().map(discovery_chap),
         }
     }
 
@@ -220,11 +221,8 @@ impl View<'_> {
             acls: target.acls.iter().map(acl).collect(),
             chap_user: chap.map(|chap| chap.initiator.user.clone()).unwrap_or_default(),
             chap_mutual_user: mutual.map(|mutual| mutual.user.clone()).unwrap_or_default(),
-            chap_algorithms: chap
-                .map(|chap| {
-                    chap.algorithms.iter().map(|algorithm| algorithm_name(*algorithm).to_owned()).collect()
-                })
-                .unwrap_or_default(),
+            chap_algorithms: chap.map(algorithm_names).unwrap_or_default(),
+            draining: target.draining,
             sessions: self.sessions_of.get(target.iqn.as_str()).copied().unwrap_or(0),
         }
     }
@@ -324,6 +322,19 @@ fn domain_name(domain: FailureDomain) -> &'static str {
         FailureDomain::Rack => "rack",
         FailureDomain::Zone => "zone",
     }
+}
+
+/// What is asked of whoever discovers, without the secrets.
+pub(super) fn discovery_chap(chap: &map::Chap) -> DiscoveryChap {
+    DiscoveryChap {
+        user: chap.initiator.user.clone(),
+        mutual_user: chap.target.as_ref().map(|mutual| mutual.user.clone()).unwrap_or_default(),
+        algorithms: algorithm_names(chap),
+    }
+}
+
+fn algorithm_names(chap: &map::Chap) -> Vec<String> {
+    chap.algorithms.iter().map(|algorithm| algorithm_name(*algorithm).to_owned()).collect()
 }
 
 /// CHAP algorithms by the API's names.

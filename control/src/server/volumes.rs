@@ -1,15 +1,19 @@
 //! Volumes.
 
+use std::time::Duration;
+
+use lunette_proto::ids::GatewayId;
 use lunette_proto::limits::ISCSI_NAME_BYTES_MAX;
-use lunette_proto::map::Stripe;
-use tonic::{Request, Response, Status};
+use lunette_proto::map::{self, ClusterMap, Stripe};
+use tokio::time::timeout;
+use tonic::{Code, Request, Response, Status};
 
 use super::Context;
-use super::errors::rejected;
+use super::errors::{rejected, status, stopping};
 use crate::api::admin::volumes_server::Volumes;
 use crate::api::admin::{
     CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, ListVolumesRequest,
-    ListVolumesResponse, ResizeVolumeRequest, Volume,
+    ListVolumesResponse, ResizeVolumeRequest, SetWriteBackRequest, Volume,
 };
 use crate::state::{Command, NameKind, Rejection, State};
 
@@ -17,15 +21,78 @@ use crate::state::{Command, NameKind, Rejection, State};
 const POOL_DEFAULT: &str = "default";
 /// 512e: what every initiator can boot from.
 const BLOCK_BYTES_DEFAULT: u32 = 512;
+/// How long an owner may take to flush a write cache, and to say so.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(8);
 
 impl Context {
     fn volume_view(&self, state: &State, name: &str) -> Result<Volume, Status> {
-        let volume = state.map().volume_by_name(name).ok_or_else(|| {
-            let name = name.chars().take(ISCSI_NAME_BYTES_MAX).collect();
-            rejected(&Rejection::NotFound { kind: NameKind::Volume, name })
-        })?;
+        let volume = state.map().volume_by_name(name).ok_or_else(|| not_found(name))?;
         Ok(self.look(state, |view| view.volume(volume)))
     }
+
+    /// Whether nobody uses the volume who might go on not to flush it.
+    fn check_unused(&self, map: &ClusterMap, volume: &map::Volume) -> Result<(), Status> {
+        let shows = |iqn: &str| {
+            let target = map.target_by_iqn(iqn);
+            target.is_some_and(|target| target.luns.values().any(|lun| lun.volume == volume.id))
+        };
+        let sessions = self.attachments.read(|registry, now| {
+            registry.sessions(now).filter(|(_, session)| shows(&session.target)).count()
+        });
+        if sessions == 0 {
+            return Ok(());
+        }
+        let sentence = format!(
+            "{sessions} sessions use volume {:?}, and their initiators may not notice that they have to flush; \
+             end them first, or force it",
+            volume.name
+        );
+        Err(status(Code::FailedPrecondition, "VOLUME_IN_USE", sentence))
+    }
+
+    /// Has the owner turn the write cache off, and waits until the map says so.
+    async fn flush_cache(
+        &self,
+        map: &ClusterMap,
+        volume: &map::Volume,
+        owner: GatewayId,
+    ) -> Result<(), Status> {
+        let name = map.gateways.get(&owner).map_or("", |gateway| gateway.name.as_str());
+        let mut epochs = self.published.epochs();
+        if !self.attachments.write_through(owner, volume.id) {
+            let sentence = format!(
+                "gateway {name} alone can flush the cache of volume {:?}, and takes no orders at the moment; try again when it is up",
+                volume.name
+            );
+            return Err(status(Code::Unavailable, "GATEWAY_DOWN", sentence));
+        }
+        let is_off = || {
+            let state = self.published.state();
+            state.map().volumes.get(&volume.id).is_none_or(|volume| !volume.write_back)
+        };
+        let off = async {
+            while !is_off() {
+                if epochs.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            off = timeout(FLUSH_TIMEOUT, off) => off.map_err(|_| {
+                let sentence = format!(
+                    "gateway {name} has not flushed the cache of volume {:?} yet; it is ordered to",
+                    volume.name
+                );
+                status(Code::DeadlineExceeded, "FLUSH_TIMEOUT", sentence)
+            }),
+            () = self.stop.cancelled() => Err(stopping()),
+        }
+    }
+}
+
+fn not_found(name: &str) -> Status {
+    let name = name.chars().take(ISCSI_NAME_BYTES_MAX).collect();
+    rejected(&Rejection::NotFound { kind: NameKind::Volume, name })
 }
 
 #[tonic::async_trait]
@@ -59,6 +126,29 @@ impl Volumes for Context {
     async fn resize(&self, request: Request<ResizeVolumeRequest>) -> Result<Response<Volume>, Status> {
         let ResizeVolumeRequest { name, size_bytes } = request.into_inner();
         self.run(Command::ResizeVolume { name: name.clone(), size_bytes }).await?;
+        self.volume_view(&self.published.state(), &name).map(Response::new)
+    }
+
+    async fn set_write_back(
+        &self,
+        request: Request<SetWriteBackRequest>,
+    ) -> Result<Response<Volume>, Status> {
+        let SetWriteBackRequest { name, write_back, force } = request.into_inner();
+        let state = self.state().await?;
+        let volume = state.map().volume_by_name(&name).ok_or_else(|| not_found(&name))?;
+        if write_back {
+            if !volume.write_back && !force {
+                self.refresh_gateways(state.map()).await;
+                self.check_unused(state.map(), volume)?;
+            }
+            self.run(Command::SetWriteBack { volume: volume.id, generation: None, write_back }).await?;
+        } else if volume.write_back
+            && let Some(owner) = volume.owner
+        {
+            self.flush_cache(state.map(), volume, owner.gateway).await?;
+        } else {
+            self.run(Command::SetWriteBack { volume: volume.id, generation: None, write_back }).await?;
+        }
         self.volume_view(&self.published.state(), &name).map(Response::new)
     }
 

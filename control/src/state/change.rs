@@ -1,8 +1,10 @@
 //! What a committed command changed, as whole entries of the map: a watcher puts them in place and
 //! needs to know no rule, and the store writes exactly these rows.
 
+use std::sync::Arc;
+
 use lunette_proto::ids::{ClusterId, DiskId, Epoch, PoolId, TargetId, VolumeId};
-use lunette_proto::map::{AddedDisk, ClusterMap, Disk, Gateway, Node, Pool, Target, Volume};
+use lunette_proto::map::{AddedDisk, Chap, ClusterMap, Disk, Gateway, Node, Pool, Target, UnitState, Volume};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -33,6 +35,12 @@ pub enum Change {
     PutAdded(AddedDisk),
     /// A disk that was not added after all, or is a matter of its node's configuration now.
     RemoveAdded(DiskId),
+    /// What the logical unit of a volume keeps now.
+    PutUnit(VolumeId, Arc<UnitState>),
+    /// A logical unit that keeps nothing any more.
+    RemoveUnit(VolumeId),
+    /// What discovery sessions must prove now.
+    SetDiscoveryChap(Option<Chap>),
 }
 
 impl Change {
@@ -52,6 +60,9 @@ impl Change {
             Self::RemoveTarget(id) => !map.targets.contains_key(id),
             Self::PutAdded(added) => map.added.get(&added.id) == Some(added),
             Self::RemoveAdded(id) => !map.added.contains_key(id),
+            Self::PutUnit(id, unit) => map.units.get(id) == Some(unit),
+            Self::RemoveUnit(id) => !map.units.contains_key(id),
+            Self::SetDiscoveryChap(chap) => map.discovery_chap == *chap,
         }
     }
 
@@ -70,6 +81,9 @@ impl Change {
             Self::RemoveTarget(id) => drop(map.targets.remove(id)),
             Self::PutAdded(added) => drop(map.added.insert(added.id, added.clone())),
             Self::RemoveAdded(id) => drop(map.added.remove(id)),
+            Self::PutUnit(id, unit) => drop(map.units.insert(*id, Arc::clone(unit))),
+            Self::RemoveUnit(id) => drop(map.units.remove(id)),
+            Self::SetDiscoveryChap(chap) => map.discovery_chap.clone_from(chap),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lunette_proto::ids::{
     ClusterId, DiskId, DiskUuid, GatewayId, Generation, NodeId, PoolId, TargetId, VolumeId,
 };
-use lunette_proto::map::{Acl, Chap, DiskState, FailureDomain, Redundancy, Stripe, Table};
+use lunette_proto::map::{Acl, Chap, DiskState, FailureDomain, Redundancy, Stripe, Table, UnitState};
 use serde::{Deserialize, Serialize};
 
 /// A change to the cluster. Everything that chance or a clock decides (ids apart, which the state
@@ -188,6 +188,34 @@ pub enum Command {
         node: NodeId,
         /// Which.
         disk: DiskId,
+    },
+    /// Replaces what the logical unit of a volume keeps.
+    SetUnitState {
+        /// Whose.
+        volume: VolumeId,
+        /// What it keeps from now on, as made from the state of the revision before.
+        state: Arc<UnitState>,
+    },
+    /// Turns the write cache of a volume on or off.
+    SetWriteBack {
+        /// Whose.
+        volume: VolumeId,
+        /// The generation whose owner has seen to it that this may be said; `None`: no owner has to.
+        generation: Option<Generation>,
+        /// Whether it is on.
+        write_back: bool,
+    },
+    /// Sends the initiators of a target away, or lets them in again.
+    SetDraining {
+        /// The target's iSCSI name.
+        iqn: String,
+        /// Which of both.
+        draining: bool,
+    },
+    /// Demands CHAP of discovery sessions, or demands it no more; the secrets are sealed.
+    SetDiscoveryChap {
+        /// Names, sealed secrets, algorithms.
+        chap: Option<Chap>,
     },
 }
 

@@ -21,6 +21,7 @@ mod names;
 mod pools;
 mod rejection;
 mod targets;
+mod units;
 mod volumes;
 
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use command::{Command, NewDisk, Response};
 pub use names::{export_iqn, normal_acl, normal_iqn};
 pub use pools::{check_shape, usable_bytes};
 pub use rejection::{Category, NameKind, NameProblem, Rejection};
+pub use units::UnitProblem;
 
 /// Maximums of the replicated state that no other part needs to know.
 pub mod limits {
@@ -197,6 +199,12 @@ impl Draft<'_> {
                 self.disk_added(*node, *disk, *capacity_bytes)
             }
             Command::RefuseDisk { node, disk } => self.refuse_disk(*node, *disk),
+            Command::SetUnitState { volume, state } => self.set_unit_state(*volume, state),
+            Command::SetWriteBack { volume, generation, write_back } => {
+                self.set_write_back(*volume, *generation, *write_back)
+            }
+            Command::SetDraining { iqn, draining } => self.set_draining(iqn, *draining),
+            Command::SetDiscoveryChap { chap } => self.set_discovery_chap(chap.as_ref()),
         }
     }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::limits::DISK_BYTES_MIN;
+use super::units::UnitProblem;
 
 /// What a name is the name of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +75,8 @@ pub enum Category {
     Precondition,
     /// A limit is reached.
     Exhausted,
+    /// Somebody else was faster: look again, and decide anew.
+    Conflict,
 }
 
 /// Why a command is refused.
@@ -399,6 +402,25 @@ pub enum Rejection {
     /// A disk that serves cannot be refused.
     #[error("{0} is in service")]
     DiskInService(DiskId),
+    /// A state of a logical unit that was made from another than the present one.
+    #[error("the logical unit of {volume} is at revision {present}; revision {given} does not continue it")]
+    UnitRevision {
+        /// Whose.
+        volume: VolumeId,
+        /// What is kept.
+        present: u64,
+        /// What was to replace it.
+        given: u64,
+    },
+    /// A state of a logical unit that cannot be one.
+    #[error("no state of a logical unit: {0}")]
+    UnitState(UnitProblem),
+    /// A write cache whose content may be in memory alone.
+    #[error("the write cache of volume {name:?} has to be flushed by the volume's present owner first")]
+    NotFlushed {
+        /// Whose.
+        name: String,
+    },
 }
 
 /// What is wrong with an iSCSI name (RFC 7143 4.2.7).
@@ -431,7 +453,7 @@ impl Rejection {
     /// The kind, the machine-readable reason and, for a wrong value, the request's field.
     #[must_use]
     pub fn classify(&self) -> (Category, &'static str, Option<&str>) {
-        use Category::{Exhausted, Exists, Invalid, NotFound, Precondition};
+        use Category::{Conflict, Exhausted, Exists, Invalid, NotFound, Precondition};
         match self {
             Self::Name { .. } => (Invalid, "NAME_INVALID", Some("name")),
             Self::Iqn { .. } => (Invalid, "IQN_INVALID", Some("iqn")),
@@ -494,6 +516,9 @@ impl Rejection {
             Self::DiskPathTaken { .. } => (Exists, "DISK_PATH_TAKEN", None),
             Self::DiskCapacity { .. } => (Invalid, "DISK_CAPACITY_INVALID", Some("capacity_bytes")),
             Self::DiskInService(_) => (Precondition, "DISK_IN_SERVICE", None),
+            Self::UnitRevision { .. } => (Conflict, "UNIT_REVISION", None),
+            Self::UnitState(_) => (Invalid, "UNIT_STATE_INVALID", Some("state")),
+            Self::NotFlushed { .. } => (Conflict, "NOT_FLUSHED", None),
         }
     }
 }

@@ -116,14 +116,7 @@ impl Draft<'_> {
     }
 
     pub(super) fn set_chap(&mut self, iqn: &str, chap: &Chap) -> Result<Response, Rejection> {
-        check_user("user", &chap.initiator)?;
-        if let Some(mutual) = &chap.target {
-            check_user("mutual_user", mutual)?;
-        }
-        let twice = |index: usize| chap.algorithms[..index].contains(&chap.algorithms[index]);
-        if chap.algorithms.is_empty() || (0..chap.algorithms.len()).any(twice) {
-            return Err(Rejection::ChapAlgorithm { text: format!("{:?}", chap.algorithms) });
-        }
+        check_chap(chap)?;
         let mut target = self.target(iqn)?;
         target.chap = Some(chap.clone());
         Ok(self.put_target(target))
@@ -132,6 +125,20 @@ impl Draft<'_> {
     pub(super) fn clear_chap(&mut self, iqn: &str) -> Result<Response, Rejection> {
         let mut target = self.target(iqn)?;
         target.chap = None;
+        Ok(self.put_target(target))
+    }
+
+    pub(super) fn set_discovery_chap(&mut self, chap: Option<&Chap>) -> Result<Response, Rejection> {
+        if let Some(chap) = chap {
+            check_chap(chap)?;
+        }
+        self.put(Change::SetDiscoveryChap(chap.cloned()));
+        Ok(Response::Done)
+    }
+
+    pub(super) fn set_draining(&mut self, iqn: &str, draining: bool) -> Result<Response, Rejection> {
+        let mut target = self.target(iqn)?;
+        target.draining = draining;
         Ok(self.put_target(target))
     }
 
@@ -146,6 +153,18 @@ impl Draft<'_> {
         let target = self.map.target_by_iqn(iqn).cloned();
         target.ok_or_else(|| Rejection::NotFound { kind: NameKind::Target, name: bounded(iqn) })
     }
+}
+
+fn check_chap(chap: &Chap) -> Result<(), Rejection> {
+    check_user("user", &chap.initiator)?;
+    if let Some(mutual) = &chap.target {
+        check_user("mutual_user", mutual)?;
+    }
+    let twice = |index: usize| chap.algorithms[..index].contains(&chap.algorithms[index]);
+    if chap.algorithms.is_empty() || (0..chap.algorithms.len()).any(twice) {
+        return Err(Rejection::ChapAlgorithm { text: format!("{:?}", chap.algorithms) });
+    }
+    Ok(())
 }
 
 /// The secrets are sealed by now, and were checked before that; the names are in clear.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, GatewayId, Generation, VolumeId};
 use lunette_proto::map::{
     Acl, Chap, ChapAlgorithm, ChapCredential, ClusterMap, DiskState, FailureDomain, Redundancy, Sealed,
-    Stripe, Table, VolumeState,
+    Stripe, Table, UnitState, VolumeState,
 };
 use proptest::prelude::*;
 
@@ -37,7 +37,7 @@ fn pool(name: &str, disks: &[u32]) -> Command {
     }
 }
 
-fn volume(name: &str, export: bool) -> Command {
+pub(super) fn volume(name: &str, export: bool) -> Command {
     Command::CreateVolume {
         name: name.into(),
         pool: "default".into(),
@@ -55,7 +55,7 @@ fn gateway() -> Command {
 }
 
 /// Three nodes with a disk each, a pool over them, a gateway.
-fn cluster() -> State {
+pub(super) fn cluster() -> State {
     let mut state = State::default();
     let commands = [
         Command::Found { cluster: ClusterId(7) },
@@ -71,7 +71,7 @@ fn cluster() -> State {
     state
 }
 
-fn reason(state: &State, command: &Command) -> &'static str {
+pub(super) fn reason(state: &State, command: &Command) -> &'static str {
     state.decide(command).expect_err("a command that is wrong").classify().1
 }
 
@@ -426,6 +426,18 @@ fn commands() -> impl Strategy<Value = Command> {
             disk: DiskId(disk),
             capacity_bytes: GIB,
         }),
+        4 => (1..6u64, 1..4u64).prop_map(|(volume, revision)| Command::SetUnitState {
+            volume: VolumeId(volume),
+            state: Arc::new(UnitState { revision, ..UnitState::default() }),
+        }),
+        2 => (1..6u64, proptest::option::of(1..3u64), any::<bool>()).prop_map(
+            |(volume, generation, write_back)| Command::SetWriteBack {
+                volume: VolumeId(volume),
+                generation: generation.map(Generation),
+                write_back,
+            }
+        ),
+        1 => (iqns(), any::<bool>()).prop_map(|(iqn, draining)| Command::SetDraining { iqn, draining }),
         1 => (1..3u32, 4..9u32).prop_map(|(node, disk)| Command::RefuseDisk {
             node: lunette_proto::ids::NodeId(node),
             disk: DiskId(disk),
@@ -463,6 +475,9 @@ fn check_invariants(map: &ClusterMap) {
         if volume.state == VolumeState::Active {
             assert_eq!(names.insert(&volume.name, volume.id), None);
         }
+    }
+    for id in map.units.keys() {
+        assert_eq!(map.volumes[id].state, VolumeState::Active, "what is deleted keeps nothing");
     }
     let mut iqns = BTreeMap::new();
     for target in map.targets.values() {
@@ -502,6 +517,10 @@ proptest! {
                     let (old, new) = (&before.map().volumes[id], &state.map().volumes[id]);
                     prop_assert_eq!(new.generation.0, old.generation.0 + 1);
                 }
+            }
+            for (id, unit) in &state.map().units {
+                let had = before.map().units.get(id).map_or(0, |unit| unit.revision);
+                prop_assert!(unit.revision == had || unit.revision == had + 1, "one revision at a time");
             }
             log.push(command);
             prop_assert_eq!(applied.epoch, state.map().epoch);

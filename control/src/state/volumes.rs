@@ -72,6 +72,23 @@ impl Draft<'_> {
         Ok(Response::Volume(id))
     }
 
+    /// On is nothing that an owner has to be asked for. Off says that everything acknowledged is on stable media, and
+    /// that only the owner can bring about: it names the generation under which it did.
+    pub(super) fn set_write_back(
+        &mut self,
+        id: VolumeId,
+        generation: Option<Generation>,
+        write_back: bool,
+    ) -> Result<Response, Rejection> {
+        let volume = self.active(id)?;
+        let cached = volume.write_back && !write_back && volume.generation != Generation(0);
+        if cached && generation != Some(volume.generation) {
+            return Err(Rejection::NotFlushed { name: volume.name.clone() });
+        }
+        self.put(Change::PutVolume(Volume { write_back, ..volume.clone() }));
+        Ok(Response::Volume(id))
+    }
+
     pub(super) fn delete_volume(&mut self, name: &str, force: bool) -> Result<Response, Rejection> {
         let volume = self.volume(name)?;
         let id = volume.id;
@@ -91,6 +108,7 @@ impl Draft<'_> {
                 self.put(Change::PutTarget(target));
             }
         }
+        self.put(Change::RemoveUnit(id));
         // Nobody ever owned it, so nobody wrote: there is no space to give back.
         if volume.generation == Generation(0) {
             self.put(Change::RemoveVolume(id));
@@ -149,6 +167,13 @@ impl<'a> Draft<'a> {
         let map: &'a ClusterMap = self.map;
         let volume = map.volume_by_name(name);
         volume.ok_or_else(|| Rejection::NotFound { kind: NameKind::Volume, name: bounded(name) })
+    }
+
+    /// The active volume of that id, likewise.
+    pub(super) fn active(&self, id: VolumeId) -> Result<&'a Volume, Rejection> {
+        let map: &'a ClusterMap = self.map;
+        let volume = map.volumes.get(&id).filter(|volume| volume.state == VolumeState::Active);
+        volume.ok_or(Rejection::NoVolume(id))
     }
 }
 

@@ -5,15 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lunette_control::api::admin::StatusRequest;
 use lunette_control::api::cluster::report::Member;
 use lunette_control::api::cluster::{
     DiskReport, GatewayReport, NodeDisk, NodeReport, RegisterGatewayRequest, RegisterNodeRequest, Report,
     SessionReport,
 };
-use lunette_control::client::{AdminClients, Attached, ControlPlane, connect};
+use lunette_control::client::{AdminClients, Attached, Attachment, ControlPlane, connect};
 use lunette_control::{Control, ControlConfig};
 use parking_lot::Mutex;
 use tempfile::TempDir;
+use tokio::time::timeout;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
@@ -175,4 +177,21 @@ pub(crate) fn reason(status: &Status) -> String {
 pub(crate) fn field(status: &Status) -> Option<String> {
     let details = status.get_error_details();
     details.bad_request()?.field_violations.first().map(|violation| violation.field.clone())
+}
+
+/// Attaches a node, and waits until it is seen to be up.
+pub(crate) async fn attached<N: Attached + 'static>(plane: &Plane, node: &Arc<N>) -> Attachment {
+    let attachment = Attachment::start(plane.plane(), Arc::clone(node) as Arc<_>);
+    let up = async {
+        loop {
+            let status =
+                plane.admin.cluster.clone().status(StatusRequest {}).await.expect("answers").into_inner();
+            if status.nodes[0].up {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, up).await.expect("the node is seen");
+    attachment
 }

@@ -12,7 +12,7 @@
 //! a power failure the file is at one commit or the next, whatever the disk wrote in which order.
 //! A failed commit is final: redb refuses everything after it, and Raft stops.
 //!
-//! # Tables (format 2)
+//! # Tables (format 3)
 //!
 //! | table      | key           | value                                                              |
 //! |------------|---------------|--------------------------------------------------------------------|
@@ -24,14 +24,14 @@
 //! |            | `applied`     | the last log id that was applied, and the last membership          |
 //! |            | `head`        | epoch, cluster, next ids                                           |
 //! | `log`      | index         | an entry                                                           |
-//! | `state`    | kind, id      | a node, disk, gateway, pool, volume, target or added disk          |
+//! | `state`    | kind, id      | a node, disk, gateway, pool, volume, target, added disk or logical |
+//! |            |               | unit, or what discovery sessions must prove                        |
 //! | `snapshot` | `meta`        | of the current snapshot                                            |
 //! |            | `data`        | the same, as it is sent to others                                  |
 //!
 //! Each value but the format is a record with a checksum, see `record`.
 //!
-//! Format 1 had no added disks. A file of format 1 is opened and is one of format 2 from then on; a snapshot
-//! bears its own format, and both are read.
+//! Formats 1 and 2 had no logical units. No version that writes them was ever released, and they are refused by name.
 
 mod log;
 mod machine;

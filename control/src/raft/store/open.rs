@@ -19,10 +19,8 @@ use super::{
 use crate::published::Published;
 use crate::seal::{KeyError, Sealer};
 
-/// The format that this version writes; it reads the one before too, see the parent module.
-pub(super) const FORMAT: u32 = 2;
-/// The oldest format that is read.
-pub(super) const FORMAT_OLDEST: u32 = 1;
+/// The format that this version writes and reads, see the parent module.
+pub(super) const FORMAT: u32 = 3;
 /// What the key is tried on.
 const KEY_CHECK: &str = "lunette control plane";
 /// Pages kept in memory; the state itself is in memory anyway.
@@ -48,6 +46,16 @@ pub enum OpenError {
     /// Written by a newer version.
     #[error("{} has format {found}, and this version knows up to {FORMAT}; use the version that wrote it", path.display())]
     Format {
+        /// Which file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// Written by a version that was never released.
+    #[error(
+        "{} has format {found}, of a version before the first release, and this version reads format {FORMAT}; copy the data out with the version that wrote it, and begin with an empty data directory", path.display()
+    )]
+    Unreleased {
         /// Which file.
         path: PathBuf,
         /// Its format.
@@ -138,10 +146,7 @@ pub(crate) fn open(folder: &Path, wanted: &Wanted) -> Result<Opened, OpenError> 
     let database = database.map_err(|error| file_error(&path, error))?;
     sync_folder(folder)?;
     let (identity, sealer) = match check(&database, &path, wanted)? {
-        Some(known) => {
-            upgrade(&database).map_err(|source| OpenError::Store { path: path.clone(), source })?;
-            known
-        }
+        Some(known) => known,
         None => found(&database, &path, wanted)?,
     };
 
@@ -218,7 +223,8 @@ fn check(
     }
     let format = read_format(database).map_err(store)?;
     match format {
-        Some(FORMAT_OLDEST..=FORMAT) => {}
+        Some(FORMAT) => {}
+        Some(found) if found < FORMAT => return Err(OpenError::Unreleased { path, found }),
         Some(found) => return Err(OpenError::Format { path, found }),
         None => return Err(OpenError::Foreign { path }),
     }
@@ -241,18 +247,6 @@ fn check(
         return Err(OpenError::OtherKey { key: wanted.key.clone(), path });
     }
     Ok(Some((identity, sealer)))
-}
-
-/// What is written from now on may be of this version's format. What there is stays as it is: each of its
-/// records is also one of this format.
-fn upgrade(database: &Database) -> Result<(), StoreError> {
-    if read_format(database)? == Some(FORMAT) {
-        return Ok(());
-    }
-    write(database, |transaction| {
-        transaction.open_table(META)?.insert("format", FORMAT.to_le_bytes().as_slice())?;
-        Ok(())
-    })
 }
 
 fn is_blank(database: &impl ReadableDatabase) -> Result<bool, StoreError> {

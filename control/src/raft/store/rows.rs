@@ -1,10 +1,9 @@
 //! The state as rows: one for each entry of the map, so that a commit writes what changed and no more.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lunette_proto::ids::{ClusterId, DiskId, Epoch, GatewayId, NodeId, PoolId, TargetId, VolumeId};
-use lunette_proto::map::{ClusterMap, Disk, Gateway, Node, Pool, Target, Volume};
+use lunette_proto::ids::{ClusterId, Epoch};
+use lunette_proto::map::ClusterMap;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table};
 use serde::{Deserialize, Serialize};
 
@@ -20,8 +19,10 @@ const GATEWAY: u8 = 3;
 const POOL: u8 = 4;
 const VOLUME: u8 = 5;
 const TARGET: u8 = 6;
-/// Since format 2.
 const ADDED: u8 = 7;
+const UNIT: u8 = 8;
+/// One row, with id 0, or none.
+const DISCOVERY_CHAP: u8 = 9;
 
 /// What of a state is not a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +58,10 @@ pub(super) fn write_change(
         Change::RemoveTarget(id) => ((TARGET, id.0.into()), None),
         Change::PutAdded(added) => ((ADDED, added.id.0.into()), Some(encode(added)?)),
         Change::RemoveAdded(id) => ((ADDED, id.0.into()), None),
+        // With the id, which the value does not have: a row under another's key is found.
+        Change::PutUnit(id, unit) => ((UNIT, id.0), Some(encode(&(id, unit))?)),
+        Change::RemoveUnit(id) => ((UNIT, id.0), None),
+        Change::SetDiscoveryChap(chap) => ((DISCOVERY_CHAP, 0), chap.as_ref().map(encode).transpose()?),
     };
     match row {
         Some(row) => drop(table.insert(key, row.as_slice())?),
@@ -74,7 +79,10 @@ pub(super) fn all_changes(map: &ClusterMap) -> impl Iterator<Item = Change> {
     let volumes = map.volumes.values().cloned().map(Change::PutVolume);
     let targets = map.targets.values().cloned().map(Change::PutTarget);
     let added = map.added.values().cloned().map(Change::PutAdded);
-    nodes.chain(disks).chain(gateways).chain(pools).chain(volumes).chain(targets).chain(added)
+    let units = map.units.iter().map(|(id, unit)| Change::PutUnit(*id, Arc::clone(unit)));
+    let chap = std::iter::once(Change::SetDiscoveryChap(map.discovery_chap.clone()));
+    let members = nodes.chain(disks).chain(gateways).chain(added);
+    members.chain(pools).chain(volumes).chain(units).chain(targets).chain(chap)
 }
 
 /// The state that the rows and the head make.
@@ -93,6 +101,11 @@ pub(super) fn load(database: &Database) -> Result<State, StoreError> {
             VOLUME => Change::PutVolume(decode(value.value(), "volume")?),
             TARGET => Change::PutTarget(decode(value.value(), "target")?),
             ADDED => Change::PutAdded(decode(value.value(), "added disk")?),
+            UNIT => {
+                let (id, unit) = decode(value.value(), "logical unit")?;
+                Change::PutUnit(id, unit)
+            }
+            DISCOVERY_CHAP => Change::SetDiscoveryChap(Some(decode(value.value(), "CHAP of discovery")?)),
             _ => return Err(StoreError::Damaged { what: "a row of unknown kind" }),
         };
         if id_of(&change) != id {
@@ -106,7 +119,7 @@ pub(super) fn load(database: &Database) -> Result<State, StoreError> {
 
 fn id_of(change: &Change) -> u64 {
     match change {
-        Change::Cluster(_) => 0,
+        Change::Cluster(_) | Change::SetDiscoveryChap(_) => 0,
         Change::PutNode(node) => node.id.0.into(),
         Change::PutDisk(disk) => disk.id.0.into(),
         Change::PutGateway(gateway) => gateway.id.0.into(),
@@ -118,6 +131,7 @@ fn id_of(change: &Change) -> u64 {
         Change::RemoveTarget(id) => id.0.into(),
         Change::PutAdded(added) => added.id.0.into(),
         Change::RemoveAdded(id) => id.0.into(),
+        Change::PutUnit(id, _) | Change::RemoveUnit(id) => id.0,
     }
 }
 
@@ -129,49 +143,12 @@ pub(super) fn encode_snapshot(state: &State) -> Result<Vec<u8>, StoreError> {
 /// The state in a snapshot's bytes.
 pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<State, StoreError> {
     let (format, body) = postcard::take_from_bytes::<u32>(body(bytes, "snapshot")?)?;
-    let state: State = match format {
-        1 => whole::<State1>(body, "snapshot")?.into(),
-        FORMAT => whole(body, "snapshot")?,
-        _ => return Err(StoreError::Damaged { what: "a snapshot of unknown format" }),
-    };
+    if format != FORMAT {
+        return Err(StoreError::Damaged { what: "a snapshot of another format" });
+    }
+    let state: State = whole(body, "snapshot")?;
     check_map(state.map()).map_err(|_| StoreError::Damaged { what: "the table of a pool" })?;
     Ok(state)
-}
-
-/// A state as format 1 has it, field by field: without added disks.
-#[derive(Deserialize)]
-#[cfg_attr(test, derive(Serialize))]
-pub(super) struct State1 {
-    pub(super) epoch: Epoch,
-    pub(super) cluster: ClusterId,
-    pub(super) nodes: BTreeMap<NodeId, Node>,
-    pub(super) disks: BTreeMap<DiskId, Disk>,
-    pub(super) pools: BTreeMap<PoolId, Pool>,
-    pub(super) volumes: BTreeMap<VolumeId, Volume>,
-    pub(super) gateways: BTreeMap<GatewayId, Gateway>,
-    pub(super) targets: BTreeMap<TargetId, Target>,
-    pub(super) next: NextIds,
-}
-
-impl From<State1> for State {
-    fn from(state: State1) -> Self {
-        let State1 { epoch, cluster, nodes, disks, pools, volumes, gateways, targets, next } = state;
-        let (added, units, discovery_chap) = (BTreeMap::new(), BTreeMap::new(), None);
-        let map = ClusterMap {
-            epoch,
-            cluster,
-            nodes,
-            disks,
-            pools,
-            volumes,
-            gateways,
-            targets,
-            added,
-            units,
-            discovery_chap,
-        };
-        Self::from_parts(map, next)
-    }
 }
 
 /// Shares a state with a snapshot builder at the cost of a pointer.

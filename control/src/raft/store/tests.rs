@@ -9,7 +9,7 @@ use openraft::testing::{StoreBuilder, Suite};
 use openraft::{
     CommittedLeaderId, EntryPayload, LogId, RaftLogReader as _, RaftSnapshotBuilder as _, StorageError, Vote,
 };
-use redb::{ReadableDatabase as _, ReadableTable as _};
+use redb::ReadableTable as _;
 use tempfile::TempDir;
 
 use super::*;
@@ -86,6 +86,84 @@ async fn added_disks_are_kept() {
     assert_eq!(*opened.published.state(), *state);
     let bytes = rows::encode_snapshot(&state).expect("encodes");
     assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), *state);
+}
+
+/// Guards what logical units keep, and CHAP of discovery: both are there after a restart and in a snapshot, and gone
+/// when they were taken away.
+#[tokio::test]
+async fn units_are_kept() {
+    use lunette_proto::ids::VolumeId;
+    use lunette_proto::map::{Chap, ChapAlgorithm, ChapCredential, Sealed, UnitState};
+
+    let chap = Chap {
+        initiator: ChapCredential { user: "u".into(), secret: Sealed(vec![1, 2]) },
+        target: None,
+        algorithms: ChapAlgorithm::ALL.to_vec(),
+    };
+    let unit = |revision| std::sync::Arc::new(UnitState { revision, ..UnitState::default() });
+    let node = |index: u8| Command::RegisterNode {
+        name: format!("node{index}"),
+        address: "127.0.0.1:7500".parse().expect("an address"),
+        host: String::new(),
+        rack: String::new(),
+        zone: String::new(),
+        disks: vec![crate::state::NewDisk {
+            uuid: lunette_proto::ids::DiskUuid(index.into()),
+            label: "/disk".into(),
+            capacity_bytes: 1 << 30,
+            weight: 0,
+        }],
+    };
+    let volume = |name: &str| Command::CreateVolume {
+        name: name.into(),
+        pool: "p".into(),
+        size_bytes: 4096,
+        stripe: None,
+        block_bytes: 512,
+        write_back: false,
+        export: false,
+    };
+    let pool = Command::CreatePool {
+        name: "p".into(),
+        redundancy: lunette_proto::map::Redundancy::replicated(1),
+        failure_domain: lunette_proto::map::FailureDomain::Disk,
+        table: std::sync::Arc::new(lunette_proto::map::Table::new(1, 1, vec![lunette_proto::ids::DiskId(1)])),
+    };
+    let keep = |volume, revision| Command::SetUnitState { volume: VolumeId(volume), state: unit(revision) };
+    let discovery = |chap| Command::SetDiscoveryChap { chap };
+    let first = [
+        node(1),
+        pool,
+        volume("a"),
+        volume("b"),
+        keep(1, 1),
+        keep(1, 2),
+        keep(2, 1),
+        discovery(Some(chap.clone())),
+    ];
+    let then = [Command::DeleteVolume { name: "b".into(), force: false }, discovery(None)];
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut index = 0;
+    for (commands, units, wanted) in [(first.to_vec(), 2, Some(chap)), (then.to_vec(), 1, None)] {
+        let mut opened = open_in(folder.path());
+        for command in commands {
+            index += 1;
+            let entry = Entry { log_id: log_id(index), payload: EntryPayload::Normal(command) };
+            let outcomes = opened.machine.apply([entry]).await.expect("applies");
+            assert!(matches!(outcomes[0], Outcome::Applied { .. }), "{outcomes:?}");
+        }
+        let state = opened.published.state();
+        assert_eq!((state.map().units.len(), &state.map().discovery_chap), (units, &wanted));
+        assert_eq!(state.map().units[&VolumeId(1)].revision, 2);
+        opened.store.close().await;
+        let opened = open_in(folder.path());
+        assert_eq!(*opened.published.state(), *state);
+        opened.store.close().await;
+        let bytes = rows::encode_snapshot(&state).expect("encodes");
+        assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), *state);
+        assert_eq!(rows::all_changes(state.map()).filter(|change| !change.is_in(state.map())).count(), 0);
+    }
 }
 
 /// Guards a restart: vote, log, state and ids are as they were, down to the entry.
@@ -210,62 +288,37 @@ async fn refused_folders() {
     assert!(matches!(refusal(folder.path(), &right), OpenError::InUse { .. }));
     open_already.store.close().await;
 
-    let database = Database::create(&path).expect("opens");
-    write(&database, |transaction| {
-        transaction.open_table(META)?.insert("format", 3u32.to_le_bytes().as_slice())?;
-        Ok(())
-    })
-    .expect("writes");
-    drop(database);
-    let error = refusal(folder.path(), &right);
-    assert!(matches!(error, OpenError::Format { found: 3, .. }), "{error}");
-    assert!(error.to_string().contains("control.redb has format 3"), "{error}");
-}
-
-/// Guards against the loss of a store of the last format: it opens, and its snapshots are read.
-#[tokio::test]
-async fn the_format_before() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut opened = open_in(folder.path());
-    opened.machine.apply((1..=3).map(entry)).await.expect("applies");
-    let before = opened.published.state();
-    opened.store.close().await;
-    let database = Database::create(path_in(folder.path())).expect("opens");
     let set = |format: u32| {
+        let database = Database::create(&path).expect("opens");
         write(&database, |transaction| {
             transaction.open_table(META)?.insert("format", format.to_le_bytes().as_slice())?;
             Ok(())
         })
         .expect("writes");
     };
-    set(1);
-    drop(database);
-    let opened = open_in(folder.path());
-    assert_eq!(*opened.published.state(), *before);
-    opened.store.close().await;
-    let database = Database::create(path_in(folder.path())).expect("opens");
-    let format = database.begin_read().expect("begins").open_table(META).expect("there");
-    assert_eq!(format.get("format").expect("reads").expect("there").value(), 2u32.to_le_bytes());
+    set(4);
+    let error = refusal(folder.path(), &right);
+    assert!(matches!(error, OpenError::Format { found: 4, .. }), "{error}");
+    assert!(error.to_string().contains("control.redb has format 4"), "{error}");
+    for old in [1, 2] {
+        set(old);
+        let error = refusal(folder.path(), &right);
+        assert!(matches!(error, OpenError::Unreleased { found, .. } if found == old), "{error}");
+        assert!(error.to_string().contains("empty data directory"), "{error}");
+    }
+}
 
-    let map = before.map().clone();
-    let next = before.next_ids();
-    let old = rows::State1 {
-        epoch: map.epoch,
-        cluster: map.cluster,
-        nodes: map.nodes,
-        disks: map.disks,
-        pools: map.pools,
-        volumes: map.volumes,
-        gateways: map.gateways,
-        targets: map.targets,
-        next,
-    };
-    let bytes = encode(&(1u32, &old)).expect("encodes");
-    // A map was all but the ids, in one piece: the bytes of one field after the other.
-    assert_eq!(bytes[4], 1, "the format comes first");
-    assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), *before);
-    let unknown = encode(&(3u32, &old)).expect("encodes");
-    assert!(matches!(rows::decode_snapshot(&unknown), Err(StoreError::Damaged { .. })));
+/// Guards against a snapshot of another version that is taken for one of this.
+#[test]
+fn snapshots_of_other_formats() {
+    let state = crate::state::State::default();
+    let bytes = rows::encode_snapshot(&state).expect("encodes");
+    assert_eq!(bytes[4], 3, "the format comes first");
+    assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), state);
+    for format in [0u32, 1, 2, 4] {
+        let other = encode(&(format, &state)).expect("encodes");
+        assert!(matches!(rows::decode_snapshot(&other), Err(StoreError::Damaged { .. })));
+    }
 }
 
 /// Guards against files of others: text, another program's database, one cut short.
