@@ -3,7 +3,7 @@
 mod scsi_model;
 
 use lunette_target_iscsi::scsi::{Attention, Nexus, Scope, Task};
-use lunette_volume::device::{DeviceError, Readiness};
+use lunette_volume::device::{Command, DeviceError, Readiness};
 use proptest::prelude::*;
 use scsi_model::Model;
 
@@ -118,9 +118,10 @@ fn attentions() -> impl Strategy<Value = Option<Attention>> {
 
 /// Opcodes of the table, and sometimes any.
 fn opcodes() -> impl Strategy<Value = u8> {
-    const KNOWN: [u8; 31] = [
+    const KNOWN: [u8; 41] = [
         0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x1A, 0x1B, 0x25, 0x28, 0x2A, 0x2F, 0x34, 0x35, 0x41, 0x42, 0x55,
-        0x5A, 0x88, 0x8A, 0x8F, 0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA8, 0xAA, 0xAF, 0x42,
+        0x5A, 0x88, 0x8A, 0x8F, 0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA8, 0xAA, 0xAF, 0x42, 0x1C, 0x1D, 0x2E,
+        0x37, 0x89, 0x8B, 0x8E, 0x9C, 0xAE, 0xB7,
     ];
     prop_oneof![9 => proptest::sample::select(&KNOWN[..]), 1 => any::<u8>()]
 }
@@ -157,8 +158,8 @@ proptest! {
         cdb.extend(rest);
         let end = model.run_on(lun, &cdb, &data_out);
         if read_only {
-            let changes = |command: &lunette_volume::device::Command| {
-                !matches!(command, lunette_volume::device::Command::Read { .. } | lunette_volume::device::Command::Flush)
+            let changes = |command: &Command| {
+                !matches!(command, Command::Read { .. } | Command::Flush | Command::Mapping { .. })
             };
             prop_assert!(!model.commands.iter().any(changes), "{end:?}");
         }

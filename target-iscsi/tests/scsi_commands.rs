@@ -131,14 +131,16 @@ fn block_limits() {
         let data = vpd(&mut Model::with(1 << 20, block), 0xB0);
         let be32 = |at: usize| u32::from_be_bytes(data[at..at + 4].try_into().unwrap());
         assert_eq!(data.len(), 64);
-        assert_eq!(data[4..8], [[0x01, 0x00], granularity.to_be_bytes()].concat());
+        assert_eq!(data[4..8], [[0x01, 0x01], granularity.to_be_bytes()].concat(), "WSNZ, COMPARE AND WRITE");
         assert_eq!(be32(8), (8 << 20) / block, "MAXIMUM TRANSFER LENGTH");
         assert_eq!(be32(20), 1 << 20, "MAXIMUM UNMAP LBA COUNT");
         assert_eq!(be32(24), 256, "MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT");
         assert_eq!(be32(28), (64 << 10) / block, "OPTIMAL UNMAP GRANULARITY");
         assert_eq!(be32(32), 0x8000_0000, "UGAVALID");
         assert_eq!(data[36..44], u64::from((16 << 20) / block).to_be_bytes(), "MAXIMUM WRITE SAME LENGTH");
-        assert!(data[44..].iter().all(|byte| *byte == 0));
+        assert_eq!(be32(44), scsi_model::ATOMIC_BYTES / block, "MAXIMUM ATOMIC TRANSFER LENGTH");
+        assert_eq!([be32(48), be32(52)], [4096 / block; 2], "ATOMIC ALIGNMENT, GRANULARITY");
+        assert!(data[56..].iter().all(|byte| *byte == 0));
     }
 }
 
@@ -245,7 +247,7 @@ fn unit_attentions() {
 #[test]
 fn unknown_commands() {
     let mut model = Model::new();
-    let end = model.run(&cdb(16, 0x89, &[]), &[]);
+    let end = model.run(&cdb(16, 0x87, &[]), &[]);
     end.fails((5, 0x20, 0x00));
     assert_eq!(end.sense[15..18], [0xC0, 0, 0]);
     model.run(&cdb(16, 0x9E, &[(1, &[0x1F])]), &[]).bad_cdb_field(1, Some(4));
@@ -335,16 +337,16 @@ fn all_operation_codes() {
             "{opcode:02x}/{action:02x}"
         );
     };
-    for opcode in [0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x1A, 0x1B] {
+    for opcode in [0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x1A, 0x1B, 0x1C, 0x1D] {
         has(opcode, 0, 0, 6);
     }
-    for opcode in [0x25, 0x28, 0x2A, 0x2F, 0x34, 0x35, 0x41, 0x42, 0x55, 0x5A] {
+    for opcode in [0x25, 0x28, 0x2A, 0x2E, 0x2F, 0x34, 0x35, 0x37, 0x41, 0x42, 0x55, 0x5A] {
         has(opcode, 0, 0, 10);
     }
-    for opcode in [0xA0, 0xA8, 0xAA, 0xAF] {
+    for opcode in [0xA0, 0xA8, 0xAA, 0xAE, 0xAF, 0xB7] {
         has(opcode, 0, 0, 12);
     }
-    for opcode in [0x88, 0x8A, 0x8F, 0x90, 0x91, 0x93] {
+    for opcode in [0x88, 0x89, 0x8A, 0x8B, 0x8E, 0x8F, 0x90, 0x91, 0x93, 0x9C] {
         has(opcode, 0, 0, 16);
     }
     for (opcode, action, len) in
@@ -352,7 +354,7 @@ fn all_operation_codes() {
     {
         has(opcode, action, 1, len);
     }
-    assert_eq!(commands.len(), 8 + 10 + 4 + 6 + 5);
+    assert_eq!(commands.len(), 10 + 12 + 6 + 10 + 5);
 }
 
 /// Guards the report of one command: usage data, support, service actions (SPC-4 6.35).
@@ -371,7 +373,7 @@ fn one_operation_code() {
     assert_eq!((&capacity[..4], &capacity[4..6]), (&[0, 3, 0, 16][..], &[0x9E, 0x10][..]));
     let timed = rsoc(0x81, 0x00, 0).good();
     assert_eq!((timed.len(), &timed[..4], &timed[10..12]), (22, &[0, 0x83, 0, 6][..], &[0, 0x0A][..]));
-    for (options, opcode, action) in [(1, 0x89, 0), (2, 0x9E, 0x11), (2, 0x89, 1), (3, 0x28, 1), (3, 0x9E, 0)]
+    for (options, opcode, action) in [(1, 0x87, 0), (2, 0x9E, 0x11), (2, 0x87, 1), (3, 0x28, 1), (3, 0x9E, 0)]
     {
         assert_eq!(rsoc(options, opcode, action).good()[..4], [0, 1, 0, 0], "{options} {opcode:02x}");
     }
@@ -391,4 +393,38 @@ fn task_management_functions() {
     let extended = model.run(&rstmf(0x80, 255), &[]).good();
     assert_eq!((extended.len(), &extended[..4]), (16, &[0xDA, 0, 0, 0x0C][..]));
     model.run(&rstmf(0, 3), &[]).bad_cdb_field(6, None);
+}
+
+/// Guards READ DEFECT DATA: empty lists, which lists and which format were asked for (SBC-3 5.17, 5.18).
+#[test]
+fn defect_data() {
+    let mut model = Model::new();
+    for format in 0..6u8 {
+        for lists in [0x00u8, 0x08, 0x10, 0x18] {
+            let short = model.run(&cdb(10, 0x37, &[(2, &[lists | format]), (8, &[255])]), &[]).good();
+            assert_eq!(short, [0, lists | format, 0, 0]);
+            let long = model.run(&cdb(12, 0xB7, &[(1, &[lists | format]), (9, &[255])]), &[]).good();
+            assert_eq!(long, [0, lists | format, 0, 0, 0, 0, 0, 0]);
+        }
+    }
+    assert_eq!(model.run(&cdb(12, 0xB7, &[(9, &[4])]), &[]).good().len(), 4);
+    for format in [6, 7] {
+        model.run(&cdb(10, 0x37, &[(2, &[format])]), &[]).bad_cdb_field(2, Some(2));
+        model.run(&cdb(12, 0xB7, &[(1, &[format])]), &[]).bad_cdb_field(1, Some(2));
+    }
+}
+
+/// Guards the self-test, which tells what TEST UNIT READY tells, and the list of diagnostic pages (SPC-4 6.30, 6.42).
+#[test]
+fn diagnostics() {
+    let mut model = Model::new();
+    model.run(&[0x1D, 0x04, 0, 0, 0, 0], &[]).good();
+    model.run(&[0x1D, 0x00, 0, 0, 0, 0], &[]).good();
+    model.run(&[0x1D, 0x20, 0, 0, 0, 0], &[]).bad_cdb_field(1, Some(7));
+    model.run(&[0x1D, 0x10, 0, 0, 4, 0], &[0; 4]).bad_cdb_field(3, None);
+    assert_eq!(model.run(&[0x1C, 0x01, 0, 1, 0, 0], &[]).good(), [0, 0, 0, 1, 0]);
+    model.run(&[0x1C, 0x01, 0x40, 1, 0, 0], &[]).bad_cdb_field(2, None);
+    model.run(&[0x1C, 0x00, 0, 1, 0, 0], &[]).bad_cdb_field(1, Some(0));
+    model.readiness(Readiness::Unavailable);
+    model.run(&[0x1D, 0x04, 0, 0, 0, 0], &[]).fails((2, 0x04, 0x0C));
 }

@@ -174,6 +174,12 @@ fn read_only() {
     model.run(&transfer(10, 0x41, 0, 0, 1), &[1; 512]).fails((7, 0x27, 0x00));
     model.run(&transfer(16, 0x93, 0, 0, 1), &[1; 512]).fails((7, 0x27, 0x00));
     model.run(&unmap_cdb(24), &unmap_list(&[(0, 1)])).fails((7, 0x27, 0x00));
+    for (len, opcode) in WRITE_AND_VERIFIES {
+        model.run(&transfer(len, opcode, 0, 0, 1), &[1; 512]).fails((7, 0x27, 0x00));
+    }
+    model.run(&compare_and_write(0, 0, 1), &[0; 1024]).fails((7, 0x27, 0x00));
+    model.run(&transfer(16, 0x8B, 0, 0, 1), &[1; 512]).fails((7, 0x27, 0x00));
+    model.run(&write_atomic(0, 0, 8), &[1; 4096]).fails((7, 0x27, 0x00));
     assert_eq!(model.commands, []);
     for (len, opcode) in READS.into_iter().chain(VERIFIES) {
         model.run(&transfer(len, opcode, 0, 0, 1), &[]).good();
@@ -426,17 +432,256 @@ fn write_same_expected_length() {
     assert!(task.check_expected(100).is_none(), "WRITE takes what comes");
 }
 
-/// Guards GET LBA STATUS: the first descriptor starts at the LBA that was asked for (SBC-3 5.4).
+fn lba_status(lba: u64, allocation: u32) -> Vec<u8> {
+    cdb(16, 0x9E, &[(1, &[0x12]), (2, &lba.to_be_bytes()), (10, &allocation.to_be_bytes())])
+}
+
+/// The descriptors of GET LBA STATUS: LBA, blocks, whether they are deallocated.
+fn statuses(data: &[u8]) -> Vec<(u64, u32, bool)> {
+    assert_eq!(data[..8], [&((data.len() - 4) as u32).to_be_bytes()[..], &[0; 4]].concat());
+    let descriptors = data[8..].chunks_exact(16);
+    assert!(descriptors.remainder().is_empty());
+    descriptors
+        .map(|bytes| {
+            assert!(bytes[12] <= 1 && bytes[13..] == [0; 3]);
+            let blocks = u32::from_be_bytes(bytes[8..12].try_into().expect("a slice of that length"));
+            (
+                u64::from_be_bytes(bytes[..8].try_into().expect("a slice of that length")),
+                blocks,
+                bytes[12] == 1,
+            )
+        })
+        .collect()
+}
+
+/// Guards GET LBA STATUS: runs of one status, from the LBA that was asked for, also inside of a block of
+/// the device (SBC-3 5.4).
 #[test]
 fn get_lba_status() {
+    for (block, per) in [(512u32, 8u64), (4096, 1)] {
+        let mut model = Model::with(1 << 20, block);
+        model.mapped.extend([2, 3, 4, 200]);
+        let want = [(0, 2, true), (2, 3, false), (5, 195, true), (200, 1, false), (201, 55, true)];
+        let want: Vec<_> = want
+            .iter()
+            .map(|(at, len, hole): &(u64, u64, bool)| (at * per, (len * per) as u32, *hole))
+            .collect();
+        assert_eq!(statuses(&model.run(&lba_status(0, 4096), &[]).good()), want);
+        assert_eq!(statuses(&model.run(&lba_status(0, 8 + 3 * 16 + 15), &[]).good()), want[..3]);
+        let (from, left) = (3 * per + per / 2, 2 * per - per / 2);
+        assert_eq!(statuses(&model.run(&lba_status(from, 24), &[]).good()), [(from, left as u32, false)]);
+        let last = (1 << 20) / u64::from(block) - 1;
+        assert_eq!(statuses(&model.run(&lba_status(last, 24), &[]).good()), [(last, 1, true)]);
+        model.run(&lba_status(last + 1, 24), &[]).fails((5, 0x21, 0x00));
+        model.run(&lba_status(u64::MAX, 24), &[]).fails((5, 0x21, 0x00));
+        assert_eq!(model.run(&lba_status(0, 8), &[]).good(), [0, 0, 0, 20, 0, 0, 0, 0]);
+        assert_eq!(model.run(&lba_status(0, 0), &[]).good(), []);
+    }
+}
+
+/// Guards against a command that looks at a whole volume: runs go on over the pieces it asks for, of which
+/// there are 32 of 256 MiB at most.
+#[test]
+fn get_lba_status_is_bounded() {
     let mut model = Model::with(1 << 42, 512);
-    let status = |lba: u64, allocation: u32| {
-        cdb(16, 0x9E, &[(1, &[0x12]), (2, &lba.to_be_bytes()), (10, &allocation.to_be_bytes())])
+    let data = model.run(&lba_status(5, 4096), &[]).good();
+    assert_eq!(statuses(&data), [(5, 1 << 24, true)], "8 GiB");
+    // The first piece ends where whole ones begin.
+    assert_eq!(model.commands.len(), 33);
+    model.commands.clear();
+    model.mapped.insert((256 << 20) / 4096);
+    let data = model.run(&lba_status(0, 24), &[]).good();
+    assert_eq!(statuses(&data), [(0, 1 << 19, true)], "256 MiB");
+    assert_eq!(model.commands.len(), 2);
+    model.fails = Some(DeviceError::Busy);
+    assert_eq!(model.run(&lba_status(0, 24), &[]).status, 0x08);
+}
+
+const WRITE_AND_VERIFIES: [(usize, u8); 3] = [(10, 0x2E), (12, 0xAE), (16, 0x8E)];
+
+/// Guards WRITE AND VERIFY: it writes through to the medium, reads that, and compares if it is to.
+#[test]
+fn write_and_verify() {
+    for (len, opcode) in WRITE_AND_VERIFIES {
+        let mut model = Model::with(8 << 20, 512);
+        let data = pattern(5000 * 512);
+        for flags in [0x00, 0x02, 0x12] {
+            model.content.fill(0);
+            model.commands.clear();
+            let end = model.run(&transfer(len, opcode, flags, 1, 5000), &data);
+            assert_eq!((end.data_out_len, end.transfer_len), (5000 * 512, 5000 * 512));
+            end.good();
+            assert_eq!(model.content[512..5001 * 512], data);
+            let [Command::Write { fua: true, .. }, reads @ ..] = &model.commands[..] else { panic!() };
+            let read: u64 = reads
+                .iter()
+                .map(|command| match command {
+                    Command::Read { len, .. } => u64::from(*len),
+                    other => panic!("{other:?}"),
+                })
+                .sum();
+            assert_eq!(read, 5000 * 512);
+        }
+        for bytchk in [0x04, 0x06] {
+            model.run(&transfer(len, opcode, bytchk, 1, 1), &data).bad_cdb_field(1, Some(2));
+        }
+        model.run(&transfer(len, opcode, 0x20, 1, 1), &data).bad_cdb_field(1, Some(7));
+        model.run(&transfer(len, opcode, 0, 16384, 1), &data).fails((5, 0x21, 0x00));
+        assert_eq!(model.run(&transfer(len, opcode, 0, 16384, 0), &[]).data_out_len, 0);
+        // What came of a transfer that was cut short is written and verified.
+        let end = model.run(&transfer(len, opcode, 0x02, 9, 3), &[7; 1030]);
+        assert_eq!(end.transfer_len, 3 * 512);
+        end.good();
+        assert_eq!(model.content[9 * 512..11 * 512], [7; 1024]);
+    }
+}
+
+/// Guards WRITE AND VERIFY against a medium that took something else, and against a promise that nothing happened.
+#[test]
+fn write_and_verify_failures() {
+    let mut model = Model::new();
+    let cdb = transfer(10, 0x2E, 0x02, 0, 2);
+    let start = |model: &mut Model| {
+        let (mut task, _) = Task::start(&model.view, &mut model.nexus, 0, &cdb);
+        task.data_out(vec![1; 1024].into());
+        let Step::Submit(Command::Read { .. }) = task.completed(Ok(Data::new())) else { panic!() };
+        task
     };
-    let data = model.run(&status(5, 24), &[]).good();
-    assert_eq!(data, [0, 0, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0]);
-    let data = model.run(&status((1 << 33) - 3, 4096), &[]).good();
-    assert_eq!(data[16..], [0, 0, 0, 3, 0, 0, 0, 0]);
-    assert_eq!(model.run(&status(0, 8), &[]).good(), [0, 0, 0, 20, 0, 0, 0, 0]);
-    model.run(&status(1 << 33, 24), &[]).fails((5, 0x21, 0x00));
+    let mut other = vec![1; 1024];
+    other[700] = 2;
+    let Step::Done(response) = start(&mut model).completed(Ok(Data::from_iter([other.into()]))) else {
+        panic!()
+    };
+    assert_eq!(scsi_model::sense_code(&response.sense), (0xE, 0x1D, 0x00));
+    assert_eq!(response.sense[3..7], 700u32.to_be_bytes());
+    let Step::Done(response) = start(&mut model).completed(Err(DeviceError::Busy)) else { panic!() };
+    assert_eq!((response.status, scsi_model::sense_code(&response.sense)), (2, (0xB, 0x08, 0x00)));
+    model.fails = Some(DeviceError::Busy);
+    assert_eq!(model.run(&cdb, &[1; 1024]).status, 0x08);
+}
+
+fn compare_and_write(flags: u8, lba: u64, blocks: u8) -> Vec<u8> {
+    cdb(16, 0x89, &[(1, &[flags]), (2, &lba.to_be_bytes()), (13, &[blocks])])
+}
+
+/// Guards COMPARE AND WRITE: a block changes if it holds what was expected, else the first byte that differs
+/// is named and nothing has changed (SBC-3 5.2).
+#[test]
+fn compare_and_write_blocks() {
+    for block in [512usize, 4096] {
+        let mut model = Model::with(1 << 20, block as u32);
+        let (old, new) = (pattern(block), vec![0xEE; block]);
+        model.content[3 * block..4 * block].copy_from_slice(&old);
+        for flags in [0x00, 0x08, 0x10] {
+            let end = model.run(&compare_and_write(flags, 3, 1), &[&old[..], &new].concat());
+            assert_eq!((end.data_out_len, end.transfer_len), (2 * block as u32, 2 * block as u64));
+            end.good();
+            assert_eq!(model.content[3 * block..4 * block], new);
+            assert!(
+                matches!(model.commands.last(), Some(Command::CompareAndWrite { fua, .. }) if *fua == (flags == 8))
+            );
+            model.run(&compare_and_write(0, 3, 1), &[&new[..], &old].concat()).good();
+        }
+        let before = model.content.clone();
+        let mut wrong = old.clone();
+        wrong[block - 5] ^= 1;
+        let end = model.run(&compare_and_write(0, 3, 1), &[&wrong[..], &new].concat());
+        end.fails((0xE, 0x1D, 0x00));
+        assert_eq!(end.sense[0], 0xF0);
+        assert_eq!(end.sense[3..7], (block as u32 - 5).to_be_bytes());
+        assert_eq!(model.content, before);
+    }
+}
+
+/// Guards COMPARE AND WRITE's fields: one block at most, none is legal, protection and the end are checked.
+#[test]
+fn compare_and_write_fields() {
+    let mut model = Model::new();
+    model.run(&compare_and_write(0x20, 0, 1), &[0; 1024]).bad_cdb_field(1, Some(7));
+    for blocks in [2, 255] {
+        model.run(&compare_and_write(0, 0, blocks), &[0; 2048]).bad_cdb_field(13, None);
+    }
+    model.run(&compare_and_write(0, END_OF_MODEL, 1), &[0; 1024]).fails((5, 0x21, 0x00));
+    model.run(&compare_and_write(0, END_OF_MODEL + 1, 0), &[]).fails((5, 0x21, 0x00));
+    assert_eq!(model.run(&compare_and_write(0, END_OF_MODEL, 0), &[]).data_out_len, 0);
+    model.run(&compare_and_write(0, 0, 1), &[0; 1023]).fails((5, 0x24, 0x00));
+    assert_eq!(model.commands, []);
+}
+
+/// Guards lengths that must fit as a whole, before any Data-Out is asked for: COMPARE AND WRITE takes exactly two
+/// halves, also of no blocks, and WRITE ATOMIC is not cut short.
+#[test]
+fn exact_expected_lengths() {
+    let mut model = Model::new();
+    for (cdb, expected, refused) in [
+        (compare_and_write(0, 0, 1), 1024, false),
+        (compare_and_write(0, 0, 1), 512, true),
+        (compare_and_write(0, 0, 1), 2048, true),
+        (compare_and_write(0, 0, 0), 0, false),
+        (compare_and_write(0, 0, 0), 256 * 1024, true),
+        (write_atomic(0, 0, 8), 4096, false),
+        (write_atomic(0, 0, 8), 8192, false),
+        (write_atomic(0, 0, 8), 4095, true),
+    ] {
+        let (mut task, _) = Task::start(&model.view, &mut model.nexus, 0, &cdb);
+        let step = task.check_expected(expected);
+        assert_eq!(step.is_some(), refused, "{cdb:02x?} {expected}");
+        if let Some(step) = step {
+            let Step::Done(response) = step else { panic!() };
+            assert_eq!((response.status, scsi_model::sense_code(&response.sense)), (2, (5, 0x24, 0x00)));
+        }
+    }
+}
+
+/// Guards ORWRITE: bits are set and none is cleared (SBC-3 5.6).
+#[test]
+fn or_write() {
+    let mut model = Model::new();
+    model.content[1024..2048].fill(0x0F);
+    for (flags, want) in [(0x00, false), (0x08, true), (0x10, false)] {
+        let end = model.run(&transfer(16, 0x8B, flags, 2, 2), &[&[0x30; 512][..], &[0x01; 512]].concat());
+        assert_eq!((end.data_out_len, end.transfer_len), (1024, 1024));
+        end.good();
+        assert!(matches!(model.commands.last(), Some(Command::Or { fua, .. }) if *fua == want));
+    }
+    assert!(model.content[1024..1536].iter().all(|byte| *byte == 0x3F));
+    assert!(model.content[1536..2048].iter().all(|byte| *byte == 0x0F));
+    model.run(&transfer(16, 0x8B, 0x20, 0, 1), &[]).bad_cdb_field(1, Some(7));
+    model.run(&transfer(16, 0x8B, 0, END_OF_MODEL, 1), &[]).fails((5, 0x21, 0x00));
+    assert_eq!(model.run(&transfer(16, 0x8B, 0, END_OF_MODEL, 0), &[]).data_out_len, 0);
+    Model::with(1 << 30, 512).run(&transfer(16, 0x8B, 0, 0, 16385), &[]).bad_cdb_field(10, None);
+}
+
+fn write_atomic(flags: u8, lba: u64, blocks: u16) -> Vec<u8> {
+    cdb(16, 0x9C, &[(1, &[flags]), (2, &lba.to_be_bytes()), (12, &blocks.to_be_bytes())])
+}
+
+/// Guards WRITE ATOMIC: what the device cannot keep whole is refused with the field that says so (SBC-4 5.46).
+#[test]
+fn write_atomic_fields() {
+    const MAX: u16 = (scsi_model::ATOMIC_BYTES / 512) as u16;
+    let mut model = Model::new();
+    for (lba, blocks) in [(0, 8), (8, 16), (120, 8), (128, MAX), (END_OF_MODEL - 8, 8)] {
+        let data = pattern(usize::from(blocks) * 512);
+        let end = model.run(&write_atomic(0x08, lba, blocks), &data);
+        assert_eq!((end.data_out_len as usize, end.transfer_len as usize), (data.len(), data.len()));
+        end.good();
+        assert!(matches!(model.commands.last(), Some(Command::Write { fua: true, .. })));
+        assert_eq!(model.content[lba as usize * 512..][..data.len()], data);
+    }
+    model.commands.clear();
+    assert_eq!(model.run(&write_atomic(0, END_OF_MODEL, 0), &[]).data_out_len, 0);
+    model.run(&write_atomic(0x20, 0, 8), &[]).bad_cdb_field(1, Some(7));
+    model.run(&write_atomic(0, 4, 8), &[]).bad_cdb_field(2, None);
+    model.run(&write_atomic(0, 0, 7), &[]).bad_cdb_field(12, None);
+    model.run(&write_atomic(0, 0, MAX + 8), &[]).bad_cdb_field(12, None);
+    // Over a boundary of the device.
+    model.run(&write_atomic(0, u64::from(MAX) - 8, 16), &[]).bad_cdb_field(12, None);
+    model.run(&write_atomic(0, END_OF_MODEL, 8), &[]).fails((5, 0x21, 0x00));
+    let mut parts = write_atomic(0, 0, 8);
+    parts[11] = 8;
+    model.run(&parts, &[]).bad_cdb_field(10, None);
+    model.run(&write_atomic(0, 0, 8), &[0; 4095]).fails((5, 0x24, 0x00));
+    assert_eq!(model.commands, []);
+    Model::with(1 << 20, 4096).run(&write_atomic(0, 3, 1), &[0; 4096]).good();
 }

@@ -67,16 +67,27 @@ fn all_pages() {
     let mut model = Model::new();
     let data = sense_6(&mut model, 0x3F, 0);
     assert_eq!(usize::from(data[0]) + 1, data.len());
-    let mut codes = Vec::new();
-    let mut rest = &data[12..];
-    while let &[code, len, ..] = rest {
-        codes.push(code);
-        rest = &rest[usize::from(len) + 2..];
-    }
-    assert!(rest.is_empty());
-    assert_eq!(codes, [0x01, 0x08, 0x0A]);
-    assert_eq!(sense_6(&mut model, 0x3F, 0xFF), data);
-    assert_eq!(sense_6(&mut model, 0x0A, 0xFF), sense_6(&mut model, 0x0A, 0));
+    let codes = |data: &[u8]| {
+        let mut codes = Vec::new();
+        let mut rest = &data[12..];
+        while let &[code, second, ..] = rest {
+            let (subpage, len) = match code & 0x40 {
+                0 => (0, usize::from(second) + 2),
+                _ => (second, usize::from(u16::from_be_bytes([rest[2], rest[3]])) + 4),
+            };
+            codes.push((code & 0x3F, subpage));
+            rest = &rest[len..];
+        }
+        assert!(rest.is_empty());
+        codes
+    };
+    assert_eq!(codes(&data), [(0x01, 0), (0x08, 0), (0x0A, 0), (0x1C, 0)]);
+    let with_subpages = [(0x01, 0), (0x08, 0), (0x0A, 0), (0x0A, 1), (0x1C, 0)];
+    assert_eq!(codes(&sense_6(&mut model, 0x3F, 0xFF)), with_subpages);
+    assert_eq!(codes(&sense_6(&mut model, 0x0A, 0)), with_subpages[2..3]);
+    assert_eq!(codes(&sense_6(&mut model, 0x0A, 1)), with_subpages[3..4]);
+    assert_eq!(codes(&sense_6(&mut model, 0x0A, 0xFF)), with_subpages[2..4]);
+    assert_eq!(codes(&sense_6(&mut model, 0x08, 0xFF)), with_subpages[1..2]);
 }
 
 /// Guards page control: what can be changed, defaults, and nothing saved (SPC-4 6.13).
@@ -96,7 +107,9 @@ fn page_control() {
 fn unknown_pages() {
     let mut model = Model::new();
     model.run(&[0x1A, 0, 0x02, 0, 255, 0], &[]).bad_cdb_field(2, Some(5));
-    model.run(&[0x1A, 0, 0x0A, 1, 255, 0], &[]).bad_cdb_field(3, None);
+    model.run(&[0x1A, 0, 0x0A, 2, 255, 0], &[]).bad_cdb_field(3, None);
+    model.run(&[0x1A, 0, 0x08, 1, 255, 0], &[]).bad_cdb_field(3, None);
+    model.run(&[0x1A, 0, 0x3F, 1, 255, 0], &[]).bad_cdb_field(3, None);
 }
 
 /// Guards D_SENSE: sense data changes its format, for this nexus and until a reset.
@@ -152,7 +165,11 @@ fn select_refuses_parameters() {
     select_6(&mut model, &list).bad_parameter(16, Some(5));
     // PAGE LENGTH, SPF, TST.
     select_6(&mut model, &[&[0; 4][..], &[0x0A, 0x09], &[0; 9]].concat()).bad_parameter(5, None);
-    select_6(&mut model, &[&[0; 4][..], &[0x4A, 0x01, 0, 0]].concat()).bad_parameter(4, Some(6));
+    select_6(&mut model, &[&[0; 4][..], &[0x4A, 0x01, 0, 0]].concat()).bad_parameter(6, None);
+    select_6(&mut model, &[&[0; 4][..], &[0x4A, 0x02, 0, 28], &[0; 28]].concat()).bad_parameter(5, None);
+    select_6(&mut model, &[&[0; 4][..], &[0x48, 0x01, 0, 28], &[0; 28]].concat()).bad_parameter(5, None);
+    // Control Extension: IALUAE cannot be turned off.
+    select_6(&mut model, &[&[0; 4][..], &[0x4A, 0x01, 0, 28], &[0; 28]].concat()).bad_parameter(8, Some(0));
     let mut tst = d_sense;
     tst[2] |= 0x20;
     select_6(&mut model, &[&[0; 4][..], &tst].concat()).bad_parameter(6, Some(5));

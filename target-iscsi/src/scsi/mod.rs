@@ -10,9 +10,14 @@
 
 mod capacity;
 mod cdb;
+mod compare_and_write;
+mod defects;
+mod diagnostics;
 mod inquiry;
+mod lba_status;
 pub mod lun;
 mod mode;
+mod mode_pages;
 mod nexus;
 mod ports;
 mod power;
@@ -27,6 +32,8 @@ mod table;
 mod task;
 mod verify;
 mod vpd;
+mod write_atomic;
+mod write_verify;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! MODE SENSE and MODE SELECT, (6) and (10) (SPC-4 6.11 to 6.14), and the mode pages of a volume.
+//! MODE SENSE and MODE SELECT, (6) and (10) (SPC-4 6.11 to 6.14).
 //!
 //! Changeable are D_SENSE and SWP of the Control page, and they belong to the I_T nexus (VPD page
 //! 87h says so). Nothing is saved.
@@ -6,73 +6,16 @@
 use std::sync::Arc;
 
 use lunette_volume::device::Data;
-use smallvec::SmallVec;
 
 use super::cdb::Cdb;
+use super::mode_pages::{CONTROL, PAGES, Page, Row, Values};
 use super::nexus::Modes;
 use super::request::{Answer, Capacity, Plan, Request, be16, be32, be64, parameter_data};
 use super::sense::{Failure, Sense};
 use super::task::{Job, Progress};
 
-/// A mode page, from its page code on.
-type Page = SmallVec<[u8; 20]>;
-
-/// A mode page of the table: its values with these changeable bits, and which bits those are.
-struct Row {
-    code: u8,
-    values: fn(write_back: bool, modes: u8) -> Page,
-    changeable: fn() -> Page,
-}
-
-/// Mode pages, in ascending order.
-static PAGES: [Row; 3] = [
-    Row { code: 0x01, values: error_recovery, changeable: || fixed(0x01, 12) },
-    Row { code: 0x08, values: caching, changeable: || fixed(0x08, 20) },
-    Row { code: CONTROL, values: control, changeable: || control_bits(Modes::D_SENSE | Modes::SWP) },
-];
-
-const CONTROL: u8 = 0x0A;
 const ALL_PAGES: u8 = 0x3F;
 const ALL_SUBPAGES: u8 = 0xFF;
-
-/// Read-Write Error Recovery: bad copies are repaired from good ones.
-fn error_recovery(_: bool, _: u8) -> Page {
-    const AWRE_ARRE: u8 = 0x80 | 0x40;
-    let mut page = fixed(0x01, 12);
-    page[2] = AWRE_ARRE;
-    page
-}
-
-/// Caching.
-fn caching(write_back: bool, _: u8) -> Page {
-    let mut page = fixed(0x08, 20);
-    page[2] = u8::from(write_back) << 2;
-    page
-}
-
-/// Control (SPC-4 7.5.8): unrestricted reordering, no limit on BUSY.
-fn control(_: bool, modes: u8) -> Page {
-    let mut page = control_bits(modes);
-    page[3] = 0x10;
-    page[8] = 0xFF;
-    page[9] = 0xFF;
-    page
-}
-
-fn control_bits(modes: u8) -> Page {
-    let mut page = fixed(CONTROL, 12);
-    page[2] = u8::from(modes & Modes::D_SENSE != 0) << 2;
-    page[4] = u8::from(modes & Modes::SWP != 0) << 3;
-    page
-}
-
-/// A page of zeros, `len` bytes with its header.
-fn fixed(code: u8, len: u8) -> Page {
-    let mut page = SmallVec::from_elem(0, usize::from(len));
-    page[0] = code;
-    page[1] = len - 2;
-    page
-}
 
 pub(super) fn sense_6(request: &mut Request<'_>) -> Answer {
     let (descriptors, pages) = sense(request, false)?;
@@ -110,21 +53,28 @@ fn sense(request: &mut Request<'_>, long_lba: bool) -> Result<(Vec<u8>, Vec<u8>)
     let cdb = request.cdb;
     let modes = request.nexus.unit(request.lun).modes().load();
     let unit = request.unit;
+    let write_back = unit.write_back;
     let value: &dyn Fn(&Row) -> Page = match cdb.u8(2) >> 6 {
-        0b00 => &|row| (row.values)(unit.write_back, modes),
+        0b00 => &|row| (row.content)(Values { write_back, modes }),
         0b01 => &|row| (row.changeable)(),
-        0b10 => &|row| (row.values)(unit.write_back, 0),
+        0b10 => &|row| (row.content)(Values { write_back, modes: 0 }),
         _ => return Err(Sense::SAVING_NOT_SUPPORTED),
     };
     let (code, subpage) = (cdb.u8(2) & 0x3F, cdb.u8(3));
-    if code != ALL_PAGES && !PAGES.iter().any(|row| row.code == code) {
+    let of_code = |row: &&Row| code == ALL_PAGES || row.code == code;
+    // SPC-4 table 361: without a subpage code only pages without one.
+    let of_subpage = |row: &&Row| subpage == ALL_SUBPAGES || row.subpage == subpage;
+    if !PAGES.iter().any(|row| of_code(&row)) {
         return Err(Sense::cdb_bit(2, 5));
     }
-    if subpage != 0 && subpage != ALL_SUBPAGES {
+    let known = match code {
+        ALL_PAGES => subpage == 0 || subpage == ALL_SUBPAGES,
+        _ => PAGES.iter().filter(of_code).any(|row| of_subpage(&row)),
+    };
+    if !known {
         return Err(Sense::cdb_field(3));
     }
-    let wanted = PAGES.iter().filter(|row| code == ALL_PAGES || row.code == code);
-    let pages = wanted.flat_map(value).collect();
+    let pages = PAGES.iter().filter(of_code).filter(of_subpage).flat_map(value).collect();
     let descriptors = if disable_block_descriptors(cdb) {
         Vec::new()
     } else {
@@ -250,26 +200,33 @@ impl ModeSelect {
 
     /// One page at `at` of the list; its length.
     fn parse_page(&self, rest: &[u8], at: usize, modes: &mut u8) -> Result<usize, Sense> {
-        let &[first, page_len, ..] = rest else { return Err(Sense::PARAMETER_LIST_LENGTH) };
-        if first & 0x40 != 0 {
-            // SPF: there are no subpages.
-            return Err(parameter_bit(at, 6));
-        }
+        let &[first, second, ..] = rest else { return Err(Sense::PARAMETER_LIST_LENGTH) };
         let code = first & 0x3F;
-        let row = PAGES.iter().find(|row| row.code == code).ok_or_else(|| parameter_bit(at, 5))?;
-        let current = (row.values)(self.write_back, *modes);
-        if page_len != current[1] {
-            return Err(parameter(at + 1));
+        let has_subpage = first & 0x40 != 0;
+        let subpage = if has_subpage { second } else { 0 };
+        if !PAGES.iter().any(|row| row.code == code) {
+            return Err(parameter_bit(at, 5));
+        }
+        let row = PAGES
+            .iter()
+            .find(|row| (row.code, row.subpage) == (code, subpage) && has_subpage == (row.subpage != 0));
+        let row = row.ok_or_else(|| if has_subpage { parameter(at + 1) } else { parameter_bit(at, 6) })?;
+        let current = (row.content)(Values { write_back: self.write_back, modes: *modes });
+        let header = row.header_len();
+        // PAGE LENGTH is what a header ends with: one byte, two with a subpage.
+        let len_at = if has_subpage { 2 } else { 1 };
+        if rest.get(..header).ok_or(Sense::PARAMETER_LIST_LENGTH)?[len_at..] != current[len_at..header] {
+            return Err(parameter(at + len_at));
         }
         let page = rest.get(..current.len()).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
         let changeable = (row.changeable)();
-        for index in 2..current.len() {
+        for index in header..current.len() {
             let fixed = (page[index] ^ current[index]) & !changeable[index];
             if fixed != 0 {
                 return Err(parameter_bit(at + index, 7 - fixed.leading_zeros()));
             }
         }
-        if code == CONTROL {
+        if (code, subpage) == (CONTROL, 0) {
             let d_sense = if page[2] & 0x04 != 0 { Modes::D_SENSE } else { 0 };
             let swp = if page[4] & 0x08 != 0 { Modes::SWP } else { 0 };
             *modes = d_sense | swp;

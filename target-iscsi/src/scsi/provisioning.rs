@@ -1,4 +1,4 @@
-//! Thin provisioning (SBC-3 4.7): UNMAP (5.28), WRITE SAME (5.43, 5.44) and GET LBA STATUS (5.4).
+//! Thin provisioning (SBC-3 4.7): UNMAP (5.28) and WRITE SAME (5.43, 5.44).
 //!
 //! What is unmapped reads as zeros (LBPRZ), so unmapping and writing zeros are the same command for
 //! the device; it gives back what is whole 4 KiB blocks of it.
@@ -8,9 +8,7 @@ use lunette_volume::device::{Command, Data};
 
 use super::LogicalUnit;
 use super::read_write::unprotected;
-use super::request::{
-    Answer, Capacity, Plan, Range, Request, be16, be32, be64, parameter_data, set_length_u32,
-};
+use super::request::{Answer, Capacity, Plan, Range, Request, be16, be32, be64};
 use super::sense::{Failure, Sense};
 use super::task::{Job, Progress};
 
@@ -157,9 +155,9 @@ pub(super) struct WriteSame {
 }
 
 impl WriteSame {
-    /// Bytes of Data-Out: one block, none with NDOB.
-    pub(super) fn data_out_len(&self) -> u32 {
-        self.data_out_len
+    /// Data-Out is exactly one block, none with NDOB.
+    pub(super) fn refuses(&self, expected_len: u32) -> Option<Sense> {
+        (expected_len != self.data_out_len).then_some(Sense::INVALID_CDB)
     }
 
     pub(super) fn data_out(&mut self, data: &[u8]) -> Result<Progress, Failure> {
@@ -187,21 +185,4 @@ impl WriteSame {
         self.rest = Range { offset: offset + len, len: self.rest.len - len };
         Progress::Submit(Command::Write { offset, data, fua: false })
     }
-}
-
-/// One descriptor: everything from the starting LBA on is mapped or unknown (PROVISIONING STATUS 0h),
-/// for the device is not asked.
-pub(super) fn get_lba_status(request: &mut Request<'_>) -> Answer {
-    let lba = request.cdb.u64(2);
-    let capacity = request.unit.capacity().blocks;
-    if lba >= capacity {
-        return Err(Sense::LBA_OUT_OF_RANGE.into());
-    }
-    let blocks = u32::try_from(capacity - lba).unwrap_or(u32::MAX);
-    let mut data = vec![0; 8];
-    data.extend(lba.to_be_bytes());
-    data.extend(blocks.to_be_bytes());
-    data.extend([0; 4]);
-    set_length_u32(&mut data);
-    Ok(parameter_data(data, request.cdb.u32(10)))
 }

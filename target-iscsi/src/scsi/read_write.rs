@@ -1,4 +1,4 @@
-//! READ, WRITE, PRE-FETCH and SYNCHRONIZE CACHE in all their CDB lengths (SBC-3 5.8 to 5.13, 5.26 to
+//! READ, WRITE, ORWRITE, PRE-FETCH and SYNCHRONIZE CACHE in all their CDB lengths (SBC-3 5.6, 5.8 to 5.13, 5.26 to
 //! 5.27, 5.33 to 5.35; SBC-2 for the CDBs of 6 bytes). READ(10), (16), WRITE(10) and (16) are the hot path: no copy, and nothing allocated.
 //!
 //! DPO is accepted and has no effect (it is a hint); the group number is ignored.
@@ -51,6 +51,14 @@ pub(super) fn write_16(request: &mut Request<'_>) -> Answer {
     write(request, lba, blocks, 10, fua(request.cdb)?)
 }
 
+/// Each logical block becomes the OR of itself and of what comes.
+pub(super) fn or_write_16(request: &mut Request<'_>) -> Answer {
+    let (lba, blocks) = (request.cdb.u64(2), request.cdb.u32(10));
+    let fua = fua(request.cdb)?;
+    let (range, len) = transfer(request, lba, blocks, 10)?;
+    collect(Write::new(range, len, request.unit.block_bytes, fua).with(Operation::Or))
+}
+
 /// Nothing is cached in front of the volume, so there is never room for it: GOOD, not CONDITION MET
 /// (SBC-3 5.8).
 pub(super) fn pre_fetch_10(request: &mut Request<'_>) -> Answer {
@@ -93,23 +101,61 @@ impl Read {
     }
 }
 
+/// What is done with Data-Out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    /// It comes into the place of what is there.
+    Write,
+    /// All of it does, or nothing happens.
+    WriteAtomic,
+    /// It is ORed into what is there.
+    Or,
+}
+
 /// A WRITE in execution.
 pub(super) struct Write {
     offset: u64,
     len: u32,
     block_bytes: u32,
     fua: bool,
+    operation: Operation,
 }
 
 impl Write {
+    pub(super) fn new(range: Range, len: u32, block_bytes: u32, fua: bool) -> Self {
+        Self { offset: range.offset, len, block_bytes, fua, operation: Operation::Write }
+    }
+
+    pub(super) fn with(self, operation: Operation) -> Self {
+        Self { operation, ..self }
+    }
+
+    /// Bytes that the CDB names.
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Why so little Data-Out does not do: what is atomic is not cut short.
+    pub(super) fn refuses(&self, expected_len: u32) -> Option<Sense> {
+        let refused = self.operation == Operation::WriteAtomic && expected_len < self.len;
+        refused.then_some(Sense::INVALID_CDB)
+    }
+
     /// Whole blocks of what came are written, also when the initiator announced less than the CDB.
     pub(super) fn data_out(&mut self, mut data: Bytes) -> Result<Progress, Failure> {
         let len = data.len().min(self.len as usize);
         data.truncate(len - len % (self.block_bytes.max(1) as usize));
+        if let Some(sense) = self.refuses(u32::try_from(data.len()).unwrap_or(u32::MAX)) {
+            return Err(sense.into());
+        }
         if data.is_empty() {
             return Ok(self.completed());
         }
-        Ok(Progress::Submit(Command::Write { offset: self.offset, data, fua: self.fua }))
+        let Self { offset, fua, .. } = *self;
+        Ok(Progress::Submit(match self.operation {
+            Operation::Write | Operation::WriteAtomic => Command::Write { offset, data, fua },
+            Operation::Or => Command::Or { offset, data, fua },
+        }))
     }
 
     pub(super) fn completed(&self) -> Progress {
@@ -157,15 +203,19 @@ fn read(request: &mut Request<'_>, lba: u64, blocks: u32, len_field: u16, fua: b
 
 fn write(request: &mut Request<'_>, lba: u64, blocks: u32, len_field: u16, fua: bool) -> Answer {
     let (range, len) = transfer(request, lba, blocks, len_field)?;
-    if len == 0 {
-        return Ok(Plan::Good);
+    collect(Write::new(range, len, request.unit.block_bytes, fua))
+}
+
+/// The job begins with its Data-Out, if there is any.
+pub(super) fn collect(write: Write) -> Answer {
+    match write.len() {
+        0 => Ok(Plan::Good),
+        len => Ok(Plan::Collect(Job::Write(write), len)),
     }
-    let write = Write { offset: range.offset, len, block_bytes: request.unit.block_bytes, fua };
-    Ok(Plan::Collect(Job::Write(write), len))
 }
 
 /// FUA of a CDB of 10 bytes and more, once its protection field is in order.
-fn fua(cdb: &Cdb) -> Result<bool, Sense> {
+pub(super) fn fua(cdb: &Cdb) -> Result<bool, Sense> {
     unprotected(cdb)?;
     Ok(cdb.bit(1, 3))
 }

@@ -26,7 +26,7 @@ pub(super) enum Plan {
     Data(Bytes),
     /// The job begins with a command for the device.
     Submit(Job, Command),
-    /// The job begins with that many bytes of Data-Out, not 0.
+    /// The job begins with that many bytes of Data-Out; with none it is GOOD, if the initiator sends none.
     Collect(Job, u32),
 }
 

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use lunette_volume::device::{Command, Data, Outcome};
 
 use super::cdb::Cdb;
+use super::compare_and_write::CompareAndWrite;
+use super::lba_status::LbaStatus;
 use super::lun::{self, Address};
 use super::mode::ModeSelect;
 use super::provisioning::{Unmap, WriteSame};
@@ -11,6 +13,7 @@ use super::read_write::{Read, Write};
 use super::request::{Answer, Plan, Request};
 use super::sense::{Failure, Sense, SenseFormat};
 use super::verify::Verify;
+use super::write_verify::WriteVerify;
 use super::{Nexus, TargetView, inquiry, report_luns, request_sense, table};
 
 /// GOOD (SAM-5 5.3.1).
@@ -65,10 +68,13 @@ pub(super) enum Job {
     Ended,
     Read(Read),
     Write(Write),
+    WriteVerify(WriteVerify),
+    CompareAndWrite(CompareAndWrite),
     Flush,
     Unmap(Unmap),
     WriteSame(WriteSame),
     Verify(Verify),
+    LbaStatus(LbaStatus),
     ModeSelect(ModeSelect),
 }
 
@@ -105,36 +111,40 @@ impl Task {
             }
             Ok(Plan::Collect(job, len)) => {
                 task.job = job;
-                Step::DataOut { len }
+                if len == 0 { good(Data::new(), 0) } else { Step::DataOut { len } }
             }
             Err(failure) => task.fail(failure),
         };
         (task, step)
     }
 
-    /// After [`Step::DataOut`]: whether the expected data transfer length suits the command. A step,
-    /// then the end, if it does not: WRITE SAME takes exactly one block (SBC-3 5.43). Other
-    /// commands take what comes, and the residual says the rest.
+    /// Before the first step is taken: whether the expected length of Data-Out suits the command. Another first step,
+    /// the end, if it does not: WRITE SAME takes exactly one block (SBC-3 5.43), COMPARE AND WRITE exactly two
+    /// halves, and what is written as a whole is not cut short. Other commands take what comes, and the residual says
+    /// the rest.
     pub fn check_expected(&mut self, expected_len: u32) -> Option<Step> {
-        match &self.job {
-            Job::WriteSame(write_same) if expected_len != write_same.data_out_len() => {
-                self.job = Job::Ended;
-                Some(self.fail(Sense::INVALID_CDB.into()))
-            }
+        let refusal = match &self.job {
+            Job::Write(write) => write.refuses(expected_len),
+            Job::CompareAndWrite(compare) => compare.refuses(expected_len),
+            Job::WriteSame(write_same) => write_same.refuses(expected_len),
             _ => None,
-        }
+        }?;
+        self.job = Job::Ended;
+        Some(self.fail(refusal.into()))
     }
 
     /// The Data-Out that arrived.
     pub fn data_out(&mut self, data: Bytes) -> Step {
         let progress = match &mut self.job {
             Job::Write(write) => write.data_out(data),
+            Job::WriteVerify(write) => write.data_out(data),
+            Job::CompareAndWrite(compare) => compare.data_out(data),
             Job::Unmap(unmap) => unmap.data_out(&data),
             Job::WriteSame(write_same) => write_same.data_out(&data),
             Job::Verify(verify) => verify.data_out(data),
             Job::ModeSelect(select) => select.data_out(&data),
             // The session sent what no step asked for.
-            Job::Ended | Job::Read(_) | Job::Flush => Err(Sense::INTERNAL_FAILURE.into()),
+            Job::Ended | Job::Read(_) | Job::Flush | Job::LbaStatus(_) => Err(Sense::INTERNAL_FAILURE.into()),
         };
         self.go_on(progress)
     }
@@ -147,6 +157,11 @@ impl Task {
             Ok(data) => match &mut self.job {
                 Job::Read(read) => read.completed(data),
                 Job::Write(write) => Ok(write.completed()),
+                Job::WriteVerify(write) => {
+                    self.changed = true;
+                    write.completed(&data)
+                }
+                Job::CompareAndWrite(compare) => Ok(compare.completed()),
                 Job::Flush => Ok(Progress::Done(Data::new(), 0)),
                 Job::Unmap(unmap) => {
                     self.changed = true;
@@ -157,6 +172,7 @@ impl Task {
                     Ok(write_same.next())
                 }
                 Job::Verify(verify) => verify.completed(&data),
+                Job::LbaStatus(status) => status.completed(&data),
                 Job::Ended | Job::ModeSelect(_) => Err(Sense::INTERNAL_FAILURE.into()),
             },
         };

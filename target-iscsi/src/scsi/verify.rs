@@ -47,8 +47,7 @@ fn verify(request: &mut Request<'_>, lba: u64, blocks: u32, len_field: u16) -> A
         Check::EachBlock => len,
         Check::OneBlock => block_bytes,
     };
-    let mut verify =
-        Verify { rest: range, reading: 0, done: 0, check, expected: Bytes::new(), data_out_len, block_bytes };
+    let mut verify = Verify::new(range, check, Bytes::new(), data_out_len, block_bytes);
     if data_out_len > 0 {
         return Ok(Plan::Collect(Job::Verify(verify), data_out_len));
     }
@@ -75,7 +74,7 @@ pub(super) struct Verify {
 
 /// BYTCHK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Check {
+pub(super) enum Check {
     /// 00b: it can be read.
     Medium,
     /// 01b
@@ -85,6 +84,17 @@ enum Check {
 }
 
 impl Verify {
+    /// `data_out_len`: what the CDB names for the residual.
+    pub(super) fn new(
+        rest: Range,
+        check: Check,
+        expected: Bytes,
+        data_out_len: u32,
+        block_bytes: u32,
+    ) -> Self {
+        Self { rest, reading: 0, done: 0, check, expected, data_out_len, block_bytes }
+    }
+
     pub(super) fn data_out(&mut self, mut data: Bytes) -> Result<Progress, Failure> {
         let len = data.len().min(self.data_out_len as usize);
         data.truncate(len - len % (self.block_bytes.max(1) as usize));
@@ -108,7 +118,7 @@ impl Verify {
         Ok(self.next())
     }
 
-    fn next(&mut self) -> Progress {
+    pub(super) fn next(&mut self) -> Progress {
         // What 4 bytes cannot hold is more than a piece.
         self.reading = u32::try_from(self.rest.len).unwrap_or(u32::MAX).min(PIECE_BYTES);
         if self.reading == 0 {

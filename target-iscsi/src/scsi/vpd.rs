@@ -11,7 +11,8 @@ use super::provisioning::{
 };
 use super::request::{Answer, parameter_data};
 use super::sense::Sense;
-use super::{LogicalUnit, TargetView};
+use super::write_atomic::AtomicLimits;
+use super::{LogicalUnit, TargetView, compare_and_write};
 
 /// What follows the 4 bytes of a page's header.
 type Body = fn(&TargetView, &LogicalUnit) -> Vec<u8>;
@@ -141,10 +142,8 @@ fn mode_page_policy(_: &TargetView, _: &LogicalUnit) -> Vec<u8> {
 fn block_limits(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
     let blocks = |bytes: u32| bytes.checked_div(unit.block_bytes).unwrap_or(0).max(1);
     let granularity = u16::try_from(blocks(BLOCK_BYTES)).unwrap_or(u16::MAX);
-    let mut body = vec![
-        0x01, // WSNZ
-        0,    // MAXIMUM COMPARE AND WRITE LENGTH
-    ];
+    const WSNZ: u8 = 0x01;
+    let mut body = vec![WSNZ, compare_and_write::BLOCKS_MAX];
     body.extend(granularity.to_be_bytes());
     for field in [
         unit.transfer_blocks_max(),
@@ -158,6 +157,11 @@ fn block_limits(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
         body.extend(field.to_be_bytes());
     }
     body.extend(u64::from(write_same_blocks_max(unit)).to_be_bytes());
+    let atomic = AtomicLimits::of(unit);
+    // Length, alignment and granularity; what is written in several atomic parts (0) is not supported.
+    for field in [atomic.len_max, atomic.granularity, atomic.granularity] {
+        body.extend(field.to_be_bytes());
+    }
     body.resize(60, 0);
     body
 }

@@ -90,13 +90,13 @@ impl Session {
         let mut cdb: SmallVec<[u8; 32]> = SmallVec::from_slice(&command.cdb);
         cdb.extend_from_slice(ahs.extended_cdb.as_deref().unwrap_or_default());
         let (mut task, mut step) = Task::start(&view, &mut self.nexus, command.lun, &cdb);
-        let mut want = 0;
-        if let Step::DataOut { len } = step {
-            match task.check_expected(expected_out) {
-                Some(refusal) => step = refusal,
-                None => want = len.min(expected_out),
-            }
+        if let Some(refusal) = task.check_expected(expected_out) {
+            step = refusal;
         }
+        let want = match step {
+            Step::DataOut { len } => len.min(expected_out),
+            Step::Submit(_) | Step::Done(_) => 0,
+        };
         let unit = match decode(command.lun) {
             Address::Unit(lun) => view.luns.get(&lun).cloned(),
             Address::ReportLuns | Address::Unknown => None,

@@ -1,14 +1,15 @@
 //! A volume in memory and a driver that takes a task through its steps, for the tests of `scsi`.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use lunette_proto::ids::{ClusterId, VolumeId};
 use lunette_target_iscsi::scsi::{LogicalUnit, Nexus, Response, Step, TargetView, Task};
 use lunette_volume::device::{
-    BlockDevice, Command, Completions, Data, DeviceError, MAPPED, MAPPING_BYTES_MAX, Outcome, Readiness,
+    BlockDevice, Command, Completions, DEALLOCATED, Data, DeviceError, MAPPED, MAPPING_BYTES_MAX, Outcome,
+    Readiness,
 };
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(0x0123_4567_89AB_CDEF_0011_2233_4455_6677);
@@ -16,6 +17,9 @@ pub(crate) const IQN: &str = "iqn.2026-11.io.lunette:model";
 
 /// Only its readiness is asked; the driver carries out commands itself, to check and to record them.
 struct Device(Readiness);
+
+/// Bytes that a write of the model's device does not tear.
+pub(crate) const ATOMIC_BYTES: u32 = 64 << 10;
 
 impl BlockDevice for Device {
     fn submit(&self, _: Command, _: u64, _: &Arc<dyn Completions>) {
@@ -25,6 +29,10 @@ impl BlockDevice for Device {
     fn readiness(&self) -> Readiness {
         self.0
     }
+
+    fn atomic_bytes(&self) -> u32 {
+        ATOMIC_BYTES
+    }
 }
 
 /// A target with one volume at LUN 0.
@@ -33,6 +41,8 @@ pub(crate) struct Model {
     pub(crate) nexus: Nexus,
     /// The volume's content; sparse volumes have less of it than their size and read zeros beyond.
     pub(crate) content: Vec<u8>,
+    /// 4 KiB blocks that something was written to.
+    pub(crate) mapped: BTreeSet<u64>,
     /// Commands that the device was given.
     pub(crate) commands: Vec<Command>,
     /// What the next command of the device comes to, if not a success.
@@ -65,7 +75,14 @@ impl Model {
             luns: BTreeMap::from([(0, Arc::new(unit))]),
         };
         let content = vec![0; usize::try_from(size_bytes.min(32 << 20)).expect("at most 32 MiB")];
-        let mut model = Self { view, nexus: Nexus::new(), content, commands: Vec::new(), fails: None };
+        let mut model = Self {
+            view,
+            nexus: Nexus::new(),
+            content,
+            mapped: BTreeSet::new(),
+            commands: Vec::new(),
+            fails: None,
+        };
         assert_eq!(model.run(&[0; 6], &[]).sense_code(), (6, 0x29, 0x00));
         model
     }
@@ -135,6 +152,7 @@ impl Model {
             Command::Write { offset, data, .. } => {
                 whole(*offset, data.len() as u64);
                 assert!(data.len() <= 8 << 20);
+                self.map(*offset, data.len() as u64);
                 if let Some(space) = self.content.get_mut(*offset as usize..*offset as usize + data.len()) {
                     space.copy_from_slice(data);
                 }
@@ -142,6 +160,8 @@ impl Model {
             }
             Command::Zero { offset, len } => {
                 whole(*offset, *len);
+                let blocks = offset.div_ceil(4096)..(offset + len) / 4096;
+                self.mapped.retain(|block| !blocks.contains(block));
                 let end = self.content.len().min((offset + len) as usize);
                 if let Some(space) = self.content.get_mut(*offset as usize..end) {
                     space.fill(0);
@@ -159,6 +179,7 @@ impl Model {
                     self.commands.push(command);
                     return Err(DeviceError::Miscompare { at: at as u32 });
                 }
+                self.map(*offset, data.len() as u64);
                 at.end = at.end.min(self.content.len());
                 if let Some(space) = self.content.get_mut(at) {
                     space.copy_from_slice(data);
@@ -167,6 +188,7 @@ impl Model {
             }
             Command::Or { offset, data, .. } => {
                 whole(*offset, data.len() as u64);
+                self.map(*offset, data.len() as u64);
                 for (at, bits) in data.iter().enumerate() {
                     if let Some(byte) = self.content.get_mut(*offset as usize + at) {
                         *byte |= bits;
@@ -177,8 +199,13 @@ impl Model {
             Command::Mapping { offset, len } => {
                 whole(*offset, *len);
                 assert!(*len <= MAPPING_BYTES_MAX);
-                let blocks = (offset + len).div_ceil(4096) - offset / 4096;
-                Data::from_iter([Bytes::from(vec![MAPPED; blocks as usize])])
+                let blocks = offset / 4096..(offset + len).div_ceil(4096);
+                let statuses: Vec<u8> = blocks
+                    .map(|block| if self.mapped.contains(&block) { MAPPED } else { DEALLOCATED })
+                    .collect();
+                let mut first = Bytes::from(statuses);
+                let second = first.split_off(first.len() / 2);
+                Data::from_iter([first, second])
             }
         };
         self.commands.push(command);
@@ -186,6 +213,12 @@ impl Model {
             Some(error) => Err(error),
             None => Ok(result),
         }
+    }
+}
+
+impl Model {
+    fn map(&mut self, offset: u64, len: u64) {
+        self.mapped.extend(offset / 4096..(offset + len).div_ceil(4096));
     }
 }
 
