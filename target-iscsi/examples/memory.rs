@@ -1,6 +1,6 @@
-//! Serves one volume in memory: for trying initiators against the front end alone.
+//! Serves volumes in memory, one if nothing else is said: for trying initiators against the front end alone.
 //!
-//!     cargo run -p lunette-target-iscsi --example memory -- 127.0.0.1:3260 [MIB] [block size] [read-only]
+//!     cargo run -p lunette-target-iscsi --example memory -- 127.0.0.1:3260 [MIB] [block size] [read-only|writable] [volumes]
 //!     iscsi-inq iscsi://127.0.0.1:3260/iqn.2026-11.io.lunette:memory/0
 
 use std::collections::BTreeMap;
@@ -132,11 +132,11 @@ impl BlockDevice for Memory {
     }
 }
 
-struct One(Arc<Memory>);
+struct Memories(BTreeMap<VolumeId, Arc<Memory>>);
 
-impl Devices for One {
-    fn device(&self, _volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
-        Some(Arc::clone(&self.0) as _)
+impl Devices for Memories {
+    fn device(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
+        Some(Arc::clone(self.0.get(&volume)?) as _)
     }
 
     fn keep(&self, _: VolumeId, _: Change, done: Box<dyn FnOnce(Result<(), KeepError>) + Send>) {
@@ -160,9 +160,10 @@ async fn main() {
     let mib: u64 = arguments.next().map_or(256, |text| text.parse().expect("MIB is a number"));
     let block_bytes = arguments.next().map_or(512, |text| text.parse().expect("the block size is a number"));
     let read_only = arguments.next().is_some_and(|text| text == "read-only");
-    let volume = Volume {
-        id: VolumeId(1),
-        name: "memory".into(),
+    let count = arguments.next().map_or(1, |text| text.parse().expect("the number of volumes is a number"));
+    let volume = |number: u16| Volume {
+        id: VolumeId(u64::from(number) + 1),
+        name: format!("memory{number}"),
         pool: PoolId(1),
         size_bytes: mib << 20,
         stripe: None,
@@ -175,7 +176,7 @@ async fn main() {
     let target = Target {
         id: TargetId(1),
         iqn: "iqn.2026-11.io.lunette:memory".into(),
-        luns: BTreeMap::from([(0, Lun { volume: volume.id, read_only })]),
+        luns: (0..count).map(|lun| (lun, Lun { volume: volume(lun).id, read_only })).collect(),
         acls: Vec::new(),
         chap: None,
         draining: false,
@@ -183,14 +184,14 @@ async fn main() {
     let map = ClusterMap {
         epoch: Epoch(1),
         cluster: ClusterId(1),
-        volumes: BTreeMap::from([(volume.id, volume)]),
+        volumes: (0..count).map(volume).map(|volume| (volume.id, volume)).collect(),
         targets: BTreeMap::from([(target.id, target)]),
         ..ClusterMap::default()
     };
     let config = GatewayConfig { id: GatewayId(1), name: "memory".into(), tag: 1, portals: vec![portal] };
-    let memory = Arc::new(Memory { size_bytes: mib << 20, blocks: RwLock::default() });
-    let gateway =
-        Gateway::start(config, Arc::new(One(memory)), Arc::new(NoSecrets), &map).expect("it starts");
+    let memory = || Arc::new(Memory { size_bytes: mib << 20, blocks: RwLock::default() });
+    let memories = Memories(map.volumes.keys().map(|id| (*id, memory())).collect());
+    let gateway = Gateway::start(config, Arc::new(memories), Arc::new(NoSecrets), &map).expect("it starts");
     println!("{:?}", gateway.portals());
     std::future::pending::<()>().await;
 }

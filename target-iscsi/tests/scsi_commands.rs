@@ -29,7 +29,7 @@ fn standard_inquiry() {
     let mut model = Model::new();
     let data = model.run(&inquiry(None, 255), &[]).good();
     assert_eq!(data.len(), 96);
-    assert_eq!(data[..8], [0x00, 0x00, 0x06, 0x12, 91, 0x10, 0x10, 0x02]);
+    assert_eq!(data[..8], [0x00, 0x00, 0x06, 0x12, 91, 0x18, 0x10, 0x02]);
     assert_eq!(&data[8..32], b"LUNETTE VOLUME          ");
     assert!(data[32..36].iter().all(|byte| byte.is_ascii_graphic() || *byte == b' '));
     assert_eq!(data[58..68], [0x00, 0xA0, 0x09, 0x60, 0x04, 0x60, 0x04, 0xC0, 0, 0]);
@@ -63,7 +63,7 @@ fn vpd_pages() {
     let mut model = Model::new();
     let list = vpd(&mut model, 0x00)[4..].to_vec();
     assert!(list.is_sorted());
-    for wanted in [0x00, 0x80, 0x83, 0x86, 0xB0, 0xB1, 0xB2] {
+    for wanted in [0x00, 0x80, 0x83, 0x86, 0x8F, 0xB0, 0xB1, 0xB2] {
         assert!(list.contains(&wanted));
     }
     for page in list {
@@ -354,7 +354,10 @@ fn all_operation_codes() {
     {
         has(opcode, action, 1, len);
     }
-    assert_eq!(commands.len(), 10 + 12 + 6 + 10 + 5);
+    for (opcode, action) in [(0x83, 0), (0x84, 0), (0x84, 3), (0x84, 4)] {
+        has(opcode, action, 1, 16);
+    }
+    assert_eq!(commands.len(), 10 + 12 + 6 + 10 + 5 + 4);
 }
 
 /// Guards the report of one command: usage data, support, service actions (SPC-4 6.35).

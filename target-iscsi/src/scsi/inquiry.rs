@@ -59,16 +59,17 @@ fn page(cdb: &Cdb) -> Result<Option<u8>, Sense> {
 
 fn standard(peripheral: u8, cdb: &Cdb) -> Answer {
     const LEN: usize = 96;
+    let third_party_copy = if peripheral == BLOCK_DEVICE { 0x08 } else { 0 };
     let mut data = Vec::with_capacity(LEN);
     data.extend([
         peripheral,
         0,
-        0x06,          // VERSION: SPC-4
-        0x10 | 0x02,   // HISUP, RESPONSE DATA FORMAT
-        LEN as u8 - 5, // ADDITIONAL LENGTH
-        0x10,          // TPGS: implicit
-        0x10,          // MULTIP: every gateway is a port
-        0x02,          // CMDQUE
+        0x06,                    // VERSION: SPC-4
+        0x10 | 0x02,             // HISUP, RESPONSE DATA FORMAT
+        LEN as u8 - 5,           // ADDITIONAL LENGTH
+        0x10 | third_party_copy, // TPGS: implicit; 3PC
+        0x10,                    // MULTIP: every gateway is a port
+        0x02,                    // CMDQUE
     ]);
     data.extend(VENDOR);
     data.extend(PRODUCT);

@@ -5,12 +5,15 @@
 //! ```text
 //! Task::start(..) --> Step::DataOut(n)  -- the session collects n bytes --> task.data_out(bytes) --+
 //!                |--> Step::Submit(cmd) -- the device completes it      --> task.completed(..)  ---+--> next Step
+//!                |--> Step::Elsewhere(cmd) -- another unit's device     --> task.completed(..)  ---|
+//!                |--> Step::Resolve     -- what the nexus sees now      --> task.resolve(..)    ---+
 //!                +--> Step::Done(response)
 //! ```
 
 mod capacity;
 mod cdb;
 mod compare_and_write;
+mod copy;
 mod defects;
 mod diagnostics;
 mod inquiry;
@@ -42,7 +45,7 @@ use lunette_proto::ids::{ClusterId, VolumeId};
 use lunette_volume::device::BlockDevice;
 
 pub use nexus::{Attention, Nexus, Scope};
-pub use task::{BUSY, CHECK_CONDITION, GOOD, Response, Step, Task};
+pub use task::{BUSY, CHECK_CONDITION, Elsewhere, GOOD, Response, Step, Task};
 
 /// What one target shows through one portal group. A value: replaced as a whole when the map changes.
 #[derive(Clone)]

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::copy::Records;
 use super::sense::{Key, Sense, SenseFormat};
 
 /// What an I_T nexus keeps between commands.
@@ -115,6 +116,11 @@ impl Nexus {
         }
     }
 
+    /// Whether a copy of this nexus may not read the logical unit at `lun`, or not write it.
+    pub fn refuses_copy(&mut self, lun: u16, writes: bool) -> bool {
+        writes && self.unit(lun).modes().load() & Modes::SWP != 0
+    }
+
     /// The logical unit at `lun` is gone: another one that is mapped there starts afresh.
     pub fn forget(&mut self, lun: u16) {
         self.units.remove(&lun);
@@ -130,9 +136,11 @@ impl Nexus {
 
     /// What is kept of `lun`.
     pub(super) fn unit(&mut self, lun: u16) -> &mut Unit {
-        self.units
-            .entry(lun)
-            .or_insert_with(|| Unit { queue: self.untouched.clone(), modes: Arc::new(Modes::default()) })
+        self.units.entry(lun).or_insert_with(|| Unit {
+            queue: self.untouched.clone(),
+            modes: Arc::default(),
+            copies: Arc::default(),
+        })
     }
 }
 
@@ -147,6 +155,7 @@ impl Default for Nexus {
 pub(super) struct Unit {
     queue: Queue,
     modes: Arc<Modes>,
+    copies: Arc<Records>,
 }
 
 impl Unit {
@@ -159,10 +168,15 @@ impl Unit {
         &self.modes
     }
 
+    pub(super) fn copies(&self) -> &Arc<Records> {
+        &self.copies
+    }
+
     fn establish(&mut self, attention: Attention) {
         self.queue.push(attention);
         if attention.reset_rank().is_some() {
             self.modes.store(0);
+            self.copies.forget();
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Sense data (SPC-4 4.5): why a command failed. The only place where it is built.
+//! Sense data (SPC-4 4.5): why a command failed. The only place where it is built, but for that of
+//! copies, which is longer and is in `copy/aborted.rs`.
 //!
 //! ```text
 //! fixed format (70h), 18 bytes           descriptor format (72h)
@@ -14,6 +15,8 @@
 use bytes::Bytes;
 use lunette_volume::device::{DeviceError, Readiness};
 use smallvec::SmallVec;
+
+use super::copy::CopyAborted;
 
 /// Sense key (SPC-4 4.5.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +69,13 @@ impl Sense {
     pub(super) const LBA_OUT_OF_RANGE: Self = Self::new(Key::IllegalRequest, 0x21, 0x00);
     pub(super) const LUN_NOT_SUPPORTED: Self = Self::new(Key::IllegalRequest, 0x25, 0x00);
     pub(super) const PARAMETER_LIST_LENGTH: Self = Self::new(Key::IllegalRequest, 0x1A, 0x00);
+    /// The list identifier of a copy is that of another one which is not over (SPC-4 5.16.4.2).
+    pub(super) const OPERATION_IN_PROGRESS: Self = Self::new(Key::IllegalRequest, 0x00, 0x16);
+    pub(super) const TOO_MANY_TARGETS: Self = Self::new(Key::IllegalRequest, 0x26, 0x06);
+    pub(super) const UNSUPPORTED_TARGET_TYPE: Self = Self::new(Key::IllegalRequest, 0x26, 0x07);
+    pub(super) const TOO_MANY_SEGMENTS: Self = Self::new(Key::IllegalRequest, 0x26, 0x08);
+    pub(super) const UNSUPPORTED_SEGMENT_TYPE: Self = Self::new(Key::IllegalRequest, 0x26, 0x09);
+    pub(super) const INLINE_DATA_LENGTH: Self = Self::new(Key::IllegalRequest, 0x26, 0x0B);
     pub(super) const SAVING_NOT_SUPPORTED: Self = Self::new(Key::IllegalRequest, 0x39, 0x00);
     pub(super) const WRITE_PROTECTED: Self = Self::new(Key::DataProtect, 0x27, 0x00);
     pub(super) const SOFTWARE_WRITE_PROTECTED: Self = Self::new(Key::DataProtect, 0x27, 0x02);
@@ -96,6 +106,11 @@ impl Sense {
     /// INVALID FIELD IN PARAMETER LIST: the field of `byte` whose most significant bit is `bit`.
     pub(super) const fn parameter_bit(byte: u16, bit: u8) -> Self {
         Self::new(Key::IllegalRequest, 0x26, 0x00).pointing(false, byte, Some(bit))
+    }
+
+    /// With the field of the parameter list that starts at `byte`.
+    pub(super) const fn at_parameter(self, byte: u16) -> Self {
+        self.pointing(false, byte, None)
     }
 
     /// MISCOMPARE DURING VERIFY OPERATION: the first unequal byte of the Data-Out.
@@ -186,6 +201,8 @@ pub(super) enum Failure {
     Check(Sense),
     /// BUSY: nothing happened, try again (SAM-5 5.3.1).
     Busy,
+    /// CHECK CONDITION of a copy, at one of its segments.
+    Copy(CopyAborted),
 }
 
 impl Failure {
@@ -277,7 +294,7 @@ mod tests {
         ];
         for (error, want) in cases {
             let got = match Failure::of_device(&error, 512) {
-                Failure::Busy => None,
+                Failure::Busy | Failure::Copy(_) => None,
                 Failure::Check(sense) => Some([sense.key as u8, sense.asc, sense.ascq]),
             };
             assert_eq!(got, want, "{error}");

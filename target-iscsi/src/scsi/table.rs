@@ -8,13 +8,16 @@ use super::cdb::Cdb;
 use super::request::{Answer, Request};
 use super::sense::Sense;
 use super::{
-    capacity, compare_and_write, defects, diagnostics, inquiry, lba_status, mode, ports, power, provisioning,
+    capacity, compare_and_write, copy, defects, diagnostics, inquiry, lba_status, mode, ports, power,
+    provisioning,
 };
 use super::{read_write, report_luns, request_sense, supported, verify, write_atomic, write_verify};
 
 pub(super) const TEST_UNIT_READY: u8 = 0x00;
 pub(super) const REQUEST_SENSE: u8 = 0x03;
 pub(super) const INQUIRY: u8 = 0x12;
+pub(super) const EXTENDED_COPY: u8 = 0x83;
+pub(super) const RECEIVE_COPY_RESULTS: u8 = 0x84;
 pub(super) const REPORT_LUNS: u8 = 0xA0;
 
 /// A command.
@@ -45,7 +48,7 @@ const fn action(name: &'static str, usage: &'static [u8], handler: fn(&mut Reque
 const C: u8 = 0x04;
 
 #[rustfmt::skip]
-pub(super) static COMMANDS: [Row; 43] = [
+pub(super) static COMMANDS: [Row; 47] = [
     row("TEST UNIT READY", &[0x00, 0, 0, 0, 0, C], power::test_unit_ready),
     row("REQUEST SENSE", &[0x03, 0x01, 0, 0, 0xFF, C], request_sense::handle),
     row("READ(6)", &[0x08, 0x1F, 0xFF, 0xFF, 0xFF, C], read_write::read_6),
@@ -68,6 +71,10 @@ pub(super) static COMMANDS: [Row; 43] = [
     writer("UNMAP", &[0x42, 0x01, 0, 0, 0, 0, 0, 0xFF, 0xFF, C], provisioning::unmap),
     row("MODE SELECT(10)", &[0x55, 0x13, 0, 0, 0, 0, 0, 0xFF, 0xFF, C], mode::select_10),
     row("MODE SENSE(10)", &[0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, C], mode::sense_10),
+    action("EXTENDED COPY(LID1)", &[0x83, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], copy::extended_copy),
+    action("RECEIVE COPY STATUS(LID1)", &[0x84, 0x00, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], copy::status),
+    action("RECEIVE COPY OPERATING PARAMETERS", &[0x84, 0x03, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], copy::operating_parameters),
+    action("RECEIVE COPY FAILURE DETAILS(LID1)", &[0x84, 0x04, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], copy::failure_details),
     row("READ(16)", &[0x88, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::read_16),
     writer("COMPARE AND WRITE", &[0x89, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0, C], compare_and_write::compare_and_write),
     writer("WRITE(16)", &[0x8A, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::write_16),

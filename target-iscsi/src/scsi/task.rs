@@ -1,10 +1,14 @@
 //! One command in execution.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use lunette_proto::ids::VolumeId;
 use lunette_volume::device::{Command, Data, Outcome};
 
 use super::cdb::Cdb;
 use super::compare_and_write::CompareAndWrite;
+use super::copy::Copy;
 use super::lba_status::LbaStatus;
 use super::lun::{self, Address};
 use super::mode::ModeSelect;
@@ -14,7 +18,7 @@ use super::request::{Answer, Plan, Request};
 use super::sense::{Failure, Sense, SenseFormat};
 use super::verify::Verify;
 use super::write_verify::WriteVerify;
-use super::{Nexus, TargetView, inquiry, report_luns, request_sense, table};
+use super::{LogicalUnit, Nexus, TargetView, inquiry, report_luns, request_sense, table};
 
 /// GOOD (SAM-5 5.3.1).
 pub const GOOD: u8 = 0x00;
@@ -22,6 +26,10 @@ pub const GOOD: u8 = 0x00;
 pub const CHECK_CONDITION: u8 = 0x02;
 /// BUSY: nothing happened, the initiator tries again.
 pub const BUSY: u8 = 0x08;
+/// RESERVATION CONFLICT.
+pub(super) const RESERVATION_CONFLICT: u8 = 0x18;
+/// TASK ABORTED: by what another nexus did.
+pub(super) const TASK_ABORTED: u8 = 0x40;
 
 /// What a task wants next.
 #[derive(Debug)]
@@ -34,8 +42,39 @@ pub enum Step {
     },
     /// Submit to the logical unit's device; then call [`Task::completed`].
     Submit(Command),
+    /// Submit to the device of another logical unit, if the nexus may do that to it at this moment; then
+    /// call [`Task::completed`], with [`DeviceError::Gone`](lunette_volume::device::DeviceError::Gone)
+    /// if it may not.
+    Elsewhere(Elsewhere),
+    /// The command names logical units: call [`Task::resolve`] with what the nexus sees now.
+    Resolve,
     /// The end.
     Done(Response),
+}
+
+/// A command for the device of a logical unit that the task was not sent to.
+#[derive(Clone)]
+pub struct Elsewhere {
+    /// Where the target shows it.
+    pub lun: u16,
+    /// Which.
+    pub unit: Arc<LogicalUnit>,
+    /// What.
+    pub command: Command,
+    /// Memory that the task needs from now on, all in all.
+    pub memory_bytes: u64,
+}
+
+impl std::fmt::Debug for Elsewhere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { lun, unit, command, memory_bytes } = self;
+        f.debug_struct("Elsewhere")
+            .field("lun", lun)
+            .field("volume", &unit.volume)
+            .field("command", command)
+            .field("memory_bytes", memory_bytes)
+            .finish()
+    }
 }
 
 /// The end of a command.
@@ -76,11 +115,14 @@ pub(super) enum Job {
     Verify(Verify),
     LbaStatus(LbaStatus),
     ModeSelect(ModeSelect),
+    Copy(Box<Copy>),
 }
 
 /// How a job goes on.
 pub(super) enum Progress {
     Submit(Command),
+    Elsewhere(Elsewhere),
+    Resolve,
     /// GOOD, with Data-In and the length of the transfer that the CDB names.
     Done(Data, u64),
 }
@@ -143,6 +185,7 @@ impl Task {
             Job::WriteSame(write_same) => write_same.data_out(&data),
             Job::Verify(verify) => verify.data_out(data),
             Job::ModeSelect(select) => select.data_out(&data),
+            Job::Copy(copy) => copy.data_out(&data),
             // The session sent what no step asked for.
             Job::Ended | Job::Read(_) | Job::Flush | Job::LbaStatus(_) => Err(Sense::INTERNAL_FAILURE.into()),
         };
@@ -151,6 +194,10 @@ impl Task {
 
     /// What came of the command that [`Step::Submit`] named.
     pub fn completed(&mut self, outcome: Outcome) -> Step {
+        if let Job::Copy(copy) = &mut self.job {
+            let progress = copy.completed(outcome);
+            return self.go_on(progress);
+        }
         let progress = match outcome {
             Err(error) if self.changed && error.is_definite() => Err(Sense::PARTLY_DONE.into()),
             Err(error) => Err(Failure::of_device(&error, self.block_bytes)),
@@ -173,10 +220,35 @@ impl Task {
                 }
                 Job::Verify(verify) => verify.completed(&data),
                 Job::LbaStatus(status) => status.completed(&data),
-                Job::Ended | Job::ModeSelect(_) => Err(Sense::INTERNAL_FAILURE.into()),
+                Job::Ended | Job::ModeSelect(_) | Job::Copy(_) => Err(Sense::INTERNAL_FAILURE.into()),
             },
         };
         self.go_on(progress)
+    }
+
+    /// After [`Step::Resolve`].
+    pub fn resolve(&mut self, view: &TargetView, nexus: &mut Nexus) -> Step {
+        let progress = match &mut self.job {
+            Job::Copy(copy) => copy.resolve(view, nexus),
+            _ => Err(Sense::INTERNAL_FAILURE.into()),
+        };
+        self.go_on(progress)
+    }
+
+    /// Whether commands of this task go to one of these volumes, which it was not sent to.
+    #[must_use]
+    pub fn works_on(&self, volumes: &[VolumeId]) -> bool {
+        matches!(&self.job, Job::Copy(copy) if copy.works_on(volumes))
+    }
+
+    /// These volumes, which the task works on, were reset or their task sets cleared, and no device has
+    /// a command of the task: the end of it.
+    pub fn cleared(&mut self, volumes: &[VolumeId]) -> Step {
+        let failure = match &mut self.job {
+            Job::Copy(copy) => copy.cleared(volumes),
+            _ => Sense::INTERNAL_FAILURE.into(),
+        };
+        self.go_on(Err(failure))
     }
 
     /// The command's name, for logs.
@@ -218,6 +290,8 @@ impl Task {
     fn go_on(&mut self, progress: Result<Progress, Failure>) -> Step {
         match progress {
             Ok(Progress::Submit(command)) => Step::Submit(command),
+            Ok(Progress::Elsewhere(elsewhere)) => Step::Elsewhere(elsewhere),
+            Ok(Progress::Resolve) => Step::Resolve,
             Ok(Progress::Done(data, transfer_len)) => {
                 self.job = Job::Ended;
                 good(data, transfer_len)
@@ -235,6 +309,7 @@ impl Task {
         let (status, sense) = match failure {
             Failure::Check(sense) => (CHECK_CONDITION, sense.encode(self.format)),
             Failure::Busy => (BUSY, Bytes::new()),
+            Failure::Copy(aborted) => (CHECK_CONDITION, aborted.encode(self.format)),
         };
         Step::Done(Response { status, sense, data_in: Data::new(), transfer_len: 0 })
     }

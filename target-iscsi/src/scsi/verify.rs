@@ -51,10 +51,8 @@ fn verify(request: &mut Request<'_>, lba: u64, blocks: u32, len_field: u16) -> A
     if data_out_len > 0 {
         return Ok(Plan::Collect(Job::Verify(verify), data_out_len));
     }
-    match verify.next() {
-        Progress::Submit(command) => Ok(Plan::Submit(Job::Verify(verify), command)),
-        Progress::Done(..) => Ok(Plan::Good),
-    }
+    let Progress::Submit(command) = verify.next() else { return Ok(Plan::Good) };
+    Ok(Plan::Submit(Job::Verify(verify), command))
 }
 
 /// A VERIFY in execution.

@@ -5,6 +5,7 @@ use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::map::{naa, serial};
 
 use super::cdb::Cdb;
+use super::copy::third_party_copy;
 use super::inquiry::{BLOCK_DEVICE, VENDOR, WELL_KNOWN};
 use super::provisioning::{
     UNMAP_BLOCKS_MAX, UNMAP_DESCRIPTORS_MAX, UNMAP_GRANULARITY_BYTES, write_same_blocks_max,
@@ -18,12 +19,13 @@ use super::{LogicalUnit, TargetView, compare_and_write};
 type Body = fn(&TargetView, &LogicalUnit) -> Vec<u8>;
 
 /// Pages of a volume, in ascending order.
-static PAGES: [(u8, Body); 8] = [
+static PAGES: [(u8, Body); 9] = [
     (0x00, supported_pages),
     (0x80, unit_serial_number),
     (0x83, device_identification),
     (0x86, extended_inquiry),
     (0x87, mode_page_policy),
+    (0x8F, third_party_copy),
     (0xB0, block_limits),
     (0xB1, block_device_characteristics),
     (0xB2, logical_block_provisioning),
@@ -61,6 +63,11 @@ fn supported_pages(_: &TargetView, _: &LogicalUnit) -> Vec<u8> {
     PAGES.iter().map(|(code, _)| *code).collect()
 }
 
+/// The NAA name of a logical unit, by which copies name it too.
+pub(super) fn unit_naa(unit: &LogicalUnit) -> [u8; 16] {
+    naa(unit.cluster, unit.volume)
+}
+
 fn unit_serial_number(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
     serial(unit.cluster, unit.volume).into_bytes()
 }
@@ -70,7 +77,7 @@ fn unit_serial_number(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
 fn device_identification(view: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
     let mut t10 = VENDOR.to_vec();
     t10.extend(serial(unit.cluster, unit.volume).into_bytes());
-    let mut body = designator(BINARY, LOGICAL_UNIT, NAA, &naa(unit.cluster, unit.volume));
+    let mut body = designator(BINARY, LOGICAL_UNIT, NAA, &unit_naa(unit));
     body.extend(designator(ASCII, LOGICAL_UNIT, T10_VENDOR_ID, &t10));
     body.extend(target_designators(view));
     body

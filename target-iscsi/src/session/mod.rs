@@ -20,6 +20,7 @@ mod data_out;
 mod full;
 mod login;
 mod negotiate;
+mod permission;
 mod registry;
 mod stats;
 mod task_management;

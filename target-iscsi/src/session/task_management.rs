@@ -80,7 +80,10 @@ impl Session {
                 };
                 let address = request.lun;
                 self.window.drop_held(|pdu| is_command_to(pdu, address));
-                let waits = self.abort(io, |active| decode(active.lun) == Address::Unit(lun));
+                let mut waits = self.abort(io, |active| decode(active.lun) == Address::Unit(lun));
+                if request.function != tmf::ABORT_TASK_SET {
+                    waits.extend(self.clear_elsewhere(&[volume], io));
+                }
                 let attention = match request.function {
                     tmf::ABORT_TASK_SET => None,
                     tmf::CLEAR_TASK_SET => Some(Attention::CommandsCleared),
@@ -131,7 +134,8 @@ impl Session {
                 self.nexus.attention(Scope::Lun(*lun), attention);
             }
         }
-        let waits = self.abort(io, affected);
+        let mut waits = self.abort(io, affected);
+        waits.extend(self.clear_elsewhere(volumes, io));
         self.begin(Function { waits, peers: None, end: End::Foreign(ticket) }, io);
     }
 

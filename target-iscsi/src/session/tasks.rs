@@ -5,12 +5,15 @@
 //!                         +-> device -> Task::completed ----------------+-> Data-In, status
 //! ```
 //!
+//! A copy also has commands for the devices of other logical units of the target, one at a time.
+//!
 //! Memory is reserved before an R2T is sent or a read submitted, and given back when the command
 //! has been answered; commands that find no room wait at the gate, in order.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lunette_proto::ids::VolumeId;
 use lunette_proto::iscsi::codes::reject;
 use lunette_proto::iscsi::initiator::{DataOut, ScsiCommand};
 use lunette_proto::iscsi::target::R2t;
@@ -22,11 +25,12 @@ use smallvec::SmallVec;
 use super::connection::Io;
 use super::data_out::{Collector, Violation};
 use super::full::Session;
+use super::permission::device;
 use super::stats::count;
 use super::transmit::{Ending, StatSn};
 use super::{Action, SESSION_BYTES_MAX, TASKS_MAX};
 use crate::scsi::lun::{Address, decode};
-use crate::scsi::{CHECK_CONDITION, GOOD, LogicalUnit, Response, Step, TargetView, Task};
+use crate::scsi::{CHECK_CONDITION, Elsewhere, GOOD, LogicalUnit, Response, Step, Task};
 
 /// A command in execution.
 pub(super) struct Active {
@@ -38,6 +42,10 @@ pub(super) struct Active {
     read: bool,
     pub(super) unit: Option<Arc<LogicalUnit>>,
     task: Task,
+    /// The LUN and the logical unit that its present command is for, if not `unit`.
+    pub(super) elsewhere: Option<(u16, Arc<LogicalUnit>)>,
+    /// Volumes that it works on and that were reset while a device had a command of it.
+    cleared: Vec<VolumeId>,
     state: State,
     /// Of the session's memory.
     reserved: u64,
@@ -48,8 +56,8 @@ pub(super) struct Active {
 enum State {
     /// Data-Out is coming.
     Collecting(Box<Collecting>),
-    /// A command waits for memory.
-    Gated(Command),
+    /// A command waits for so much memory.
+    Gated(Command, u64),
     /// A device has a command.
     AtDevice,
     /// The answer is being sent, or the state is being changed.
@@ -95,7 +103,7 @@ impl Session {
         }
         let want = match step {
             Step::DataOut { len } => len.min(expected_out),
-            Step::Submit(_) | Step::Done(_) => 0,
+            Step::Submit(_) | Step::Elsewhere(_) | Step::Resolve | Step::Done(_) => 0,
         };
         let unit = match decode(command.lun) {
             Address::Unit(lun) => view.luns.get(&lun).cloned(),
@@ -111,6 +119,8 @@ impl Session {
             read: command.read,
             unit,
             task,
+            elsewhere: None,
+            cleared: Vec::new(),
             state: State::Answering,
             reserved: 0,
             r2t_count: Serial(0),
@@ -237,7 +247,7 @@ impl Session {
         while let Some(&slot) = self.gate.front() {
             let bytes = match self.tasks.get(slot).map(|active| &active.state) {
                 Some(State::Collecting(collecting)) => u64::from(collecting.collector.want()),
-                Some(State::Gated(command)) => cost(command),
+                Some(State::Gated(_, bytes)) => *bytes,
                 _ => 0,
             };
             if !self.fits(bytes) {
@@ -247,7 +257,7 @@ impl Session {
             self.take_memory(slot, bytes);
             let Some(active) = self.tasks.get_mut(slot) else { continue };
             match std::mem::replace(&mut active.state, State::Answering) {
-                State::Gated(command) => self.submit(slot, command, io),
+                State::Gated(command, _) => self.submit(slot, command, io),
                 state => {
                     active.state = state;
                     self.ask(slot, io);
@@ -260,13 +270,16 @@ impl Session {
         match step {
             Step::Submit(command) => {
                 let bytes = cost(&command);
-                // Who has memory goes on with it. If all who hold some waited for more, nobody would end.
-                let held = self.tasks.get(slot).map_or(0, |active| active.reserved);
-                if bytes <= held || self.reserve(slot, bytes) {
-                    self.submit(slot, command, io);
-                } else if let Some(active) = self.tasks.get_mut(slot) {
-                    active.state = State::Gated(command);
-                }
+                self.hand_over(slot, command, bytes, None, io);
+            }
+            Step::Elsewhere(Elsewhere { lun, unit, command, memory_bytes }) => {
+                self.hand_over(slot, command, memory_bytes, Some((lun, unit)), io);
+            }
+            Step::Resolve => {
+                let Some(view) = self.view.clone() else { return };
+                let Some(active) = self.tasks.get_mut(slot) else { return };
+                let step = active.task.resolve(&view, &mut self.nexus);
+                self.step(slot, step, io);
             }
             Step::Done(response) => self.finish(slot, response, io),
             Step::DataOut { len } => {
@@ -279,19 +292,34 @@ impl Session {
         }
     }
 
+    /// Submits a command once there is memory for it.
+    fn hand_over(
+        &mut self,
+        slot: usize,
+        command: Command,
+        bytes: u64,
+        elsewhere: Option<(u16, Arc<LogicalUnit>)>,
+        io: &mut Io,
+    ) {
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        active.elsewhere = elsewhere;
+        // Who has memory goes on with it. If all who hold some waited for more, nobody would end.
+        if bytes <= active.reserved || self.reserve(slot, bytes) {
+            self.submit(slot, command, io);
+        } else if let Some(active) = self.tasks.get_mut(slot) {
+            active.state = State::Gated(command, bytes);
+        }
+    }
+
     fn submit(&mut self, slot: usize, command: Command, io: &mut Io) {
         let Some(active) = self.tasks.get_mut(slot) else { return };
-        let Some(unit) = &active.unit else {
-            // Only commands of a logical unit get as far as a device.
-            let response = active.task.completed(Err(lunette_volume::device::DeviceError::Gone));
-            return self.step(slot, response, io);
+        let device = match device(self.view.as_deref(), &mut self.nexus, active, &command) {
+            Ok(device) => device,
+            Err(error) => {
+                let step = active.task.completed(Err(error));
+                return self.step(slot, step, io);
+            }
         };
-        if !self.view.as_ref().is_some_and(|view| is_permitted(view, active.lun, unit, &command)) {
-            // Data may come long after the command. BUSY, for trying again tells what has changed.
-            let response = active.task.completed(Err(lunette_volume::device::DeviceError::Busy));
-            return self.step(slot, response, io);
-        }
-        let device = Arc::clone(&unit.device);
         let tag = tag(slot, active.generation);
         active.state = State::AtDevice;
         self.at_devices += 1;
@@ -309,6 +337,13 @@ impl Session {
         active.state = State::Answering;
         if active.aborted {
             self.answered(slot, io);
+            self.function_waits_over(tag);
+            return self.settle(io);
+        }
+        if !active.cleared.is_empty() {
+            let volumes = std::mem::take(&mut active.cleared);
+            let step = active.task.cleared(&volumes);
+            self.step(slot, step, io);
             self.function_waits_over(tag);
             return self.settle(io);
         }
@@ -389,6 +424,27 @@ impl Session {
         waits
     }
 
+    /// Ends commands that work on these volumes without having been sent to them, with an error, since
+    /// nobody tells their initiator otherwise. Those that devices have are not over yet: gives their tags.
+    pub(super) fn clear_elsewhere(&mut self, volumes: &[VolumeId], io: &mut Io) -> Vec<u64> {
+        let works_there = |active: &Active| !active.aborted && active.task.works_on(volumes);
+        let slots: Vec<usize> =
+            self.tasks.iter().filter(|(_, active)| works_there(active)).map(|(slot, _)| slot).collect();
+        let mut waits = Vec::new();
+        for slot in slots {
+            let Some(active) = self.tasks.get_mut(slot) else { continue };
+            if matches!(active.state, State::AtDevice) {
+                active.cleared.extend(volumes);
+                waits.push(tag(slot, active.generation));
+            } else {
+                self.gate.retain(|gated| *gated != slot);
+                let step = active.task.cleared(volumes);
+                self.step(slot, step, io);
+            }
+        }
+        waits
+    }
+
     /// Aborts everything; what is queued for sending is the caller's to drop.
     pub(super) fn abort_all(&mut self, io: &mut Io) -> Vec<u64> {
         self.window.drop_held(|_| true);
@@ -400,26 +456,13 @@ impl Session {
     pub(super) fn abort_unstarted(&mut self, io: &mut Io) {
         self.window.drop_held(|_| true);
         self.gate.clear();
-        self.abort(io, |active| matches!(active.state, State::Collecting(_) | State::Gated(_)));
+        self.abort(io, |active| matches!(active.state, State::Collecting(_) | State::Gated(..)));
     }
 }
 
 fn tag(slot: usize, generation: u32) -> u64 {
     // There are at most TASKS_MAX slots.
     u64::from(generation) << 32 | slot as u64
-}
-
-/// Whether the target still shows `unit` under the LUN that the command was sent to, and lets it do this.
-fn is_permitted(view: &TargetView, lun: u64, unit: &LogicalUnit, command: &Command) -> bool {
-    let Address::Unit(lun) = decode(lun) else { return false };
-    let writes = match command {
-        Command::Write { .. }
-        | Command::Zero { .. }
-        | Command::CompareAndWrite { .. }
-        | Command::Or { .. } => true,
-        Command::Read { .. } | Command::Flush | Command::Mapping { .. } => false,
-    };
-    view.luns.get(&lun).is_some_and(|now| now.volume == unit.volume && !(writes && now.read_only))
 }
 
 /// Memory that a device's answer will take. Data of writes is reserved with its buffer.

@@ -5,6 +5,7 @@
 
 mod bed;
 mod chap;
+mod copy;
 mod data;
 mod device;
 mod discovery;

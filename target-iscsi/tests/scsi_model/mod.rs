@@ -120,6 +120,12 @@ impl Model {
                     let outcome = self.carry_out(command);
                     task.completed(outcome)
                 }
+                // All LUNs of the model are one volume.
+                Step::Elsewhere(elsewhere) => {
+                    let outcome = self.carry_out(elsewhere.command);
+                    task.completed(outcome)
+                }
+                Step::Resolve => task.resolve(&self.view, &mut self.nexus),
                 Step::Done(response) => return End::check(response, data_out_len),
             };
         }
@@ -294,7 +300,7 @@ pub(crate) fn sense_code(sense: &[u8]) -> (u8, u8, u8) {
     }
 }
 
-fn unit(size_bytes: u64, block_bytes: u32, readiness: Readiness) -> LogicalUnit {
+pub(crate) fn unit(size_bytes: u64, block_bytes: u32, readiness: Readiness) -> LogicalUnit {
     LogicalUnit {
         cluster: CLUSTER,
         volume: VolumeId(0x1122),
