@@ -55,11 +55,21 @@ pub const ISCSI_TEXT_KEYS_MAX: usize = 64;
 pub const SCSI_TRANSFER_BYTES_MAX: u32 = 8 << 20;
 /// Sessions of one gateway.
 pub const SESSIONS_MAX: usize = 16_384;
+/// Sessions of one initiator name at one gateway: some hundred targets, each over several paths.
+pub const SESSIONS_PER_INITIATOR_MAX: usize = 1024;
 /// Connections that have not finished login, over all addresses.
 pub const PRELOGIN_CONNECTIONS_MAX: usize = 4096;
 /// Connections that have not finished login, of one address.
 pub const PRELOGIN_CONNECTIONS_PER_ADDRESS_MAX: usize = 256;
 /// Time to finish a login.
 pub const LOGIN_TIMEOUT_MS: u64 = 10_000;
+/// Failed CHAP attempts of one initiator name from one address within [`CHAP_WINDOW_MS`].
+pub const CHAP_FAILURES_MAX: usize = 5;
+/// Time after which a failed CHAP attempt is forgotten.
+pub const CHAP_WINDOW_MS: u64 = 10_000;
+/// Initiator names with failed CHAP attempts that are remembered of one address.
+pub const CHAP_NAMES_PER_ADDRESS_MAX: usize = 64;
+/// Initiator names with failed CHAP attempts that are remembered over all addresses.
+pub const CHAP_NAMES_MAX: usize = 4096;
 /// Registrations of one logical unit (SPC-4 5.13.7).
 pub const REGISTRANTS_MAX: usize = 1024;

@@ -56,6 +56,7 @@ pub enum KeepError {
 pub struct Exports {
     epoch: Epoch,
     targets: BTreeMap<String, Export>,
+    discovery_chap: Option<Arc<Chap>>,
 }
 
 /// One target.
@@ -66,6 +67,7 @@ pub struct Export {
     /// What its initiators must prove.
     pub chap: Option<Arc<Chap>>,
     acls: Vec<Entry>,
+    draining: bool,
 }
 
 /// An entry of an access list.
@@ -105,13 +107,19 @@ impl Exports {
             .values()
             .map(|target| (target.iqn.to_ascii_lowercase(), Export::new(map, target, tag, devices)))
             .collect();
-        Self { epoch: map.epoch, targets }
+        Self { epoch: map.epoch, targets, discovery_chap: map.discovery_chap.clone().map(Arc::new) }
     }
 
     /// The map's epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// What the initiator of a discovery session must prove; `None`: nothing.
+    #[must_use]
+    pub fn discovery_chap(&self) -> Option<Arc<Chap>> {
+        self.discovery_chap.clone()
     }
 
     /// Whether `claimant` may use the target of that name.
@@ -160,6 +168,7 @@ impl Export {
             acls: acls
                 .map(|acl| Entry { initiator: acl.initiator.to_ascii_lowercase(), from: acl.from })
                 .collect(),
+            draining: target.draining,
         }
     }
 
@@ -167,6 +176,12 @@ impl Export {
     #[must_use]
     pub fn is_open_at(&self, local: IpAddr) -> bool {
         self.acls.is_empty() && local.to_canonical().is_loopback()
+    }
+
+    /// Whether the target takes no logins, and asks its sessions to log out.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
     }
 
     /// Whether the target has an access list.

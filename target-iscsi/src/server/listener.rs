@@ -1,6 +1,6 @@
 //! Portals: binds them, accepts connections, and starts a task for each.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,11 +14,14 @@ use super::serve::serve;
 use super::shared::Shared;
 use crate::session::{ConnectionId, Endpoint};
 
-const BACKLOG: i32 = 1024;
+/// As many as the kernel lets wait by default (net.core.somaxconn).
+const BACKLOG: i32 = 4096;
 /// Out of file descriptors: others must close before anything can be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Data that the peer does not acknowledge for so long ends the connection (RFC 5482).
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Silence after which the kernel asks whether the peer is there, and the time between its questions.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
@@ -39,11 +42,26 @@ pub(super) fn bind(portal: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 /// Accepts until the task is ended.
 pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, portal: SocketAddr) {
+    let mut is_paused = false;
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => welcome(&shared, stream, peer, portal),
+            Ok((stream, peer)) => {
+                if std::mem::take(&mut is_paused) {
+                    tracing::info!(%portal, "accepting again");
+                }
+                welcome(&shared, stream, peer, portal);
+            }
+            // Of the one connection, which has gone already (accept(2)).
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted
+                ) => {}
             Err(error) => {
-                tracing::warn!(%portal, %error, "cannot accept");
+                // Whoever comes now waits in the kernel. Said once, or the log would be full as well.
+                if !std::mem::replace(&mut is_paused, true) {
+                    tracing::warn!(%portal, %error, "cannot accept");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -71,7 +89,7 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(USER_TIMEOUT))
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
 }
 
 #[cfg(test)]
@@ -81,7 +99,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
-    use crate::session::{Context, Secrets};
+    use crate::session::{Context, Guard, Secrets};
 
     struct NoSecrets;
 
@@ -104,6 +122,7 @@ mod tests {
                 portals: vec![portal],
                 exports: ArcSwap::default(),
                 secrets: Arc::new(NoSecrets),
+                guard: Guard::default(),
             };
             let shared = Arc::new(Shared::new(Arc::new(context)));
             let client = std::net::TcpStream::connect(portal).unwrap();
@@ -113,6 +132,24 @@ mod tests {
             assert_eq!(*served.borrow(), 1);
             drop(client);
             served.wait_for(|served| *served == 0).await.unwrap();
+        });
+    }
+
+    /// Guards against peers that vanish without a word: the kernel gives up on them.
+    #[test]
+    fn dead_peers_are_noticed() {
+        let listener = bind("[::1]:0".parse().unwrap()).unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            client.set_nonblocking(true).unwrap();
+            let stream = TcpStream::from_std(client).unwrap();
+            tune(&stream).unwrap();
+            let socket = SockRef::from(&stream);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(30)));
+            assert!(socket.keepalive().unwrap() && stream.nodelay().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE);
         });
     }
 }

@@ -11,6 +11,7 @@
 
 mod listener;
 mod mailbox;
+mod receive;
 mod serve;
 mod shared;
 
@@ -27,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::exports::{Devices, Exports};
-use crate::session::{Context, Event, Secrets};
+use crate::session::{Context, Event, Guard, Secrets};
 use shared::{Established, Shared};
 
 /// Time that sessions get to answer what their devices have, when the gateway stops.
@@ -123,6 +124,7 @@ impl Gateway {
             portals: listeners.iter().map(|(_, portal)| *portal).collect(),
             exports: ArcSwap::from_pointee(Exports::new(map, config.tag, &*devices)),
             secrets,
+            guard: Guard::default(),
         };
         let shared = Arc::new(Shared::new(Arc::new(context)));
         let acceptors = listeners

@@ -6,20 +6,16 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use lunette_volume::device::Completions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 
 use super::mailbox::{Mailbox, Post};
+use super::receive::Inbound;
 use super::shared::{Shared, Unproven};
 use crate::session::{Action, Connection, ConnectionId, Endpoint};
 
-/// Room for at least this much is there before each read,
-const RECEIVE_BYTES_MIN: usize = 16 << 10;
-/// and when there is less, this much is allocated, once login is over.
-const RECEIVE_BYTES: usize = 128 << 10;
 /// Time for a peer to read the last words.
 const LINGER: Duration = Duration::from_secs(1);
 /// Slices of one vectored write.
@@ -48,6 +44,7 @@ pub(super) async fn serve(
         connection,
         posts: Vec::new(),
         unproven: Some(unproven),
+        tsih: None,
     };
     task.converse(&mut stream).await;
     if task.connection.is_flushed() {
@@ -56,7 +53,7 @@ pub(super) async fn serve(
         drop(stream);
     }
     task.drain().await;
-    shared.disconnect(id);
+    shared.disconnect(id, task.tsih, task.connection.bequeath());
 }
 
 /// Closing a socket with unread bytes resets it, and the peer may never see what was sent last. So
@@ -82,13 +79,15 @@ struct Task {
     posts: Vec<Post>,
     /// Until login is over; a discovery session, for which nothing need be proven, keeps it.
     unproven: Option<Unproven>,
+    /// Of the session, once it is established.
+    tsih: Option<u16>,
 }
 
 impl Task {
     /// Until the socket is closed, by either side.
     async fn converse(&mut self, stream: &mut TcpStream) {
         let (mut reader, writer) = stream.split();
-        let mut buffer = BytesMut::new();
+        let mut inbound = Inbound::default();
         let mut alarm = pin!(tokio::time::sleep_until(self.deadline()));
         loop {
             self.react();
@@ -97,13 +96,12 @@ impl Task {
                 return;
             }
             let wants_bytes = self.connection.wants_bytes();
-            if wants_bytes {
-                if !buffer.is_empty() && self.connection.missing(&buffer) == 0 {
-                    // Bytes that were there already when reading paused. Nothing else need ever come.
-                    self.connection.handle_bytes(Instant::now(), &mut buffer);
-                    continue;
-                }
-                self.make_room(&mut buffer);
+            let missing = self.connection.missing(&inbound.bytes);
+            if wants_bytes && !inbound.bytes.is_empty() && missing == 0 {
+                // Bytes that were there already when reading paused. Nothing else need ever come.
+                self.connection.handle_bytes(Instant::now(), &mut inbound.bytes);
+                inbound.give_back();
+                continue;
             }
             // Every PDU puts the deadline off; the timer is set anew only when it rings, or too late.
             if self.deadline() < alarm.deadline() {
@@ -117,9 +115,12 @@ impl Task {
                         return;
                     }
                 }
-                read = reader.read_buf(&mut buffer), if wants_bytes => match read {
+                read = inbound.receive(&mut reader, missing), if wants_bytes => match read {
                     Ok(0) | Err(_) => return,
-                    Ok(_) => self.connection.handle_bytes(Instant::now(), &mut buffer),
+                    Ok(_) => {
+                        self.connection.handle_bytes(Instant::now(), &mut inbound.bytes);
+                        inbound.give_back();
+                    }
                 },
                 () = &mut alarm => {
                     self.connection.handle_timeout(Instant::now());
@@ -131,15 +132,6 @@ impl Task {
 
     fn deadline(&self) -> tokio::time::Instant {
         tokio::time::Instant::from_std(self.connection.poll_timeout())
-    }
-
-    /// Before a read: room for the rest of a PDU, so that its data will be one slice.
-    fn make_room(&self, buffer: &mut BytesMut) {
-        let missing = self.connection.missing(buffer);
-        if buffer.capacity() - buffer.len() < missing.max(RECEIVE_BYTES_MIN) {
-            let established = self.connection.is_established();
-            buffer.reserve(missing.max(if established { RECEIVE_BYTES } else { RECEIVE_BYTES_MIN }));
-        }
     }
 
     /// After the socket is gone: until nothing is outstanding.
@@ -184,6 +176,7 @@ impl Task {
                 if stats.target.is_some() {
                     self.unproven = None;
                 }
+                self.tsih = Some(stats.tsih);
                 self.shared.establish(self.id, stats);
             }
             Action::Reset { token, volumes, attention } => {

@@ -6,13 +6,17 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lunette_proto::ids::VolumeId;
-use lunette_proto::limits::{PRELOGIN_CONNECTIONS_MAX, PRELOGIN_CONNECTIONS_PER_ADDRESS_MAX, SESSIONS_MAX};
+use lunette_proto::limits::{
+    PRELOGIN_CONNECTIONS_MAX, PRELOGIN_CONNECTIONS_PER_ADDRESS_MAX, SESSIONS_MAX, SESSIONS_PER_INITIATOR_MAX,
+};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::mailbox::{Mailbox, Post, Quiesced};
 use crate::scsi::Attention;
-use crate::session::{Claim, ConnectionId, Context, Event, Registry, SessionStats, Ticket, Verdict};
+use crate::session::{
+    Claim, ConnectionId, Context, Event, Inherited, Registry, SessionStats, Ticket, Verdict,
+};
 
 pub(super) struct Shared {
     pub(super) context: Arc<Context>,
@@ -42,7 +46,7 @@ impl Shared {
     pub(super) fn new(context: Arc<Context>) -> Self {
         Self {
             context,
-            registry: Mutex::new(Registry::new(SESSIONS_MAX)),
+            registry: Mutex::new(Registry::new(SESSIONS_MAX, SESSIONS_PER_INITIATOR_MAX)),
             connections: Mutex::default(),
             sessions: Mutex::default(),
             waiting: Mutex::default(),
@@ -55,17 +59,22 @@ impl Shared {
         self.served.send_modify(|served| *served += 1);
     }
 
-    /// The connection is gone and drained: whoever waits for its session gets it.
-    pub(super) fn disconnect(&self, id: ConnectionId) {
-        self.connections.lock().remove(&id);
-        self.sessions.lock().retain(|_, session| session.connection != id);
+    /// The connection is gone and drained: whoever waits for its session `tsih` gets it, and what is
+    /// `left` of it if it reinstates the connection.
+    pub(super) fn disconnect(&self, id: ConnectionId, tsih: Option<u16>, left: Option<Inherited>) {
+        if let Some(tsih) = tsih {
+            self.sessions.lock().remove(&tsih);
+        }
         let grant = self.registry.lock().release(id);
         if let Some(grant) = grant {
-            self.post(grant.to, Event::Granted { tsih: grant.tsih });
+            let session = left.filter(|_| grant.inherits);
+            self.post(grant.to, Event::Granted { tsih: grant.tsih, session });
             if grant.superseded {
                 self.post(grant.to, Event::Superseded);
             }
         }
+        // Last, so that what is broadcast to all reaches the one or the other.
+        self.connections.lock().remove(&id);
         self.served.send_modify(|served| *served -= 1);
     }
 
@@ -88,7 +97,7 @@ impl Shared {
     pub(super) fn claim(&self, id: ConnectionId, claim: Claim) {
         let verdict = self.registry.lock().claim(id, claim);
         match verdict {
-            Verdict::Granted { tsih } => self.post(id, Event::Granted { tsih }),
+            Verdict::Granted { tsih } => self.post(id, Event::Granted { tsih, session: None }),
             Verdict::Wait { holder } => self.post(holder, Event::Superseded),
             Verdict::Refused { status } => self.post(id, Event::Refused { status }),
         }

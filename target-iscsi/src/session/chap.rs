@@ -26,7 +26,7 @@ const NAME_BYTES_MAX: usize = 255;
 /// Algorithms that an offer may list.
 const OFFERS_MAX: usize = 16;
 /// Our challenges are as long as the longest response.
-const OUR_CHALLENGE_BYTES: usize = 32;
+pub(super) const OUR_CHALLENGE_BYTES: usize = 32;
 
 /// Opens what the replicated state keeps sealed.
 pub trait Secrets: Send + Sync {
@@ -88,6 +88,11 @@ impl Challenge {
         text::push(out, "CHAP_I", &id.to_string());
         text::push(out, "CHAP_C", &hex(&challenge));
         Ok(Self { algorithm, id, challenge })
+    }
+
+    /// What was sent as CHAP_C.
+    pub(super) fn bytes(&self) -> &[u8; OUR_CHALLENGE_BYTES] {
+        &self.challenge
     }
 
     /// Verifies the initiator's keys; appends the target's own proof if it was asked for.
@@ -238,6 +243,10 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use lunette_proto::map::ChapCredential;
+
     use super::*;
 
     /// Guards the four hashes against values of other implementations (openssl dgst over 01 "secret" 02).
@@ -259,6 +268,24 @@ mod tests {
     const SHA1: &str = "0x04e6caa1dc13b98d655d7d1f79ea0da0d231469f";
     const SHA256: &str = "0x1f3e2835938e3e99b74b4c3f035673a2ac9df67272952f3efc2833ddd460227f";
     const SHA3_256: &str = "0x96b3949ed93a57bacb4351c4128b26056628a3760978115167f0d1d5097d25a1";
+
+    /// Guards against replays: no challenge of the system's source comes twice, nor does a fixed id.
+    #[test]
+    fn challenges_differ() {
+        let credential = ChapCredential { user: "a".into(), secret: Sealed(Vec::new()) };
+        let chap = Chap { initiator: credential, target: None, algorithms: vec![ChapAlgorithm::Sha256] };
+        let mut random = |bytes: &mut [u8]| aws_lc_rs::rand::fill(bytes).unwrap();
+        let (mut challenges, mut ids) = (HashSet::new(), HashSet::new());
+        for _ in 0..100_000 {
+            let mut out = BytesMut::new();
+            let challenge = Challenge::begin(&chap, "7", &mut random, &mut out).unwrap();
+            let told = format!("CHAP_A=7\0CHAP_I={}\0CHAP_C={}\0", challenge.id, hex(challenge.bytes()));
+            assert_eq!(out, told);
+            ids.insert(challenge.id);
+            assert!(challenges.insert(*challenge.bytes()));
+        }
+        assert_eq!(ids.len(), 256);
+    }
 
     /// Guards decoding: both encodings, odd digits, and every bound before the decoding.
     #[test]

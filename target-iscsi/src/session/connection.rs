@@ -20,16 +20,19 @@ use lunette_proto::iscsi::codes::login as status;
 use lunette_proto::iscsi::target::{LoginResponse, NopIn};
 use lunette_proto::iscsi::{Framer, Pdu, Request, TAG_NONE};
 use lunette_proto::limits::{ISCSI_LOGIN_SEGMENT_BYTES, ISCSI_RECV_SEGMENT_BYTES, LOGIN_TIMEOUT_MS};
+use lunette_proto::map::Chap;
 use lunette_volume::device::{Data, Outcome};
 
 use super::full::Session;
-use super::login::{Accepted, Login, Progress};
+use super::login::{Accepted, Login, Progress, Surroundings};
 use super::stats::SessionStats;
 use super::transmit::{Bounds, StatSn, Transmit};
 use super::{
-    Action, Context, DISCOVERY_PATIENCE, Endpoint, Event, FLUSH_PATIENCE, PING_AFTER, PING_PATIENCE,
+    Action, Context, DISCOVERY_PATIENCE, DRAIN_PATIENCE, Endpoint, Event, FLUSH_PATIENCE, PING_AFTER,
+    PING_PATIENCE,
 };
 use crate::exports::{Admission, Claimant, changes};
+use crate::scsi::TargetView;
 
 /// Fills a buffer with random bytes: challenges come from it.
 pub type Random = Box<dyn FnMut(&mut [u8]) + Send>;
@@ -45,8 +48,13 @@ pub struct Connection {
     started: Instant,
     heard: Instant,
     pinged: Option<Instant>,
+    /// The initiator was asked to log out until then.
+    logout_by: Option<Instant>,
     closing_since: Option<Instant>,
 }
+
+/// What a connection leaves to the one that reinstates it: the session, with nothing under way.
+pub struct Inherited(Box<Session>);
 
 enum Phase {
     Login(Box<Login>),
@@ -87,6 +95,7 @@ impl Connection {
             started: now,
             heard: now,
             pinged: None,
+            logout_by: None,
             closing_since: None,
         }
     }
@@ -101,7 +110,7 @@ impl Connection {
         self.pinged = None;
         while self.wants_bytes() {
             match self.framer.next(buffer) {
-                Ok(Some(pdu)) => self.handle_pdu(pdu),
+                Ok(Some(pdu)) => self.handle_pdu(now, pdu),
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(peer = %self.endpoint.peer, %error, "connection closed");
@@ -123,7 +132,7 @@ impl Connection {
     /// Something happened elsewhere in the gateway.
     pub fn handle_event(&mut self, now: Instant, event: Event) {
         match event {
-            Event::Granted { tsih } => self.establish(tsih),
+            Event::Granted { tsih, session } => self.establish(now, tsih, session),
             Event::Refused { status } => {
                 if let Phase::Claiming(accepted, _) = &self.phase {
                     let response = LoginResponse { transit: false, next_stage: 0, ..accepted.response };
@@ -134,7 +143,7 @@ impl Connection {
                 tracing::info!(peer = %self.endpoint.peer, "session reinstated by another connection");
                 self.io.closing = Some(Closing::Now);
             }
-            Event::ExportsChanged => self.exports_changed(),
+            Event::ExportsChanged => self.exports_changed(now),
             Event::Kick | Event::Stop if !matches!(self.phase, Phase::Full(_)) => {
                 self.io.closing = Some(Closing::Now);
             }
@@ -160,6 +169,12 @@ impl Connection {
                     let transfer_tag = session.transfer_tag();
                     let ping = NopIn { lun: 0, task_tag: TAG_NONE, transfer_tag };
                     self.io.transmit.send(ping.encode(), Data::new(), StatSn::Show);
+                }
+            }
+            Timeout::Drain => {
+                if let Phase::Full(session) = &mut self.phase {
+                    tracing::info!(peer = %self.endpoint.peer, "no logout in time");
+                    session.drop_session(&mut self.io);
                 }
             }
             Timeout::Close => {
@@ -273,6 +288,17 @@ impl Connection {
         }
     }
 
+    /// Takes the session out of a connection that is drained, for the one that reinstates it.
+    pub fn bequeath(&mut self) -> Option<Inherited> {
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Full(session) if session.is_drained() => Some(Inherited(session)),
+            phase => {
+                self.phase = phase;
+                None
+            }
+        }
+    }
+
     /// Whether login is over.
     #[must_use]
     pub fn is_established(&self) -> bool {
@@ -289,15 +315,15 @@ impl Connection {
         }
     }
 
-    fn handle_pdu(&mut self, pdu: Pdu) {
+    fn handle_pdu(&mut self, now: Instant, pdu: Pdu) {
         match &mut self.phase {
-            Phase::Login(_) => self.handle_login(&pdu),
+            Phase::Login(_) => self.handle_login(now, &pdu),
             Phase::Full(session) => session.handle_pdu(pdu, &self.endpoint, &mut self.io),
             Phase::Claiming(..) | Phase::Over => {}
         }
     }
 
-    fn handle_login(&mut self, pdu: &Pdu) {
+    fn handle_login(&mut self, now: Instant, pdu: &Pdu) {
         let Request::Login(request) = Request::decode(&pdu.bhs) else {
             // Nothing but a Login Request may come before login is over (RFC 7143 6.3).
             tracing::warn!(peer = %self.endpoint.peer, pdu = ?pdu.bhs, "connection closed: no login");
@@ -311,7 +337,9 @@ impl Connection {
         }
         numbers.exp_cmd_sn = request.cmd_sn;
         numbers.max_cmd_sn = request.cmd_sn;
-        match login.handle(&request, &pdu.data, &self.context, &self.endpoint, &mut *self.random) {
+        let mut around =
+            Surroundings { context: &self.context, endpoint: &self.endpoint, random: &mut *self.random, now };
+        match login.handle(&request, &pdu.data, &mut around) {
             Ok(Progress::Continue(login, response, text)) => {
                 self.phase = Phase::Login(login);
                 self.io.transmit.send(response.encode(), Data::from_iter([text]), StatSn::Use);
@@ -342,43 +370,33 @@ impl Connection {
     }
 
     /// The session is ours: answers the login and begins the full feature phase.
-    fn establish(&mut self, tsih: u16) {
+    fn establish(&mut self, now: Instant, tsih: u16, inherited: Option<Inherited>) {
         if self.io.closing.is_some() {
             return;
         }
         let Phase::Claiming(accepted, cmd_sn) = std::mem::replace(&mut self.phase, Phase::Over) else {
             return;
         };
+        if accepted.claim.tsih != 0 && inherited.is_none() {
+            // Who held the session never got as far as having one.
+            return self.refuse(accepted.response, status::NO_SESSION);
+        }
         let claimant = Claimant {
             initiator: accepted.who.initiator.clone(),
             peer: self.endpoint.peer.ip(),
             local: self.endpoint.local.ip(),
         };
-        // During the login the exports may have been replaced: what was proven must be proof still.
-        let mut view = accepted.who.target.clone();
-        if let Some(view) = &mut view {
-            match self.context.exports.load().admit(&view.iqn, &claimant) {
-                Admission::Admitted(export) if export.chap.is_some() && export.chap != accepted.who.chap => {
-                    return self.refuse(accepted.response, status::AUTHENTICATION);
-                }
-                Admission::Admitted(export) => *view = Arc::clone(&export.view),
-                Admission::NotFound => return self.refuse(accepted.response, status::NOT_FOUND),
-                Admission::Forbidden => return self.refuse(accepted.response, status::AUTHORIZATION),
-            }
-        }
-        let response = LoginResponse { tsih, ..accepted.response };
-        self.io.transmit.send(response.encode(), Data::from_iter([accepted.text]), StatSn::Use);
-        // Digests are for what follows the last Login Response (RFC 7143 13.1).
-        self.io.transmit.fill_control();
-        let settings = accepted.settings;
-        self.io.transmit.encoder.header_digest = settings.header_digest();
-        self.io.transmit.encoder.data_digest = settings.data_digest();
-        let data_bytes_max =
-            if accepted.declared { ISCSI_RECV_SEGMENT_BYTES } else { ISCSI_LOGIN_SEGMENT_BYTES };
-        self.framer = Framer {
-            data_bytes_max,
-            header_digest: settings.header_digest(),
-            data_digest: settings.data_digest(),
+        let view = match self.admit_again(&accepted, &claimant) {
+            Ok(view) => view,
+            Err(status) => return self.refuse(accepted.response, status),
+        };
+        let before = inherited.as_ref().map(|Inherited(session)| session);
+        let settings = match before {
+            Some(session) => accepted.settings.clone().within(&session.settings),
+            None => accepted.settings.clone(),
+        };
+        let so_far = |counter: fn(&SessionStats) -> u64| {
+            AtomicU64::new(before.map_or(0, |session| counter(&session.stats)))
         };
         let stats = Arc::new(SessionStats {
             tsih,
@@ -390,19 +408,62 @@ impl Connection {
             header_digest: settings.header_digest(),
             data_digest: settings.data_digest(),
             chap_user: accepted.who.user.clone(),
-            commands: AtomicU64::new(0),
-            read_bytes: AtomicU64::new(0),
-            written_bytes: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
+            commands: so_far(SessionStats::commands),
+            read_bytes: so_far(SessionStats::read_bytes),
+            written_bytes: so_far(SessionStats::written_bytes),
+            errors: so_far(SessionStats::errors),
         });
         tracing::info!(initiator = %stats.initiator, target = ?stats.target, peer = %stats.peer, tsih, "session");
         self.io.actions.push_back(Action::Established(Arc::clone(&stats)));
-        let context = Arc::clone(&self.context);
-        let session = Session::new(context, claimant, view, settings, accepted.cid, cmd_sn, stats);
-        self.phase = Phase::Full(Box::new(session));
+        let (header_digest, data_digest) = (settings.header_digest(), settings.data_digest());
+        let resumes = inherited.is_some();
+        let mut session = match inherited {
+            Some(Inherited(mut session)) => {
+                session.resume(claimant, settings, cmd_sn, stats);
+                session
+            }
+            None => {
+                let context = Arc::clone(&self.context);
+                Box::new(Session::new(context, claimant, view, settings, accepted.cid, cmd_sn, stats))
+            }
+        };
+        let numbers = &mut self.io.transmit.numbers;
+        (numbers.exp_cmd_sn, numbers.max_cmd_sn) = session.window(0);
+        let response = LoginResponse { tsih, ..accepted.response };
+        self.io.transmit.send(response.encode(), Data::from_iter([accepted.text]), StatSn::Use);
+        // Digests are for what follows the last Login Response (RFC 7143 13.1).
+        self.io.transmit.fill_control();
+        self.io.transmit.encoder.header_digest = header_digest;
+        self.io.transmit.encoder.data_digest = data_digest;
+        let data_bytes_max =
+            if accepted.declared { ISCSI_RECV_SEGMENT_BYTES } else { ISCSI_LOGIN_SEGMENT_BYTES };
+        self.framer = Framer { data_bytes_max, header_digest, data_digest };
+        self.phase = Phase::Full(session);
+        if resumes {
+            // What was replaced while nobody held the session.
+            self.exports_changed(now);
+        }
     }
 
-    fn exports_changed(&mut self) {
+    /// During the login the exports may have been replaced: what was proven must be proof still. Gives
+    /// the target as it is now; `None` for a discovery session.
+    fn admit_again(&self, accepted: &Accepted, claimant: &Claimant) -> Result<Option<Arc<TargetView>>, u16> {
+        let exports = self.context.exports.load();
+        let who = &accepted.who;
+        let is_proof = |wanted: &Option<Arc<Chap>>| wanted.is_none() || *wanted == who.chap;
+        let Some(view) = &who.target else {
+            return if is_proof(&exports.discovery_chap()) { Ok(None) } else { Err(status::AUTHENTICATION) };
+        };
+        match exports.admit(&view.iqn, claimant) {
+            Admission::Admitted(export) if !is_proof(&export.chap) => Err(status::AUTHENTICATION),
+            Admission::Admitted(export) if export.is_draining() => Err(status::UNAVAILABLE),
+            Admission::Admitted(export) => Ok(Some(Arc::clone(&export.view))),
+            Admission::NotFound => Err(status::NOT_FOUND),
+            Admission::Forbidden => Err(status::AUTHORIZATION),
+        }
+    }
+
+    fn exports_changed(&mut self, now: Instant) {
         let Phase::Full(session) = &mut self.phase else { return };
         let Some(old) = session.view.clone() else { return };
         let exports = self.context.exports.load();
@@ -410,6 +471,13 @@ impl Connection {
             Admission::Admitted(export) => {
                 let attentions = changes(&old, &export.view);
                 session.replace_view(Arc::clone(&export.view), &attentions, &mut self.io);
+                if !export.is_draining() {
+                    self.logout_by = None;
+                } else if self.logout_by.is_none() && self.io.closing.is_none() {
+                    let seconds = u16::try_from(DRAIN_PATIENCE.as_secs()).unwrap_or(u16::MAX);
+                    session.request_logout(seconds, &mut self.io);
+                    self.logout_by = Some(now + DRAIN_PATIENCE);
+                }
             }
             Admission::NotFound | Admission::Forbidden => {
                 tracing::info!(target = %old.iqn, initiator = %session.claimant.initiator, "no longer admitted");
@@ -422,7 +490,7 @@ impl Connection {
         if let Some(since) = self.closing_since {
             return (since + FLUSH_PATIENCE, Timeout::Close);
         }
-        match &self.phase {
+        let next = match &self.phase {
             Phase::Full(session) if session.view.is_none() => {
                 (self.heard + DISCOVERY_PATIENCE, Timeout::Close)
             }
@@ -431,11 +499,16 @@ impl Connection {
                 None => (self.heard + PING_AFTER, Timeout::Ping),
             },
             _ => (self.started + Duration::from_millis(LOGIN_TIMEOUT_MS), Timeout::Close),
+        };
+        match self.logout_by {
+            Some(at) if at < next.0 => (at, Timeout::Drain),
+            _ => next,
         }
     }
 }
 
 enum Timeout {
     Ping,
+    Drain,
     Close,
 }

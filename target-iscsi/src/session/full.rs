@@ -95,6 +95,23 @@ impl Session {
         }
     }
 
+    /// Goes on over a new connection (RFC 7143 6.3.4). What was under way over the old one is gone, what
+    /// the I_T nexus keeps is not.
+    pub(super) fn resume(
+        &mut self,
+        claimant: Claimant,
+        settings: Settings,
+        first: Serial,
+        stats: Arc<SessionStats>,
+    ) {
+        self.claimant = claimant;
+        self.settings = settings;
+        self.window.resume(first);
+        self.stats = stats;
+        self.text = TextExchange::default();
+        self.end = End::Open;
+    }
+
     /// Carries out a request, or what its coming sets free.
     pub(super) fn handle_pdu(&mut self, pdu: Pdu, endpoint: &Endpoint, io: &mut Io) {
         if self.end == End::LoggingOut {
@@ -204,12 +221,22 @@ impl Session {
         let message = AsyncMessage {
             task_tag: TAG_NONE,
             event: event::SESSION_DROPPED,
-            parameter1: self.cid,
             parameter2: self.settings.time2wait(),
             ..AsyncMessage::default()
         };
         io.transmit.send(message.encode(), Data::new(), StatSn::Use);
         io.closing = Some(Closing::Flush);
+    }
+
+    /// Asks the initiator to log out within `seconds` (RFC 7143 11.9.1).
+    pub(super) fn request_logout(&self, seconds: u16, io: &mut Io) {
+        let message = AsyncMessage {
+            task_tag: TAG_NONE,
+            event: event::LOGOUT_REQUESTED,
+            parameter3: seconds,
+            ..AsyncMessage::default()
+        };
+        io.transmit.send(message.encode(), Data::new(), StatSn::Use);
     }
 
     /// The connection is gone: gives up everything but what devices have.

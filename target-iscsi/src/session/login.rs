@@ -9,6 +9,7 @@
 //! login yields no state: the caller can only send the status and close the connection.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use lunette_proto::iscsi::codes::{login as status, stage};
@@ -92,6 +93,14 @@ pub(super) struct Accepted {
     pub(super) text: Bytes,
 }
 
+/// What a login sees of the gateway around it.
+pub(super) struct Surroundings<'a> {
+    pub(super) context: &'a Context,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) random: &'a mut dyn FnMut(&mut [u8]),
+    pub(super) now: Instant,
+}
+
 /// What comes of a request.
 pub(super) enum Progress {
     /// Send this and wait for the next request.
@@ -133,9 +142,7 @@ impl Login {
         mut self,
         request: &LoginRequest,
         data: &Bytes,
-        context: &Context,
-        endpoint: &Endpoint,
-        random: &mut dyn FnMut(&mut [u8]),
+        around: &mut Surroundings<'_>,
     ) -> Result<Progress, Failure> {
         self.check_header(request)?;
         let mut response = LoginResponse {
@@ -153,11 +160,11 @@ impl Login {
         let pairs = text::parse(&gathered).map_err(|_| Failure::protocol("malformed text"))?;
         let mut out = BytesMut::new();
         let stage = match self.stage {
-            Stage::First => first(request, &pairs, context, endpoint, &mut out)?,
+            Stage::First => first(request, &pairs, around, &mut out)?,
             stage => stage,
         };
         let turned = match stage {
-            Stage::Security(who, auth) => security(who, auth, request, &pairs, context, random, &mut out)?,
+            Stage::Security(who, auth) => security(who, auth, request, &pairs, around, &mut out)?,
             Stage::Operational(state) => operational(state, &pairs, &mut out)?,
             Stage::First => return Err(Failure(status::TARGET_ERROR, "no stage follows the first")),
         };
@@ -168,7 +175,12 @@ impl Login {
         response.transit = true;
         response.next_stage = request.next_stage;
         if request.next_stage == stage::FULL_FEATURE {
-            return Ok(Progress::Done(Box::new(self.accept(request, response, out.freeze(), context)?)));
+            return Ok(Progress::Done(Box::new(self.accept(
+                request,
+                response,
+                out.freeze(),
+                around.context,
+            )?)));
         }
         if let Stage::Security(who, _) = self.stage {
             self.stage = Stage::Operational(Operational::new(who));
@@ -234,10 +246,10 @@ impl Login {
 fn first(
     request: &LoginRequest,
     pairs: &Pairs<'_>,
-    context: &Context,
-    endpoint: &Endpoint,
+    around: &Surroundings<'_>,
     out: &mut BytesMut,
 ) -> Result<Stage, Failure> {
+    let (context, endpoint) = (around.context, around.endpoint);
     for key in ["InitiatorName", "TargetName", "SessionType"] {
         if pairs.iter().filter(|(name, _)| *name == key).count() > 1 {
             return Err(Failure::protocol("a key came twice (RFC 7143 6.3)"));
@@ -258,13 +270,16 @@ fn first(
     };
     let mut who = Who { initiator: claimant.initiator.clone(), target: None, chap: None, user: None };
     match find("SessionType").unwrap_or("Normal") {
-        "Discovery" => {}
+        "Discovery" => who.chap = context.exports.load().discovery_chap(),
         "Normal" => {
             let name = find("TargetName").ok_or(missing("TargetName is missing"))?;
             let exports = context.exports.load();
             match exports.admit(name, &claimant) {
                 Admission::NotFound => return Err(Failure(status::NOT_FOUND, "no such target")),
                 Admission::Forbidden => return Err(Failure(status::AUTHORIZATION, "not admitted")),
+                Admission::Admitted(export) if export.is_draining() => {
+                    return Err(Failure(status::UNAVAILABLE, "the target is being drained"));
+                }
                 Admission::Admitted(export) => {
                     who.target = Some(Arc::clone(&export.view));
                     who.chap.clone_from(&export.chap);
@@ -300,8 +315,7 @@ fn security(
     mut auth: Auth,
     request: &LoginRequest,
     pairs: &Pairs<'_>,
-    context: &Context,
-    random: &mut dyn FnMut(&mut [u8]),
+    around: &mut Surroundings<'_>,
     out: &mut BytesMut,
 ) -> Result<Turned, Failure> {
     let mut keys: Vec<(&str, &str)> = Vec::new();
@@ -316,7 +330,7 @@ fn security(
         }
     }
     if !keys.is_empty() || request.transit {
-        auth = authenticate(&mut who, auth, &keys, context, random, out)?;
+        auth = authenticate(&mut who, auth, &keys, around, out)?;
     }
     let may_leave = matches!(auth, Auth::Done);
     Ok(Turned { stage: Stage::Security(who, auth), may_leave })
@@ -326,10 +340,10 @@ fn authenticate(
     who: &mut Who,
     auth: Auth,
     keys: &Pairs<'_>,
-    context: &Context,
-    random: &mut dyn FnMut(&mut [u8]),
+    around: &mut Surroundings<'_>,
     out: &mut BytesMut,
 ) -> Result<Auth, Failure> {
+    let guard = &around.context.guard;
     let refused = |why| Failure(status::AUTHENTICATION, why);
     let chap = who.chap.clone();
     match (auth, keys, chap) {
@@ -343,14 +357,23 @@ fn authenticate(
         }
         (Auth::Undecided, [], None) => Ok(Auth::Done),
         (Auth::Algorithm, [("CHAP_A", offers)], Some(chap)) => {
-            let challenge = Challenge::begin(&chap, offers, random, out);
-            challenge.map(Auth::Response).map_err(|_| refused("no CHAP algorithm in common"))
+            let challenge = Challenge::begin(&chap, offers, around.random, out)
+                .map_err(|_| refused("no CHAP algorithm in common"))?;
+            if !guard.is_fresh(challenge.bytes()) {
+                return Err(Failure(status::TARGET_ERROR, "the source of challenges repeats itself"));
+            }
+            Ok(Auth::Response(challenge))
         }
         (Auth::Response(challenge), keys, Some(chap)) => {
-            let user = challenge.finish(&chap, keys, &*context.secrets, out).map_err(|error| {
+            // Not a verdict on the secret, so the initiator is to try again: it may have the right one.
+            let attempt = guard
+                .attempt(around.now, around.endpoint.peer.ip(), &who.initiator)
+                .ok_or(Failure(status::OUT_OF_RESOURCES, "too many failed attempts"))?;
+            let user = challenge.finish(&chap, keys, &*around.context.secrets, out).map_err(|error| {
                 tracing::warn!(initiator = %who.initiator, %error, "CHAP failed");
                 refused("CHAP failed")
             })?;
+            guard.succeeded(&attempt);
             who.user = Some(user);
             Ok(Auth::Done)
         }

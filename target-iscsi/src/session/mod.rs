@@ -18,6 +18,7 @@ mod chap;
 mod connection;
 mod data_out;
 mod full;
+mod guard;
 mod login;
 mod negotiate;
 mod permission;
@@ -39,7 +40,8 @@ use lunette_proto::ids::VolumeId;
 use lunette_volume::device::{BlockDevice, Command};
 
 pub use chap::{ChapError, Secrets, respond as chap_response};
-pub use connection::{Connection, Random};
+pub use connection::{Connection, Inherited, Random};
+pub use guard::Guard;
 pub use negotiate::{NegotiationError, Settings};
 pub use registry::{Claim, ConnectionId, Grant, Registry, SessionKey, Verdict};
 pub use stats::SessionStats;
@@ -61,6 +63,8 @@ const PING_AFTER: Duration = Duration::from_secs(10);
 const PING_PATIENCE: Duration = Duration::from_secs(10);
 /// A discovery session that is silent for this long is closed.
 const DISCOVERY_PATIENCE: Duration = Duration::from_secs(60);
+/// Time that sessions get to log out of a target that is being drained.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Time to take the last responses before the connection is closed all the same.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -74,6 +78,8 @@ pub struct Context {
     pub exports: ArcSwap<Exports>,
     /// Opens CHAP secrets.
     pub secrets: Arc<dyn Secrets>,
+    /// Watches over CHAP attempts.
+    pub guard: Guard,
 }
 
 /// Held by everyone who still works on something; when the last one drops it, it is done.
@@ -119,6 +125,8 @@ pub enum Event {
     Granted {
         /// The session's handle.
         tsih: u16,
+        /// What to go on with, if a connection is reinstated.
+        session: Option<Inherited>,
     },
     /// The claim was refused.
     Refused {

@@ -212,6 +212,20 @@ impl Settings {
         u16::try_from(self.get(Slot::Time2Wait)).unwrap_or(u16::MAX)
     }
 
+    /// Of the keys that belong to the session and not to a connection, those that this login left out
+    /// keep the value that they have in `session` (RFC 7143 6.3.4, section 13).
+    #[must_use]
+    pub fn within(mut self, session: &Self) -> Self {
+        for (index, row) in KEYS.iter().enumerate() {
+            let is_connections =
+                matches!(row.slot, Slot::HeaderDigest | Slot::DataDigest | Slot::InitiatorSegment);
+            if !is_connections && self.seen & 1 << index == 0 {
+                self.values[row.slot as usize] = session.get(row.slot);
+            }
+        }
+        self
+    }
+
     fn get(&self, slot: Slot) -> u32 {
         self.values[slot as usize]
     }
@@ -461,6 +475,30 @@ mod tests {
         settings.renegotiate("Foo", "Bar", &mut out).unwrap();
         assert_eq!(&out[..], b"HeaderDigest=Reject\0Foo=NotUnderstood\0");
         assert!(!settings.header_digest());
+    }
+
+    /// Guards a connection that takes over a session: the session's keys stay, but for those that were
+    /// answered anew; its own begin at their defaults.
+    #[test]
+    fn within_a_session() {
+        let negotiated = |keys: &[(&str, &str)]| {
+            let mut settings = Settings::default();
+            for (key, value) in keys {
+                settings.negotiate(key, value, false, &mut BytesMut::new()).unwrap();
+            }
+            settings
+        };
+        let session = negotiated(&[
+            ("InitialR2T", "No"),
+            ("MaxBurstLength", "4096"),
+            ("HeaderDigest", "CRC32C"),
+            ("MaxRecvDataSegmentLength", "65536"),
+        ]);
+        let resumed = negotiated(&[("MaxBurstLength", "8192"), ("DataDigest", "CRC32C")]).within(&session);
+        assert!(!resumed.initial_r2t());
+        assert_eq!(resumed.max_burst_bytes(), 8192);
+        assert!(resumed.data_digest() && !resumed.header_digest());
+        assert_eq!(resumed.initiator_segment_bytes(), 8192);
     }
 
     /// Guards the mask of seen keys against a longer table.

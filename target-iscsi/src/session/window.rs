@@ -35,6 +35,16 @@ impl Window {
         Self { expected: first, max: first.plus(SESSION_COMMANDS_MAX - 1), held: Vec::new() }
     }
 
+    /// Goes on over a new connection whose login carries CmdSN `first`: what has not come before it
+    /// was lost with the old one, for nothing is sent again at ErrorRecoveryLevel 0.
+    pub(super) fn resume(&mut self, first: Serial) {
+        self.held.clear();
+        if first.is_after(self.expected) {
+            self.expected = first;
+        }
+        self.open(0);
+    }
+
     pub(super) fn expected(&self) -> Serial {
         self.expected
     }
@@ -153,6 +163,24 @@ mod tests {
         assert_eq!(window.next_held(), Some(pdu(3)));
         assert_eq!(window.next_held(), None);
         assert_eq!(window.expected(), Serial(2));
+    }
+
+    /// Guards a new connection: it goes on at its login's CmdSN, never before what has come already.
+    #[test]
+    fn resumes() {
+        for (first, expected) in [(0xffff_fff0u32, 5), (5, 5), (9, 9), (200, 200)] {
+            let mut window = Window::new(Serial(0xffff_ffff));
+            for n in [0xffff_ffffu32, 0, 1, 2, 3, 4] {
+                assert!(matches!(window.take(Serial(n), pdu(0)), Turn::Now(_)));
+            }
+            assert_eq!(window.take(Serial(7), pdu(0)), Turn::Held);
+            let max = window.max();
+            window.resume(Serial(first));
+            assert_eq!(window.expected(), Serial(expected));
+            assert!(!window.max().is_before(max));
+            assert_eq!(window.max(), Serial(expected + SESSION_COMMANDS_MAX - 1));
+            assert_eq!(window.next_held(), None);
+        }
     }
 
     /// Guards MaxCmdSN: closed at the limit, opened by completions, never lowered.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -11,7 +12,8 @@ use lunette_proto::ids::{ClusterId, Epoch, Generation, PoolId, TargetId, VolumeI
 use lunette_proto::map::{Acl, Chap, ClusterMap, Lun, Sealed, Target, Volume, VolumeState};
 use lunette_target_iscsi::exports::{Change, Devices, Exports, KeepError};
 use lunette_target_iscsi::session::{
-    Action, Connection, ConnectionId, Context, Endpoint, Event, Registry, Secrets, Ticket, Verdict,
+    Action, Connection, ConnectionId, Context, Endpoint, Event, Guard, Inherited, Random, Registry, Secrets,
+    Ticket, Verdict,
 };
 use lunette_volume::device::{BlockDevice, Completions, Outcome};
 use parking_lot::Mutex;
@@ -44,11 +46,13 @@ impl Drop for Quiesced {
     }
 }
 
-/// Secrets are sealed by nothing.
-struct Plain;
+/// Secrets are sealed by nothing. Counts how many were opened.
+#[derive(Default)]
+struct Plain(AtomicUsize);
 
 impl Secrets for Plain {
     fn unseal(&self, sealed: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
         Some(Zeroizing::new(sealed.0.clone()))
     }
 }
@@ -80,6 +84,9 @@ pub(crate) struct Bed {
     pub(crate) map: ClusterMap,
     pub(crate) disks: Disks,
     pub(crate) now: Instant,
+    /// Makes the source of random numbers of a connection.
+    pub(crate) random: fn() -> Random,
+    secrets: Arc<Plain>,
     registry: Registry,
     peers: BTreeMap<ConnectionId, Peer>,
     /// What connections that are gone had sent.
@@ -138,22 +145,31 @@ impl Bed {
 
     pub(crate) fn with_map(map: ClusterMap) -> Self {
         let disks = Disks(map.volumes.keys().map(|id| (*id, Model::new(VOLUME_BYTES))).collect());
+        let secrets = Arc::new(Plain::default());
         let context = Context {
             tag: 1,
             portals: vec!["127.0.0.1:3260".parse().unwrap()],
             exports: ArcSwap::from_pointee(Exports::new(&map, 1, &disks)),
-            secrets: Arc::new(Plain),
+            secrets: Arc::clone(&secrets) as _,
+            guard: Guard::default(),
         };
         Self {
             context: Arc::new(context),
             map,
             disks,
             now: Instant::now(),
-            registry: Registry::new(100),
+            random: counted,
+            secrets,
+            registry: Registry::new(100, 90),
             peers: BTreeMap::new(),
             last_words: BTreeMap::new(),
             next: 1,
         }
+    }
+
+    /// Secrets that have been opened.
+    pub(crate) fn unsealed(&self) -> usize {
+        self.secrets.0.load(Ordering::Relaxed)
     }
 
     pub(crate) fn disk(&self, volume: u64) -> Arc<Model> {
@@ -172,13 +188,7 @@ impl Bed {
     pub(crate) fn connect_at(&mut self, endpoint: Endpoint) -> ConnectionId {
         let id = ConnectionId(self.next);
         self.next += 1;
-        let mut seed = id.0 as u8;
-        let random = Box::new(move |bytes: &mut [u8]| {
-            for byte in bytes {
-                seed = seed.wrapping_mul(29).wrapping_add(113);
-                *byte = seed;
-            }
-        });
+        let random = (self.random)();
         let peer = Peer {
             connection: Connection::new(Arc::clone(&self.context), endpoint, random, self.now),
             inbox: Arc::default(),
@@ -332,8 +342,9 @@ impl Bed {
                 self.act(id, &inbox, action);
             }
             if done && self.peers[&id].connection.is_drained() && inbox.0.lock().is_empty() {
-                let gone = self.peers.remove(&id);
-                self.disconnect(id);
+                let mut gone = self.peers.remove(&id);
+                let left = gone.as_mut().and_then(|gone| gone.connection.bequeath());
+                self.disconnect(id, left);
                 self.last_words.extend(gone.map(|gone| (id, gone.to_initiator)));
                 moved = true;
             }
@@ -341,9 +352,10 @@ impl Bed {
         moved
     }
 
-    fn disconnect(&mut self, id: ConnectionId) {
+    fn disconnect(&mut self, id: ConnectionId, left: Option<Inherited>) {
         if let Some(grant) = self.registry.release(id) {
-            self.post(grant.to, Event::Granted { tsih: grant.tsih });
+            let session = left.filter(|_| grant.inherits);
+            self.post(grant.to, Event::Granted { tsih: grant.tsih, session });
             if grant.superseded {
                 self.post(grant.to, Event::Superseded);
             }
@@ -361,7 +373,7 @@ impl Bed {
         match action {
             Action::Submit { device, tag, command } => device.submit(command, tag, &completions),
             Action::Claim(claim) => match self.registry.claim(id, claim) {
-                Verdict::Granted { tsih } => self.post(id, Event::Granted { tsih }),
+                Verdict::Granted { tsih } => self.post(id, Event::Granted { tsih, session: None }),
                 Verdict::Wait { holder } => self.post(holder, Event::Superseded),
                 Verdict::Refused { status } => self.post(id, Event::Refused { status }),
             },
@@ -380,6 +392,18 @@ impl Bed {
             }
         }
     }
+}
+
+/// Numbers that differ from connection to connection.
+fn counted() -> Random {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let mut seed = COUNT.fetch_add(1, Ordering::Relaxed) as u64;
+    Box::new(move |bytes: &mut [u8]| {
+        for byte in bytes {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *byte = (seed >> 56) as u8;
+        }
+    })
 }
 
 /// `len` bytes that differ from place to place.

@@ -244,3 +244,104 @@ fn every_attempt_has_its_own_challenge() {
     let step = host.login_step(&mut bed, 0, Some(1), &keys(&[("CHAP_N", "alice"), ("CHAP_R", &old)]));
     assert_eq!(step.map(drop), Err(0x0201));
 }
+
+/// A discovery session, proven with `secret`.
+fn discover(bed: &mut Bed, secret: &[u8]) -> Result<Initiator, u16> {
+    let mut host = Initiator::new(bed.connect());
+    let who =
+        keys(&[("InitiatorName", INITIATOR), ("SessionType", "Discovery"), ("AuthMethod", "None,CHAP")]);
+    host.login_step(bed, 0, Some(1), &who)?;
+    let (_, told) = host.login_step(bed, 0, None, &keys(&[("CHAP_A", "7")]))?;
+    let id = told["CHAP_I"].parse().unwrap();
+    let response = hex(&chap_response(ChapAlgorithm::Sha256, id, secret, &unhex(&told["CHAP_C"])));
+    host.login_step(bed, 0, Some(3), &keys(&[("CHAP_N", "alice"), ("CHAP_R", &response)]))?;
+    Ok(host)
+}
+
+/// Guards discovery where it needs a proof: nothing is told without, whatever the targets demand, and
+/// targets demand nothing because of it.
+#[test]
+fn discovery_needs_its_own_proof() {
+    let mut map = crate::bed::map();
+    map.discovery_chap = Some(chap(&[ChapAlgorithm::Sha256], None));
+    let mut bed = Bed::with_map(map);
+    let mut host = discover(&mut bed, SECRET).unwrap();
+    let told = host.text(&mut bed, &keys(&[("SendTargets", "All")])).0;
+    assert!(told.starts_with(&format!("TargetName={IQN}\n")), "{told}");
+    assert_eq!(discover(&mut bed, TARGET_SECRET).map(drop), Err(0x0201));
+    // Left out by stage, by method, by silence.
+    assert_eq!(Initiator::new(bed.connect()).discover(&mut bed, &[]), Err(0x0201));
+    for (next, method) in [(1, Some("None")), (1, None), (3, None)] {
+        let mut host = Initiator::new(bed.connect());
+        let mut text = keys(&[("InitiatorName", INITIATOR), ("SessionType", "Discovery")]);
+        text.extend(method.map(|method| keys(&[("AuthMethod", method)])).unwrap_or_default());
+        assert_eq!(host.login_step(&mut bed, 0, Some(next), &text).map(drop), Err(0x0201));
+    }
+    Initiator::ready(&mut bed, &[]);
+
+    // And the other way round: a target's demands are no demands of discovery.
+    let mut bed = Bed::with_chap(chap(&[ChapAlgorithm::Sha256], None));
+    Initiator::new(bed.connect()).discover(&mut bed, &[]).unwrap();
+    // One that comes in the middle of a login counts.
+    let mut half = Initiator::new(bed.connect());
+    let who = keys(&[("InitiatorName", INITIATOR), ("SessionType", "Discovery")]);
+    half.login_step(&mut bed, 1, None, &who).unwrap();
+    bed.apply(|map| map.discovery_chap = Some(chap(&[ChapAlgorithm::Sha256], None)));
+    assert_eq!(half.login_step(&mut bed, 1, Some(3), &[]).map(drop), Err(0x0201));
+}
+
+/// Guards against guessing: five wrong answers in ten seconds, then no secret is looked at any more, not
+/// even for the right one; other names, other addresses and sessions that are there do not notice.
+#[test]
+fn guesses_are_limited() {
+    let algorithm = ChapAlgorithm::Sha256;
+    let mut bed = Bed::with_chap(chap(&[algorithm], None));
+    for _ in 0..5 {
+        assert_eq!(answer(&mut bed, algorithm, &[], b"wrong"), Err(0x0201));
+    }
+    let looked_at = bed.unsealed();
+    assert_eq!(answer(&mut bed, algorithm, &[], b"wrong"), Err(0x0302));
+    assert_eq!(answer(&mut bed, algorithm, &[], SECRET), Err(0x0302));
+    assert_eq!(bed.unsealed(), looked_at);
+    let attempt = |bed: &mut Bed, address: &str, name: &str| {
+        let mut host = Initiator::new(bed.connect_from(address.parse().unwrap()));
+        let who = keys(&[("InitiatorName", name), ("TargetName", IQN), ("AuthMethod", "CHAP")]);
+        host.login_step(bed, 0, Some(1), &who)?;
+        let (_, told) = host.login_step(bed, 0, None, &keys(&[("CHAP_A", "7")]))?;
+        let id = told["CHAP_I"].parse().unwrap();
+        let response = hex(&chap_response(algorithm, id, SECRET, &unhex(&told["CHAP_C"])));
+        host.login_step(bed, 0, Some(3), &keys(&[("CHAP_N", "alice"), ("CHAP_R", &response)])).map(drop)
+    };
+    assert_eq!(attempt(&mut bed, "127.0.0.1", INITIATOR), Err(0x0302));
+    // The name is the same however it is written.
+    assert_eq!(attempt(&mut bed, "127.0.0.1", &INITIATOR.to_uppercase()), Err(0x0302));
+    assert_eq!(attempt(&mut bed, "127.0.0.2", INITIATOR), Ok(()));
+    assert_eq!(attempt(&mut bed, "127.0.0.1", "iqn.2026-11.org.example:another"), Ok(()));
+    bed.now += std::time::Duration::from_millis(9_900);
+    assert_eq!(attempt(&mut bed, "127.0.0.1", INITIATOR), Err(0x0302));
+    bed.now += std::time::Duration::from_millis(100);
+    assert_eq!(attempt(&mut bed, "127.0.0.1", INITIATOR), Ok(()));
+}
+
+/// Guards against guesses beside each other: challenges that were all given out before the first answer
+/// are not all answered.
+#[test]
+fn guesses_beside_each_other_are_limited() {
+    let mut bed = Bed::with_chap(chap(&[ChapAlgorithm::Sha256], None));
+    let hosts: Vec<Initiator> = (0..20).map(|_| challenged(&mut bed, "7").unwrap().0).collect();
+    let wrong = keys(&[("CHAP_N", "alice"), ("CHAP_R", &format!("0x{}", "00".repeat(32)))]);
+    let statuses: Vec<u16> = hosts
+        .into_iter()
+        .map(|mut host| host.login_step(&mut bed, 0, Some(1), &wrong).map(drop).unwrap_err())
+        .collect();
+    assert_eq!(statuses, [[0x0201; 5].as_slice(), &[0x0302; 15]].concat());
+}
+
+/// Guards against a source of random numbers that stands still: nobody is challenged with what was seen.
+#[test]
+fn repeated_challenges_are_not_sent() {
+    let mut bed = Bed::with_chap(chap(&[ChapAlgorithm::Sha256], None));
+    bed.random = || Box::new(|bytes: &mut [u8]| bytes.fill(7));
+    challenged(&mut bed, "7").unwrap();
+    assert_eq!(challenged(&mut bed, "7").map(drop), Err(0x0300));
+}

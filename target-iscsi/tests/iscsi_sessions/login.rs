@@ -378,9 +378,8 @@ fn cannot_be_joined() {
     host.login(&mut bed, &[]).unwrap();
     host.clear_attention(&mut bed);
     type Change = fn(&mut LoginRequest);
-    let cases: [(&str, Change, u16); 4] = [
+    let cases: [(&str, Change, u16); 3] = [
         (INITIATOR, |request| request.cid = 2, 0x0206),
-        (INITIATOR, |_| {}, 0x0208),
         (INITIATOR, |request| request.isid[5] ^= 1, 0x020a),
         ("iqn.2026-11.org.example:other", |_| {}, 0x020a),
     ];
@@ -395,7 +394,8 @@ fn cannot_be_joined() {
     }
 }
 
-/// Guards the limit of sessions: one more is told so, and there is room again when one goes.
+/// Guards the limit of sessions: one more is told so, and there is room again when one goes. Those of one
+/// initiator name have a limit of their own.
 #[test]
 fn sessions_are_limited() {
     let mut bed = Bed::new();
@@ -409,4 +409,15 @@ fn sessions_are_limited() {
     assert_eq!(Initiator::new(bed.connect()).login(&mut bed, &[]), Err(0x0302));
     bed.cut(hosts.pop().unwrap().id);
     assert_eq!(Initiator::new(bed.connect()).login(&mut bed, &[]), Ok(()));
+
+    let mut bed = Bed::new();
+    for isid in 0..90 {
+        Initiator::ready_as(&mut bed, isid);
+    }
+    let mut one_more = Initiator::new(bed.connect());
+    one_more.isid[5] = 90;
+    assert_eq!(one_more.login(&mut bed, &[]), Err(0x0302));
+    let mut other = Initiator::new(bed.connect());
+    let text = keys(&[("InitiatorName", "iqn.2026-11.org.example:other"), ("TargetName", IQN)]);
+    other.login_step(&mut bed, 1, Some(3), &text).unwrap();
 }

@@ -268,7 +268,8 @@ fn reinstatement_needs_the_whole_login() {
     assert_eq!(host.ping(&mut bed, b"beside"), b"beside");
     let mut join = Initiator::new(bed.connect());
     join.tsih = host.tsih;
-    assert_eq!(join.login(&mut bed, &[]), Err(0x0208));
+    assert_eq!(join.login(&mut bed, &[("MaxRecvDataSegmentLength", "0")]), Err(0x0200));
+    assert_eq!(host.ping(&mut bed, b"untouched"), b"untouched");
 }
 
 /// Guards a logout with commands at the device: answered when they are back, and they are not.

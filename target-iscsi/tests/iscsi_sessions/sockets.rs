@@ -27,22 +27,22 @@ impl Secrets for None_ {
     }
 }
 
-struct Wire(TcpStream, BytesMut);
+pub(crate) struct Wire(pub(crate) TcpStream, BytesMut);
 
 impl Wire {
-    fn connect(portal: SocketAddr) -> Self {
+    pub(crate) fn connect(portal: SocketAddr) -> Self {
         let stream = TcpStream::connect(portal).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         Self(stream, BytesMut::new())
     }
 
-    fn send(&mut self, bhs: Bhs, data: &[u8]) {
+    pub(crate) fn send(&mut self, bhs: Bhs, data: &[u8]) {
         let mut slices: Vec<Bytes> = Vec::new();
         Encoder::default().encode(bhs, &[], &[Bytes::copy_from_slice(data)], &mut slices);
         self.0.write_all(&slices.concat()).unwrap();
     }
 
-    fn next(&mut self) -> Option<(Reply, Pdu)> {
+    pub(crate) fn next(&mut self) -> Option<(Reply, Pdu)> {
         loop {
             if let Some(pdu) = Framer::new(1 << 24).next(&mut self.1).unwrap() {
                 return Some((Reply::decode(&pdu.bhs), pdu));
@@ -56,7 +56,7 @@ impl Wire {
         }
     }
 
-    fn login(&mut self) -> u16 {
+    pub(crate) fn login(&mut self) -> u16 {
         let request = LoginRequest {
             immediate: true,
             transit: true,
@@ -70,7 +70,14 @@ impl Wire {
         response.tsih
     }
 
-    fn command(&mut self, cmd_sn: u32, cdb: [u8; 16], read: bool, len: u32, data: &[u8]) -> (u8, Vec<u8>) {
+    pub(crate) fn command(
+        &mut self,
+        cmd_sn: u32,
+        cdb: [u8; 16],
+        read: bool,
+        len: u32,
+        data: &[u8],
+    ) -> (u8, Vec<u8>) {
         let command = ScsiCommand {
             is_final: true,
             read,
@@ -98,7 +105,7 @@ impl Wire {
     }
 }
 
-fn start(portals: &[&str], disk: &Arc<Model>) -> Result<Gateway, StartError> {
+pub(crate) fn start(portals: &[&str], disk: &Arc<Model>) -> Result<Gateway, StartError> {
     let mut map = map();
     map.volumes.remove(&VolumeId(2));
     let devices = Arc::new(Disks([(VolumeId(1), Arc::clone(disk))].into()));
