@@ -166,7 +166,7 @@ impl Owner {
     }
 
     fn durability(&self, fua: bool) -> Durability {
-        if self.config.write_back && !fua { Durability::Volatile } else { Durability::Stable }
+        if self.is_caching() && !fua { Durability::Volatile } else { Durability::Stable }
     }
 
     /// Queues the next operations of a zeroing command.
@@ -395,5 +395,6 @@ impl Owner {
         self.deferred.clear();
         self.flush_waiting.clear();
         self.flush = None;
+        self.stop_draining(error);
     }
 }

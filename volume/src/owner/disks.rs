@@ -266,7 +266,7 @@ impl Owner {
     /// everything since the last flush is compared before the disk counts again.
     pub(super) fn lost(&mut self, id: DiskId) {
         self.pause(id, Trouble::Disconnected);
-        if self.config.write_back && !self.planted(Plant::IgnoreLost) {
+        if self.is_volatile() && !self.planted(Plant::IgnoreLost) {
             self.suspect(id);
         }
     }

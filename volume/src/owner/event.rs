@@ -21,7 +21,7 @@ pub struct Config {
     pub layout: Layout,
     /// Logical block: 512 or 4096.
     pub block_bytes: u32,
-    /// Whether writes are acked before they are on stable media.
+    /// Whether writes are acked before they are on stable media, until [`Event::WriteBack`] says otherwise.
     pub write_back: bool,
     /// Limits.
     pub limits: Limits,
@@ -92,6 +92,13 @@ pub enum Event {
     },
     /// A newer map.
     Map(View),
+    /// The map says whether the write cache is on, and it may be another than before.
+    WriteBack(bool),
+    /// Write through from now on, whatever the map says, and say when nothing acknowledged is in memory alone.
+    WriteThrough {
+        /// Chosen by the shell; returns in [`Action::Complete`].
+        tag: u64,
+    },
     /// Another gateway is the owner by now: stop.
     Resign,
     /// The time that [`Action::SetTimer`] named has come.
@@ -110,9 +117,9 @@ pub enum Action {
         /// What.
         request: Request,
     },
-    /// A command is over.
+    /// A command is over, or the cache is as it was told to be.
     Complete {
-        /// As in [`Event::Command`].
+        /// As in [`Event::Command`] and [`Event::WriteThrough`].
         tag: u64,
         /// How it went.
         outcome: Outcome,

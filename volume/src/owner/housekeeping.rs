@@ -47,6 +47,7 @@ impl Owner {
             return;
         }
         if self.view.deleting {
+            self.stop_draining(&DeviceError::Gone);
             self.refuse_waiting();
             self.purge_if_idle();
         }
@@ -96,7 +97,8 @@ impl Owner {
             return;
         }
         // What nobody waits for goes on by itself, but for copies that take long to be read.
-        let slow = !self.ops.is_empty() || !self.reconciles.is_empty() || self.flush.is_some();
+        let slow =
+            !self.ops.is_empty() || !self.reconciles.is_empty() || self.flush.is_some() || self.is_draining();
         let due = [
             busy.then_some(now + TICK_MS),
             slow.then_some(now + IDLE_TICK_MS),
@@ -155,7 +157,7 @@ impl Owner {
     // Flushes and watermarks.
 
     /// Every change up to it is on all members in sync, or was replaced there by a later one.
-    fn settled_seq(&self) -> u64 {
+    pub(super) fn settled_seq(&self) -> u64 {
         if self.planted(Plant::WatermarkTooFar) {
             return self.last_seq;
         }
@@ -163,7 +165,7 @@ impl Owner {
     }
 
     pub(super) fn queue_flush(&mut self, id: usize) {
-        if self.config.write_back {
+        if self.is_volatile() {
             self.flush_waiting.push(id);
             self.start_flush();
         } else {
@@ -172,10 +174,10 @@ impl Owner {
         }
     }
 
-    /// Begins the flush that somebody waits for. One at a time: those that come later must cover
+    /// Begins the flush that somebody waits for, or the cache. One at a time: those that come later must cover
     /// what was completed later.
     pub(super) fn start_flush(&mut self) {
-        if !self.flush_waiting.is_empty() {
+        if !self.flush_waiting.is_empty() || self.wants_drain() {
             self.begin_flush();
         }
     }
@@ -236,6 +238,7 @@ impl Owner {
         };
         self.unflushed.retain(|_, newest| *newest > flush.covered);
         self.flushed = Some(flush.covered);
+        self.drained(flush.covered);
         for command in flush.commands {
             self.flush_done(command, Ok(()));
         }
@@ -302,7 +305,7 @@ impl Owner {
             return self.tick_survey();
         }
         let mut seq = settled;
-        if self.config.write_back {
+        if self.is_volatile() {
             if self.flushed.is_none_or(|flushed| flushed < settled) {
                 self.begin_flush();
             }

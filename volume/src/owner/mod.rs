@@ -32,6 +32,7 @@
 //! - On a write-back volume a lost connection may mean a lost memory: the extents changed since
 //!   the last flush are reconciled before they are served again, and watermarks follow flushes.
 
+mod cache;
 mod command;
 mod disks;
 mod event;
@@ -55,6 +56,7 @@ pub use event::{Action, Complaint, Config, Event, Limits, Trouble};
 pub use view::{Members, PartitionOf, PoolView, Standing, View};
 
 use crate::device::{DeviceError, Readiness};
+use cache::Cache;
 use command::Command;
 use disks::Disk;
 use hazard::Locks;
@@ -112,6 +114,7 @@ pub struct Owner {
     unflushed: BTreeMap<u64, u64>,
     /// Changes up to this one are on stable media; `None` before the first flush.
     flushed: Option<u64>,
+    cache: Cache,
     flush: Option<Flush>,
     flush_waiting: Vec<usize>,
     /// The last watermark, and since when.
@@ -205,6 +208,7 @@ impl Owner {
             unresolved: BTreeSet::new(),
             unflushed: BTreeMap::new(),
             flushed: None,
+            cache: Cache::default(),
             flush: None,
             flush_waiting: Vec::new(),
             mark: None,
@@ -226,6 +230,8 @@ impl Owner {
             Event::Reply { tag, reply } => self.reply(tag, reply),
             Event::Lost { disk } => self.lost(disk),
             Event::Map(view) => self.see(view),
+            Event::WriteBack(on) => self.set_write_back(on),
+            Event::WriteThrough { tag } => self.write_through(tag),
             Event::Resign => self.lose_ownership(),
             Event::Tick => self.timer = Some(self.now),
         }

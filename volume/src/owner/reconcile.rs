@@ -202,7 +202,7 @@ impl Owner {
         if !again {
             self.dirty.remove(&extent);
             // What the members agree on may still be in the memory of some.
-            if self.config.write_back {
+            if self.is_volatile() {
                 self.unflushed.entry(extent).or_insert(0);
             }
             self.reopen(extent);

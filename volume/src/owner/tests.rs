@@ -17,6 +17,8 @@ use crate::device::{Command, DeviceError, Outcome};
 use crate::layout::Layout;
 use crate::sim::disk::ModelDisk;
 
+mod cache;
+
 const VOLUME: VolumeId = VolumeId(3);
 const EXTENT: u64 = EXTENT_BYTES as u64;
 

@@ -79,7 +79,12 @@ impl Owner {
     ) {
         self.last_seq += 1;
         let version = Version { generation: self.config.generation, seq: self.last_seq };
+        let is_caching = self.is_caching();
         let op = &mut self.ops[id];
+        // It was queued before the cache was turned off.
+        if !is_caching {
+            op.durability = Durability::Stable;
+        }
         if op.seq == 0 {
             op.seq = version.seq;
             self.unresolved.insert(version.seq);

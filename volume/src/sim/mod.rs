@@ -10,7 +10,7 @@
 
 mod checker;
 pub(crate) mod disk;
-mod rng;
+pub(crate) mod rng;
 mod trouble;
 mod verdict;
 mod world;

@@ -90,13 +90,27 @@ impl Cell {
     }
 
     pub(super) fn submit(&self, command: Command, tag: u64, to: &Arc<dyn Completions>) {
-        let waiter = Waiter { tag, to: Arc::clone(to) };
-        let tag = self.waiters.lock().insert(waiter) as u64;
+        let tag = self.wait(tag, to);
         self.post(Event::Command { tag, command });
     }
 
     pub(super) fn see(&self, view: View) {
         self.post(Event::Map(view));
+    }
+
+    /// Has the write cache follow the map.
+    pub(super) fn set_write_back(&self, on: bool) {
+        self.post(Event::WriteBack(on));
+    }
+
+    /// Completes once nothing acknowledged is in memory alone, nor will be.
+    pub(super) fn write_through(&self, tag: u64, to: &Arc<dyn Completions>) {
+        let tag = self.wait(tag, to);
+        self.post(Event::WriteThrough { tag });
+    }
+
+    fn wait(&self, tag: u64, to: &Arc<dyn Completions>) -> u64 {
+        self.waiters.lock().insert(Waiter { tag, to: Arc::clone(to) }) as u64
     }
 
     pub(super) fn lost(&self, disk: DiskId) {

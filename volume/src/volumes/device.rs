@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use lunette_proto::ids::Generation;
+use parking_lot::Mutex;
 
 use super::cell::Cell;
-use crate::device::{BlockDevice, Command, Completions, DeviceError, Readiness};
+use crate::device::{BlockDevice, Command, Completions, DeviceError, Outcome, Readiness};
 
 /// A volume of the map.
 #[derive(Default)]
@@ -41,10 +42,38 @@ impl Device {
         }
     }
 
+    /// See [`Volumes::write_through`](super::Volumes::write_through).
+    pub(super) fn write_through(&self, done: Flushed) {
+        let Some(cell) = self.cell() else {
+            return done(Err(DeviceError::NotOwner));
+        };
+        let to: Arc<dyn Completions> =
+            Arc::new(WriteThrough { generation: cell.generation(), done: Mutex::new(Some(done)) });
+        cell.write_through(0, &to);
+    }
+
     /// The volume does not exist any more.
     pub(super) fn gone(&self) {
         self.gone.store(true, Ordering::Release);
         self.close();
+    }
+}
+
+/// Whom to tell under which generation everything is on stable media.
+type Flushed = Box<dyn FnOnce(Result<Generation, DeviceError>) + Send>;
+
+/// Waits for a cell to have written through.
+struct WriteThrough {
+    generation: Generation,
+    done: Mutex<Option<Flushed>>,
+}
+
+impl Completions for WriteThrough {
+    fn complete(&self, _: u64, outcome: Outcome) {
+        let done = self.done.lock().take();
+        if let Some(done) = done {
+            done(outcome.map(|_| self.generation));
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use lunette_proto::node::Service;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
-use crate::device::BlockDevice;
+use crate::device::{BlockDevice, DeviceError};
 use crate::fabric::{Fabric, Links};
 use crate::layout::Layout;
 use crate::owner::{Config, Limits, Owner, PoolView, Standing, Trouble, View};
@@ -136,6 +136,21 @@ impl Volumes {
         self.devices.read().get(&volume).map(|device| Arc::clone(device) as Arc<dyn BlockDevice>)
     }
 
+    /// Has a volume write through from now on, until its owner changes or its write cache is turned on anew, and flushes
+    /// what it has acknowledged. `done` learns under which generation all of it is on stable media: as long as that is
+    /// the volume's, the map may say that its cache is off.
+    pub fn write_through(
+        &self,
+        volume: VolumeId,
+        done: impl FnOnce(Result<Generation, DeviceError>) + Send + 'static,
+    ) {
+        let device = self.devices.read().get(&volume).cloned();
+        match device {
+            Some(device) => device.write_through(Box::new(done)),
+            None => done(Err(DeviceError::Gone)),
+        }
+    }
+
     /// Disks in sync that some volume needs and that do not answer.
     #[must_use]
     pub fn unreachable(&self) -> Vec<Unreachable> {
@@ -187,6 +202,7 @@ impl Volumes {
             };
             match device.cell() {
                 Some(cell) if cell.generation() >= owner.generation => {
+                    cell.set_write_back(volume.write_back);
                     cell.see(view);
                     open.push(cell);
                 }

@@ -371,6 +371,36 @@ async fn another_way_to_a_disk_is_a_lost_one() {
     }
 }
 
+/// Guards the way from a gateway to its owners: the cache that is told to be off is off, under a generation that the
+/// caller learns, until the map turns it on anew; and who does not own the volume says so.
+#[tokio::test]
+async fn a_cache_is_turned_off() {
+    let fabric = InlineFabric::new(2);
+    let (volumes, _events) = Volumes::new(CLUSTER, ME, fabric.clone());
+    let told = |epoch, write_back| {
+        let mut map = map(&nowhere(2), epoch, Some((ME, 7)), VolumeState::Active);
+        map.volumes.get_mut(&VOLUME).unwrap().write_back = write_back;
+        volumes.apply_map(&map);
+    };
+    let write_through = async |volume| {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        volumes.write_through(volume, move |done| sender.send(done).unwrap());
+        tokio::time::timeout(Duration::from_secs(20), receiver.recv()).await.expect("in time").unwrap()
+    };
+    assert_eq!(write_through(VOLUME).await, Err(DeviceError::Gone));
+    told(1, true);
+    let device = volumes.get(VOLUME).unwrap();
+    assert!(write(&device, 0, vec![1; 64 << 10]).await.is_ok());
+    assert_eq!(write_through(VOLUME).await, Ok(Generation(7)));
+    told(2, false);
+    assert_eq!(write_through(VOLUME).await, Ok(Generation(7)));
+    told(3, true);
+    assert!(write(&device, 0, vec![2; 64 << 10]).await.is_ok());
+    assert_eq!(write_through(VOLUME).await, Ok(Generation(7)));
+    volumes.apply_map(&map(&nowhere(2), 4, None, VolumeState::Active));
+    assert_eq!(write_through(VOLUME).await, Err(DeviceError::NotOwner));
+}
+
 /// Guards invariant 1: sequence numbers begin anew with each owner, so a generation is owned once, whatever the
 /// map says. A second owner of it would write versions that the disks have already, and keep.
 #[tokio::test]
