@@ -39,7 +39,12 @@ fn off_means_durable() {
                 late += u64::from(!by_map && !rig.done.contains_key(&THROUGH));
             }
             match rng.below(8) {
-                0 if rig.down.is_empty() => rig.down.push(DiskId(rng.below(3) as u32)),
+                0 if rig.down.is_empty() => {
+                    let disk = DiskId(rng.below(3) as u32);
+                    rig.down.push(disk);
+                    // Extents are compared before anything in them goes on: writes wait without a number.
+                    rig.drive(Event::Lost { disk });
+                }
                 1 => rig.down.clear(),
                 2 => rig.wait(10 * rng.below(100)),
                 _ => {
