@@ -224,6 +224,8 @@ pub(crate) enum Volume {
     Show(Name),
     /// Make a volume larger
     Resize(VolumeResize),
+    /// Turn the write cache of a volume on or off
+    Set(VolumeSet),
     /// Delete a volume and its data
     Delete(VolumeDelete),
 }
@@ -265,6 +267,24 @@ pub(crate) struct VolumeResize {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct VolumeSet {
+    /// Its name
+    pub(crate) name: String,
+    /// on: acknowledge writes before they are durable, until a flush; off: only then, and flush what there is
+    #[arg(long, value_name = "on|off")]
+    pub(crate) write_back: OnOff,
+    /// Turn it on also while initiators use the volume, which may not notice that they have to flush from then on
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnOff {
+    On,
+    Off,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct VolumeDelete {
     /// Its name
     pub(crate) name: String,
@@ -293,6 +313,8 @@ pub(crate) enum Target {
     Deny(TargetAcl),
     /// Ask initiators for a user and a secret
     Chap(TargetChap),
+    /// Ask initiators to log out, and admit nobody, until it is taken back
+    Drain(TargetDrain),
 }
 
 #[derive(Debug, Args)]
@@ -346,10 +368,24 @@ pub(crate) struct TargetAcl {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct TargetChap {
+pub(crate) struct TargetDrain {
     /// Its iSCSI name
     #[arg(value_name = "TARGET")]
     pub(crate) iqn: String,
+    /// Admit initiators again
+    #[arg(long)]
+    pub(crate) off: bool,
+}
+
+/// Secrets are never arguments: every user of the machine can read those.
+#[derive(Debug, Args)]
+pub(crate) struct TargetChap {
+    /// Its iSCSI name
+    #[arg(value_name = "TARGET", required_unless_present = "discovery", conflicts_with = "discovery")]
+    pub(crate) iqn: Option<String>,
+    /// In place of a target: ask whoever only wants to know which targets there are (SendTargets)
+    #[arg(long)]
+    pub(crate) discovery: bool,
     /// Whom the initiator has to be
     #[arg(long, value_name = "U", required_unless_present = "off")]
     pub(crate) user: Option<String>,
@@ -362,8 +398,16 @@ pub(crate) struct TargetChap {
     /// File with the target's secret [default: the second line of standard input]
     #[arg(long, value_name = "FILE", requires = "mutual_user")]
     pub(crate) mutual_secret_file: Option<PathBuf>,
-    /// Algorithms to allow, in order of preference [default: sha3-256, sha256, sha1, md5]
-    #[arg(long = "algorithm", value_name = "NAME", value_delimiter = ',', requires = "user")]
+    /// Algorithms to allow, in order of preference: the first of them that the initiator offers is used, and one that
+    /// offers none of them is refused. Leave md5 and sha1 out where all initiators can do better; open-iscsi offers
+    /// md5 alone unless node.session.auth.chap_algs says more [default: sha3-256, sha256, sha1, md5]
+    #[arg(
+        long = "algorithm",
+        alias = "algorithms",
+        value_name = "NAME",
+        value_delimiter = ',',
+        requires = "user"
+    )]
     #[arg(value_parser = ["md5", "sha1", "sha256", "sha3-256"])]
     pub(crate) algorithms: Vec<String>,
     /// Ask for nothing any more
@@ -443,6 +487,12 @@ mod tests {
             "target deny t --initiator iqn.*",
             "target chap t --user u --secret-file f --mutual-user m --mutual-secret-file g --algorithm sha256,md5",
             "target chap t --off",
+            "target chap --discovery --user u --secret-file f --mutual-user m --algorithms sha256",
+            "target chap --discovery --off",
+            "target drain t",
+            "target drain t --off",
+            "volume set v --write-back off",
+            "volume set v --write-back on --force --json",
             "session list",
             "session kick gateway1/1",
             "status",
@@ -473,6 +523,12 @@ mod tests {
             "volume create v --size 10G --block-size 1024",
             "target chap t",
             "target chap t --off --user u",
+            "target chap t --discovery --user u",
+            "target chap --discovery",
+            "target chap --off",
+            "target drain",
+            "volume set v",
+            "volume set v --write-back maybe",
             "target chap t --user u --mutual-secret-file f",
             "target chap t --user u --algorithm crc32",
             "target chap t --user u --secret s3cr3t",

@@ -3,7 +3,8 @@
 
 use lunette_control::api::admin::status_response::Health;
 use lunette_control::api::admin::{
-    ControlStatus, Disk, Gateway, Lun, Node, Pool, Scrub, Session, StatusResponse, Target, Volume,
+    ControlStatus, DiscoveryChap, Disk, Gateway, Lun, Node, Pool, Scrub, Session, StatusResponse, Target,
+    Volume,
 };
 use serde_json::{Value, json};
 
@@ -108,7 +109,12 @@ pub(super) fn target(target: &Target) -> Value {
         "id": target.id, "iqn": target.iqn, "luns": list(&target.luns, lun), "acls": acls,
         "chap_user": some(&target.chap_user), "chap_mutual_user": some(&target.chap_mutual_user),
         "chap_algorithms": target.chap_algorithms, "sessions": target.sessions,
+        "draining": target.draining,
     })
+}
+
+pub(super) fn discovery_chap(chap: &DiscoveryChap) -> Value {
+    json!({ "user": chap.user, "mutual_user": some(&chap.mutual_user), "algorithms": chap.algorithms })
 }
 
 pub(super) fn targets(targets: &[Target]) -> Value {
@@ -162,5 +168,6 @@ pub(super) fn status(status: &StatusResponse) -> Value {
         "pools": pools(&status.pools), "volumes": status.volumes, "targets": status.targets,
         "sessions": status.sessions, "capacity_bytes": status.capacity_bytes,
         "used_bytes": status.used_bytes,
+        "discovery_chap": status.discovery_chap.as_ref().map(discovery_chap),
     })
 }

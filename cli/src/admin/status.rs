@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use lunette_control::api::admin::{Gateway, StatusRequest, StatusResponse};
 use tokio_stream::StreamExt;
 
-use super::{Connection, disk, json, node, pool};
+use super::{Connection, disk, json, node, pool, target};
 use crate::output::{self, Format, Table, fields, yes};
 use crate::size::human;
 
@@ -84,6 +84,8 @@ fn health_line(status: &StatusResponse) -> String {
 
 fn text(status: &StatusResponse) -> String {
     let control = status.control.clone().unwrap_or_default();
+    let discovery = status.discovery_chap.as_ref();
+    let discovery = discovery.map_or("off", |chap| target::authentication(&chap.user, &chap.mutual_user));
     let mut text = health_line(status);
     text.push_str(&fields(&[
         ("cluster", status.cluster_id.clone()),
@@ -97,6 +99,7 @@ fn text(status: &StatusResponse) -> String {
         ("volumes", status.volumes.to_string()),
         ("targets", status.targets.to_string()),
         ("sessions", status.sessions.to_string()),
+        ("discovery-chap", discovery.to_owned()),
     ]));
     let tables = [
         node::table(&status.nodes).text(),

@@ -1,14 +1,17 @@
-//! `lunette target create|list|show|delete|map|unmap|allow|deny|chap`.
+//! `lunette target create|list|show|delete|map|unmap|allow|deny|chap|drain`.
 
 use anyhow::{Context, Result};
 use lunette_control::api::admin::{
-    Acl, AllowRequest, ClearChapRequest, CreateTargetRequest, DeleteTargetRequest, DenyRequest,
-    GetTargetRequest, ListTargetsRequest, MapLunRequest, SetChapRequest, Target as Answer, UnmapLunRequest,
+    Acl, AllowRequest, ClearChapRequest, ClearDiscoveryChapRequest, CreateTargetRequest, DeleteTargetRequest,
+    DenyRequest, DrainRequest, GetTargetRequest, ListTargetsRequest, MapLunRequest, SetChapRequest,
+    SetDiscoveryChapRequest, Target as Answer, UnmapLunRequest,
 };
 use tonic::{Response, Status};
 
 use super::{Address, Connection, json, secret};
-use crate::args::{Target, TargetAcl, TargetChap, TargetCreate, TargetMap, TargetName, TargetUnmap};
+use crate::args::{
+    Target, TargetAcl, TargetChap, TargetCreate, TargetDrain, TargetMap, TargetName, TargetUnmap,
+};
 use crate::output::{Format, Table, fields};
 use crate::size::human;
 
@@ -20,12 +23,7 @@ pub(super) async fn run(command: Target, admin: &Address, format: Format) -> Res
     };
     let connection = &Connection::open(admin).await?;
     match command {
-        Prepared::Chap(Chap::Set(request)) => {
-            quietly(connection.targets().set_chap(request).await, connection, format).await
-        }
-        Prepared::Chap(Chap::Clear(request)) => {
-            quietly(connection.targets().clear_chap(request).await, connection, format).await
-        }
+        Prepared::Chap(chap) => set_chap(chap, connection, format).await,
         Prepared::Plain(command) => plain(command, connection, format).await,
     }
 }
@@ -38,24 +36,51 @@ enum Prepared {
 enum Chap {
     Set(SetChapRequest),
     Clear(ClearChapRequest),
+    SetDiscovery(SetDiscoveryChapRequest),
+    ClearDiscovery,
 }
 
 fn chap(chap: TargetChap) -> Result<Chap> {
-    let iqn = chap.iqn;
     if chap.off {
-        return Ok(Chap::Clear(ClearChapRequest { iqn }));
+        return Ok(match chap.iqn {
+            Some(iqn) => Chap::Clear(ClearChapRequest { iqn }),
+            None => Chap::ClearDiscovery,
+        });
     }
     let user = chap.user.context("--user is missing: name whom the initiator has to be")?;
     let mutual = chap.mutual_user.is_some();
     let secrets = secret::read(chap.secret_file.as_deref(), mutual, chap.mutual_secret_file.as_deref())?;
-    Ok(Chap::Set(SetChapRequest {
-        iqn,
-        user,
-        secret: secrets.initiator,
-        mutual_user: chap.mutual_user.unwrap_or_default(),
-        mutual_secret: secrets.target.unwrap_or_default(),
-        algorithms: chap.algorithms,
-    }))
+    let (secret, mutual_secret) = (secrets.initiator, secrets.target.unwrap_or_default());
+    let mutual_user = chap.mutual_user.unwrap_or_default();
+    let algorithms = chap.algorithms;
+    Ok(match chap.iqn {
+        Some(iqn) => Chap::Set(SetChapRequest { iqn, user, secret, mutual_user, mutual_secret, algorithms }),
+        None => Chap::SetDiscovery(SetDiscoveryChapRequest {
+            user,
+            secret,
+            mutual_user,
+            mutual_secret,
+            algorithms,
+        }),
+    })
+}
+
+async fn set_chap(chap: Chap, connection: &Connection, format: Format) -> Result<()> {
+    let mut targets = connection.targets();
+    let discovery = match chap {
+        Chap::Set(request) => return quietly(targets.set_chap(request).await, connection, format).await,
+        Chap::Clear(request) => return quietly(targets.clear_chap(request).await, connection, format).await,
+        Chap::SetDiscovery(request) => Some(answer(targets.set_discovery_chap(request).await, connection)?),
+        Chap::ClearDiscovery => {
+            answer(targets.clear_discovery_chap(ClearDiscoveryChapRequest {}).await, connection)?;
+            None
+        }
+    };
+    connection.settle().await;
+    format.print_json_only(
+        || serde_json::json!({ "discovery_chap": discovery.as_ref().map(json::discovery_chap) }),
+    );
+    Ok(())
 }
 
 async fn plain(command: Target, connection: &Connection, format: Format) -> Result<()> {
@@ -95,6 +120,10 @@ async fn plain(command: Target, connection: &Connection, format: Format) -> Resu
             let acl = Some(Acl { initiator, from: from.unwrap_or_default() });
             quietly(targets.deny(DenyRequest { iqn, acl }).await, connection, format).await
         }
+        Target::Drain(TargetDrain { iqn, off }) => {
+            let request = DrainRequest { iqn, draining: !off };
+            quietly(targets.drain(request).await, connection, format).await
+        }
         Target::Chap(_) => unreachable!("prepared by run"),
     }
 }
@@ -130,31 +159,38 @@ async fn quietly(
 }
 
 fn table(targets: &[Answer]) -> Table {
-    let mut table = Table::new(&["TARGET", ">LUNS", ">ACLS", "CHAP", ">SESSIONS"]);
+    let mut table = Table::new(&["TARGET", ">LUNS", ">ACLS", "CHAP", ">SESSIONS", "STATE"]);
     for target in targets {
         table.row([
             target.iqn.clone(),
             target.luns.len().to_string(),
             target.acls.len().to_string(),
-            authentication(target).to_owned(),
+            authentication(&target.chap_user, &target.chap_mutual_user).to_owned(),
             target.sessions.to_string(),
+            state(target).to_owned(),
         ]);
     }
     table
 }
 
-fn authentication(target: &Answer) -> &'static str {
-    match (target.chap_user.is_empty(), target.chap_mutual_user.is_empty()) {
+/// How initiators prove who they are, from the names of both sides.
+pub(super) fn authentication(user: &str, mutual_user: &str) -> &'static str {
+    match (user.is_empty(), mutual_user.is_empty()) {
         (true, _) => "off",
         (false, true) => "one-way",
         (false, false) => "mutual",
     }
 }
 
+fn state(target: &Answer) -> &'static str {
+    if target.draining { "draining" } else { "active" }
+}
+
 fn text(target: &Answer) -> String {
     let mut text = fields(&[
         ("target", target.iqn.clone()),
-        ("chap", authentication(target).to_owned()),
+        ("state", state(target).to_owned()),
+        ("chap", authentication(&target.chap_user, &target.chap_mutual_user).to_owned()),
         ("chap-user", target.chap_user.clone()),
         ("chap-mutual-user", target.chap_mutual_user.clone()),
         ("chap-algorithms", target.chap_algorithms.join(",")),

@@ -1,13 +1,13 @@
-//! `lunette volume create|list|show|resize|delete`.
+//! `lunette volume create|list|show|resize|set|delete`.
 
 use anyhow::{Context, Result};
 use lunette_control::api::admin::{
     CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesRequest, ResizeVolumeRequest,
-    Volume as Answer,
+    SetWriteBackRequest, Volume as Answer,
 };
 
 use super::{Connection, json};
-use crate::args::{Name, Volume, VolumeCreate, VolumeDelete, VolumeResize};
+use crate::args::{Name, OnOff, Volume, VolumeCreate, VolumeDelete, VolumeResize, VolumeSet};
 use crate::output::{Format, Table, fields, yes};
 use crate::size::human;
 
@@ -17,6 +17,7 @@ pub(super) async fn run(command: Volume, connection: &Connection, format: Format
         Volume::List => list(connection, format).await,
         Volume::Show(Name { name }) => show(name, connection, format).await,
         Volume::Resize(resize) => self::resize(resize, connection, format).await,
+        Volume::Set(set) => self::set(set, connection, format).await,
         Volume::Delete(delete) => self::delete(delete, connection).await,
     }
 }
@@ -60,6 +61,16 @@ async fn show(name: String, connection: &Connection, format: Format) -> Result<(
 async fn resize(resize: VolumeResize, connection: &Connection, format: Format) -> Result<()> {
     let request = ResizeVolumeRequest { name: resize.name, size_bytes: resize.size.bytes() };
     let answer = connection.volumes().resize(request).await;
+    let volume = answer.map_err(|status| connection.refused(&status))?.into_inner();
+    connection.settle().await;
+    format.print_json_only(|| json::volume(&volume));
+    Ok(())
+}
+
+async fn set(set: VolumeSet, connection: &Connection, format: Format) -> Result<()> {
+    let write_back = set.write_back == OnOff::On;
+    let request = SetWriteBackRequest { name: set.name, write_back, force: set.force };
+    let answer = connection.volumes().set_write_back(request).await;
     let volume = answer.map_err(|status| connection.refused(&status))?.into_inner();
     connection.settle().await;
     format.print_json_only(|| json::volume(&volume));

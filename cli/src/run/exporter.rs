@@ -9,11 +9,11 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use lunette_control::api::cluster::report::Member;
 use lunette_control::api::cluster::{GatewayReport, Report, SessionReport};
-use lunette_control::client::Attached;
+use lunette_control::client::{Attached, ControlPlane};
 use lunette_control::seal::Sealer;
 use lunette_proto::ids::{Epoch, GatewayId, VolumeId};
 use lunette_proto::map::{ClusterMap, Volume, VolumeState};
-use lunette_target_iscsi::exports::{Change, Devices, KeepError};
+use lunette_target_iscsi::exports::{Change, Devices};
 use lunette_target_iscsi::server::{Gateway, SessionInfo, StartError};
 use lunette_target_iscsi::session::Secrets;
 use lunette_volume::device::{BlockDevice, Readiness};
@@ -21,6 +21,7 @@ use lunette_volume::volumes::Volumes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::keeper::{Done, Keeper};
 use super::ownership::Ownership;
 use super::secrets::ClusterSecrets;
 
@@ -31,6 +32,7 @@ const UNREACHABLE_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Exporter {
     id: GatewayId,
     volumes: Arc<Volumes>,
+    keeper: Arc<Keeper>,
     secrets: Arc<ClusterSecrets>,
     gateway: ArcSwapOption<Gateway>,
     state: Mutex<State>,
@@ -42,10 +44,17 @@ struct State {
 }
 
 impl Exporter {
-    pub(crate) fn new(id: GatewayId, volumes: Arc<Volumes>, sealer: Arc<Sealer>) -> Self {
+    /// Has to be called inside a runtime.
+    pub(crate) fn new(
+        id: GatewayId,
+        volumes: Arc<Volumes>,
+        control: ControlPlane,
+        sealer: Arc<Sealer>,
+    ) -> Self {
         let map = Arc::<ClusterMap>::default();
         Self {
             id,
+            keeper: Arc::new(Keeper::new(control, Arc::clone(&volumes))),
             volumes,
             secrets: Arc::new(ClusterSecrets::new(sealer, Arc::clone(&map))),
             gateway: ArcSwapOption::empty(),
@@ -64,7 +73,8 @@ impl Exporter {
     ) -> Result<(), StartError> {
         // Locked, so that no map passes between the start and the moment when maps are applied.
         let state = self.state.lock();
-        let devices = Arc::new(VolumeDevices(Arc::clone(&self.volumes)));
+        let devices = VolumeDevices { volumes: Arc::clone(&self.volumes), keeper: Arc::clone(&self.keeper) };
+        let devices = Arc::new(devices);
         let secrets = Arc::clone(&self.secrets) as Arc<dyn Secrets>;
         let gateway = open(devices, secrets, &state.map)?;
         self.gateway.store(Some(Arc::new(gateway)));
@@ -128,15 +138,18 @@ impl Exporter {
 }
 
 /// Volumes as the devices of LUNs.
-struct VolumeDevices(Arc<Volumes>);
+struct VolumeDevices {
+    volumes: Arc<Volumes>,
+    keeper: Arc<Keeper>,
+}
 
 impl Devices for VolumeDevices {
     fn device(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
-        self.0.get(volume)
+        self.volumes.get(volume)
     }
 
-    fn keep(&self, _: VolumeId, _: Change, done: Box<dyn FnOnce(Result<(), KeepError>) + Send>) {
-        done(Err(KeepError::Unavailable("nothing is kept here".into())));
+    fn keep(&self, volume: VolumeId, change: Change, done: Done) {
+        self.keeper.keep(volume, change, done);
     }
 }
 
@@ -181,6 +194,16 @@ impl Attached for Reporter {
         let kicked =
             u16::try_from(tsih).ok().zip(gateway.as_ref()).is_some_and(|(tsih, gateway)| gateway.kick(tsih));
         tracing::info!(tsih, kicked, "told to close a session");
+    }
+
+    fn write_through(&self, volume: VolumeId) {
+        tracing::info!(%volume, "told to turn a write cache off");
+        let done = move |result| {
+            if let Err(error) = result {
+                tracing::warn!(%volume, %error, "the write cache stays on");
+            }
+        };
+        self.exporter.keeper.keep(volume, Change::WriteBack(false), Box::new(done));
     }
 }
 

@@ -5,7 +5,8 @@
 //!        ^                              |           |            (in this order)
 //!        |<---- take ownership ---------'           |
 //!        |<---- purged -----------------------------'
-//!        '<---- reports: sessions, disks that do not answer; orders: kick
+//!        |<---- what logical units keep ------------------------------'
+//!        '<---- reports: sessions, disks that do not answer; orders: kick, flush a write cache
 //! ```
 
 use std::net::SocketAddr;
@@ -108,7 +109,8 @@ impl GatewayMember {
             () = stop.cancelled() => return Err(anyhow!("stopped before the first map came")),
         };
         let (volumes, events) = Volumes::new(parts.key.cluster, id, parts.fabric);
-        let exporter = Arc::new(Exporter::new(id, volumes, Arc::clone(&parts.key.sealer)));
+        let sealer = Arc::clone(&parts.key.sealer);
+        let exporter = Arc::new(Exporter::new(id, volumes, control.clone(), sealer));
         let stop_following = CancellationToken::new();
         let (settled, mut settling) = watch::channel(Epoch(0));
         let follower = Follower {

@@ -8,7 +8,8 @@
 pub(crate) mod added;
 pub(crate) mod exporter;
 pub(crate) mod gateway;
-pub(crate) mod member;
+pub(crate) mod keeper;
+mod member;
 pub(crate) mod node;
 pub(crate) mod ownership;
 pub(crate) mod secrets;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use lunette_control::seal::Sealer;
+use lunette_control::seal::{DISCOVERY, Sealer};
 use lunette_proto::map::{ClusterMap, Sealed};
 use lunette_target_iscsi::session::Secrets;
 use zeroize::Zeroizing;
@@ -28,14 +28,15 @@ impl Secrets for ClusterSecrets {
     /// A sealed secret is bound to its target and its user: the map says whose it is.
     fn unseal(&self, sealed: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
         let map = self.map.load();
-        let credentials = map.targets.values().flat_map(|target| {
-            let chap = target.chap.iter();
-            chap.flat_map(|chap| [Some(&chap.initiator), chap.target.as_ref()])
+        let of_targets = map.targets.values().map(|target| (target.iqn.as_str(), target.chap.as_ref()));
+        let places = of_targets.chain([(DISCOVERY, map.discovery_chap.as_ref())]);
+        let mut credentials = places.flat_map(|(place, chap)| {
+            chap.into_iter()
+                .flat_map(|chap| [Some(&chap.initiator), chap.target.as_ref()])
                 .flatten()
-                .map(|one| (&target.iqn, one))
+                .map(move |credential| (place, credential))
         });
-        let (iqn, credential) =
-            credentials.into_iter().find(|(_, credential)| credential.secret == *sealed)?;
+        let (iqn, credential) = credentials.find(|(_, credential)| credential.secret == *sealed)?;
         match self.sealer.unseal(iqn, &credential.user, sealed) {
             Ok(secret) => Some(secret),
             Err(error) => {
@@ -86,5 +87,12 @@ mod tests {
         assert_eq!(open(&foreign.secret), None);
         secrets.apply_map(with(None));
         assert_eq!(open(&initiator.secret), None);
+
+        let [one, other] = ["u", "t"].map(|user| credential(DISCOVERY, user, user.as_bytes()));
+        let chap = Chap { initiator: one.clone(), target: Some(other.clone()), algorithms: Vec::new() };
+        let map = ClusterMap { discovery_chap: Some(chap), ..ClusterMap::default() };
+        secrets.apply_map(Arc::new(map));
+        assert_eq!(open(&one.secret), Some(b"u".to_vec()));
+        assert_eq!(open(&other.secret), Some(b"t".to_vec()));
     }
 }
