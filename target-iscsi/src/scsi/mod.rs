@@ -47,6 +47,13 @@ use lunette_volume::device::BlockDevice;
 pub use nexus::{Attention, Nexus, Scope};
 pub use task::{BUSY, CHECK_CONDITION, Elsewhere, GOOD, Response, Step, Task};
 
+/// For fuzzing: whether bytes are taken for a parameter list of EXTENDED COPY.
+#[doc(hidden)]
+#[must_use]
+pub fn is_copy_list(bytes: &[u8]) -> bool {
+    copy::is_list(bytes)
+}
+
 /// What one target shows through one portal group. A value: replaced as a whole when the map changes.
 #[derive(Clone)]
 pub struct TargetView {

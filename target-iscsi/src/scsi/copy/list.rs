@@ -10,7 +10,7 @@
 //!
 //! identification descriptor CSCD descriptor, 32 bytes     block to block segment descriptor, 28 bytes
 //! 0      E4h                                              0      02h
-//! 1      bits 7..6 LU ID TYPE, bit 5 NUL,                 1      bit 1 DC, bit 0 CAT
+//! 1      bit 5 NUL (of SPC-3),                            1      bit 1 DC, bit 0 CAT
 //!        bits 4..0 PERIPHERAL DEVICE TYPE                 2..4   DESCRIPTOR LENGTH, 0018h
 //! 2..4   RELATIVE INITIATOR PORT IDENTIFIER               4..6   source CSCD descriptor
 //! 4      bits 3..0 CODE SET                               6..8   destination CSCD descriptor
@@ -21,8 +21,9 @@
 //! 29..32 DISK BLOCK LENGTH
 //! ```
 //!
-//! STR and PRIORITY are hints about speed and are ignored, and so is the initiator port, for no port
-//! is passed through. PAD and CAT say what to do with a rest of a block; such segments are refused.
+//! STR and PRIORITY are hints about speed and are ignored, and so are the initiator port, for no port
+//! is passed through, and LU ID TYPE, for a designator says which logical unit. PAD and CAT say what to
+//! do with a rest of a block; such segments are refused.
 
 use smallvec::SmallVec;
 
@@ -139,10 +140,6 @@ fn parse_target(descriptor: &[u8], at: u16) -> Result<Target, Sense> {
     };
     if descriptor[0] != IDENTIFICATION {
         return Err(Sense::UNSUPPORTED_TARGET_TYPE.at_parameter(at));
-    }
-    if descriptor[1] >> 6 != 0 {
-        // LU ID TYPE: only a designator says which logical unit.
-        return Err(Sense::parameter_bit(at + 1, 7));
     }
     if descriptor[7] > 20 {
         return Err(Sense::parameter_field(at + 7));

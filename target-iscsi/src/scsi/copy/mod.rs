@@ -51,6 +51,11 @@ const DESCRIPTOR_TYPES: [u8; 2] = [list::BLOCK_TO_BLOCK, list::IDENTIFICATION];
 /// A longer list is refused unseen: it holds either too many descriptors or inline data.
 const LIST_BYTES_MAX: u32 = 64 << 10;
 
+/// Whether bytes are taken for a parameter list.
+pub(super) fn is_list(bytes: &[u8]) -> bool {
+    u32::try_from(bytes.len()).is_ok_and(|len| list::List::parse(bytes, len).is_ok())
+}
+
 /// EXTENDED COPY(LID1) (SPC-4 6.4).
 pub(super) fn extended_copy(request: &mut Request<'_>) -> Answer {
     let len = request.cdb.u32(10);

@@ -67,7 +67,9 @@ struct Ended {
     progressed: Progressed,
     ending: Ending,
     /// COPY STATUS has told.
-    told: bool,
+    status_told: bool,
+    /// FAILED SEGMENT DETAILS has told.
+    details_told: bool,
 }
 
 /// A running copy's place in the records; given up when it is dropped.
@@ -110,29 +112,35 @@ impl Records {
         if let Some(running) = running {
             return Some((running.progressed, None));
         }
-        let index = state.ended.iter().position(|ended| ended.id == id && !ended.told)?;
-        let ended = &mut state.ended[index];
-        ended.told = true;
+        let ended = state.ended.iter_mut().find(|ended| ended.id == id && !ended.status_told)?;
+        ended.status_told = true;
         let answer = (ended.progressed, Some(ended.ending.clone()));
-        if ended.ending == Ending::Good {
-            state.ended.remove(index);
-        }
+        state.drop_told();
         Some(answer)
     }
 
-    /// How a copy ended, and forgets it; `None`: none has ended under that identifier.
+    /// How a copy ended, which is said once; `None`: none has ended under that identifier.
     pub(super) fn ending(&self, id: u8) -> Option<Ending> {
         let mut state = self.0.lock();
         if state.running.iter().any(|running| running.usage.id() == Some(id)) {
             return None;
         }
-        let index = state.ended.iter().position(|ended| ended.id == id)?;
-        state.ended.remove(index).map(|ended| ended.ending)
+        let ended = state.ended.iter_mut().find(|ended| ended.id == id && !ended.details_told)?;
+        ended.details_told = true;
+        let ending = ended.ending.clone();
+        state.drop_told();
+        Some(ending)
     }
 
     /// A reset: what has ended is forgotten.
     pub(in crate::scsi) fn forget(&self) {
         self.0.lock().ended.clear();
+    }
+}
+
+impl State {
+    fn drop_told(&mut self) {
+        self.ended.retain(|ended| !(ended.status_told && ended.details_told));
     }
 }
 
@@ -151,7 +159,8 @@ impl Entry {
             return;
         };
         let Usage::Held(id) = running.usage else { return };
-        let ended = Ended { id, progressed: running.progressed, ending, told: false };
+        let progressed = running.progressed;
+        let ended = Ended { id, progressed, ending, status_told: false, details_told: false };
         if state.ended.len() == ENDED_MAX {
             state.ended.pop_front();
         }
@@ -185,14 +194,19 @@ mod tests {
         assert_eq!((records.ending(7), records.status(8)), (None, None));
         entry.end(Ending::Good);
         assert_eq!(records.status(7), Some((progressed(3), Some(Ending::Good))));
-        assert_eq!((records.status(7), records.ending(7)), (None, None));
+        assert_eq!((records.status(7), records.ending(7)), (None, Some(Ending::Good)));
+        assert_eq!((records.ending(7), records.0.lock().ended.len()), (None, 0));
     }
 
-    /// Guards failures: their details outlive the status, and are given once.
+    /// Guards failures: status and details are given once each, in either order.
     #[test]
     fn failed() {
         let records = Arc::new(Records::default());
         let ending = Ending::Aborted(Bytes::from_static(b"sense"));
+        records.begin(Usage::Held(1)).unwrap().end(ending.clone());
+        assert_eq!(records.ending(1), Some(ending.clone()));
+        assert_eq!(records.status(1), Some((progressed(0), Some(ending.clone()))));
+        assert_eq!((records.status(1), records.ending(1)), (None, None));
         records.begin(Usage::Held(1)).unwrap().end(ending.clone());
         assert_eq!(records.status(1), Some((progressed(0), Some(ending.clone()))));
         assert_eq!(records.status(1), None);

@@ -133,7 +133,7 @@ fn target_fields() {
         parse(&bytes).map(|list| list.targets[0].clone())
     };
     for lu_id_type in [0x40, 0x80, 0xC0] {
-        assert_eq!(with(1, lu_id_type), Err(Sense::parameter_bit(17, 7)));
+        assert_eq!(with(1, lu_id_type), with(1, 0), "ignored");
     }
     assert!(with(1, 0x20).unwrap().null);
     assert_eq!(with(1, 0x1F).unwrap().device_type, 0x1F);
