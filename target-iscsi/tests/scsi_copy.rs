@@ -71,13 +71,25 @@ impl Bench {
         Self::with(512, 512)
     }
 
+    /// The same with 1 MiB.
+    fn small() -> Self {
+        let mut bench = Self::sized(MIB);
+        for (lun, volume) in [(0, 1), (1, 2)] {
+            bench.map(lun, volume, |unit| unit.size_bytes = MIB as u64);
+        }
+        bench
+    }
+
     fn with(first: u32, second: u32) -> Self {
-        let mut bench = Self { model: Model::new(), disks: BTreeMap::new(), done: Vec::new(), fails: None };
+        let mut bench = Self::sized(8 * MIB);
         bench.map(0, 1, |unit| unit.block_bytes = first);
         bench.map(1, 2, |unit| unit.block_bytes = second);
-        bench.disks.insert(VolumeId(1), pattern(8 * MIB));
-        bench.disks.insert(VolumeId(2), vec![0; 8 * MIB]);
         bench
+    }
+
+    fn sized(bytes: usize) -> Self {
+        let disks = BTreeMap::from([(VolumeId(1), pattern(bytes)), (VolumeId(2), vec![0; bytes])]);
+        Self { model: Model::new(), disks, done: Vec::new(), fails: None }
     }
 
     fn map(&mut self, lun: u16, volume: u64, change: impl FnOnce(&mut LogicalUnit)) {
@@ -685,7 +697,7 @@ proptest! {
         noise in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..4),
         lies: bool,
     ) {
-        let mut bench = Bench::new();
+        let mut bench = Bench::small();
         let all = [target_of(1, 512), target_of(2, 512)];
         let targets: Vec<Vec<u8>> = all.iter().cycle().take(targets).cloned().collect();
         let segments = vec![segment(Seg(0, 1, 7, 9, 200)); segments];

@@ -204,6 +204,7 @@ const SKIPPED: &[(&str, &str)] = &[
         "iSCSIResiduals.WriteVerify16Residuals",
         "WRITE AND VERIFY is optional, and REPORT SUPPORTED OPERATION CODES says so",
     ),
+    ("ExtendedCopy.ValidTgtDescr", "its last part is about the NUL bit, which SPC-4 made obsolete"),
     ("WriteSame10.ZeroBlocks", "WSNZ is set: 0 blocks are no number of blocks (SBC-3, 6.6.3)"),
     ("WriteSame16.ZeroBlocks", "WSNZ is set: 0 blocks are no number of blocks (SBC-3, 6.6.3)"),
 ];
@@ -270,6 +271,12 @@ fn conformance_verify() {
 fn conformance_unmap_and_write_same() {
     // Guards against discards that leave data behind, or take too much.
     conforms(&["SCSI.Unmap", "SCSI.WriteSame10", "SCSI.WriteSame16"]);
+}
+
+#[test]
+fn conformance_copies() {
+    // Guards against an EXTENDED COPY that takes lists it should refuse, or loses what became of a copy.
+    conforms(&["SCSI.ExtendedCopy", "SCSI.ReceiveCopyResults"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use lunette_tests::image::{check_ext4, make_ext4, write_random};
-use lunette_tests::{Lunette, run};
+use lunette_tests::{Lunette, iqn, run};
 
 /// For one copy of the largest image, on a busy machine.
 const COPY: Duration = Duration::from_secs(100);
@@ -163,6 +163,26 @@ fn overlapping_writes_in_flight_leave_one_of_them() {
     lunette.kill();
     lunette.restart();
     assert!(first == read(&lunette, "second"), "the restart changed a block");
+}
+
+#[test]
+fn a_copy_between_luns_of_a_target_is_equal() {
+    // Guards against an EXTENDED COPY that moves too little, or to another place.
+    let lunette = Lunette::build().volume("disk", "64M").volume("clone", "64M").start();
+    let mapped = lunette.cli(["target", "map", &iqn("disk"), "clone", "--lun", "1"]);
+    assert!(mapped.ok(), "{mapped}");
+    let image = lunette.scratch().join("image");
+    let back = lunette.scratch().join("back");
+    make_ext4(&image, 3, 64);
+    let source = lunette.iscsi("disk");
+    let destination = format!("iscsi://{}/{}/1", lunette.portal(), iqn("disk"));
+    copy_in(&image, &source);
+    qemu_io(&destination, &["write -P 0x77 0 64M"]);
+    let offloaded = ["convert", "-n", "-C", "-f", "raw", "-O", "raw", &source, &destination];
+    let _ = run(Command::new("qemu-img").args(offloaded), COPY).success();
+    // By way of the clone's own target.
+    copy_out(&lunette.iscsi("clone"), &back);
+    assert_equal(&image, &back);
 }
 
 #[test]
