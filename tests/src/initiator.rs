@@ -311,12 +311,24 @@ impl Initiator {
     /// # Panics
     /// If an answer breaks the protocol.
     pub fn scsi(&mut self, cdb: &[u8], transfer: Transfer<'_>) -> io::Result<Answer> {
+        self.scsi_on(0, cdb, transfer)
+    }
+
+    /// Runs a SCSI command on a LUN below 256.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    ///
+    /// # Panics
+    /// If an answer breaks the protocol.
+    pub fn scsi_on(&mut self, lun: u8, cdb: &[u8], transfer: Transfer<'_>) -> io::Result<Answer> {
         let (direction, expected) = match transfer {
             Transfer::None => (0, 0),
             Transfer::In(most) => (0x40, most),
             Transfer::Out(data) => (0x20, data.len()),
         };
         let mut request = Pdu::new(opcode::SCSI_COMMAND, FINAL | direction);
+        request.header[9] = lun;
         request.header[32..32 + cdb.len()].copy_from_slice(cdb);
         request.set_word(20, u32::try_from(expected).expect("a transfer below 4 GiB"));
         self.number(&mut request);

@@ -43,6 +43,7 @@ pub struct Builder {
     portals: Vec<SocketAddr>,
     nodes: Option<u8>,
     processes: bool,
+    log: Option<String>,
 }
 
 impl Builder {
@@ -64,6 +65,13 @@ impl Builder {
     #[must_use]
     pub fn nodes(mut self, nodes: u8) -> Self {
         self.nodes = Some(nodes);
+        self
+    }
+
+    /// What is logged, as `LUNETTE_LOG` has it.
+    #[must_use]
+    pub fn log(mut self, directives: &str) -> Self {
+        self.log = Some(directives.to_owned());
         self
     }
 
@@ -176,6 +184,20 @@ impl Lunette {
     /// # Panics
     /// If it does not get ready.
     pub fn restart(&mut self) {
+        self.spawn();
+        self.wait_ready();
+    }
+
+    /// The same, but believes what it says of itself: for a system that shows initiators nothing without a secret.
+    ///
+    /// # Panics
+    /// If it does not get ready.
+    pub fn restart_unseen(&mut self) {
+        self.spawn();
+        self.wait_said();
+    }
+
+    fn spawn(&mut self) {
         assert!(self.child.is_none(), "the server is still running");
         for port in [self.portal, self.admin].iter().chain(&self.options.portals) {
             wait_unbound(*port);
@@ -188,7 +210,6 @@ impl Lunette {
             .stdout(file("stdout").expect("open the server's output"))
             .stderr(file("stderr").expect("open the server's log"));
         self.child = Some(command.spawn().expect("start lunette"));
-        self.wait_ready();
     }
 
     /// The command that starts it.
@@ -206,6 +227,9 @@ impl Lunette {
         if self.options.processes {
             command.arg("--processes");
         }
+        if let Some(log) = &self.options.log {
+            command.env("LUNETTE_LOG", log);
+        }
         for (name, size) in &self.options.volumes {
             command.args(["--volume", &format!("{name}={size}")]);
         }
@@ -214,6 +238,18 @@ impl Lunette {
 
     /// Ready is what it calls ready itself, and what an initiator does: discovery names every exported volume.
     fn wait_ready(&mut self) {
+        self.wait_said();
+        let found = Initiator::discover(self.portal)
+            .unwrap_or_else(|error| panic!("ready, but discovery fails: {error}"));
+        for (name, _) in &self.options.volumes {
+            assert!(
+                found.iter().any(|target| target.name == iqn(name)),
+                "ready, but {name} is not there: {found:?}"
+            );
+        }
+    }
+
+    fn wait_said(&mut self) {
         let end = Instant::now() + READY;
         loop {
             let child = self.child.as_mut().expect("just started");
@@ -226,14 +262,6 @@ impl Lunette {
             }
             assert!(Instant::now() < end, "not ready after {READY:?}");
             std::thread::sleep(Duration::from_millis(10));
-        }
-        let found = Initiator::discover(self.portal)
-            .unwrap_or_else(|error| panic!("ready, but discovery fails: {error}"));
-        for (name, _) in &self.options.volumes {
-            assert!(
-                found.iter().any(|target| target.name == iqn(name)),
-                "ready, but {name} is not there: {found:?}"
-            );
         }
     }
 
