@@ -1,13 +1,13 @@
 //! What this gateway exports, and to whom: a pure function of the cluster map.
 //!
 //! ```text
-//! ClusterMap + Devices -> Exports { IQN -> Export { view, access list, CHAP } }
+//! ClusterMap + Units -> Exports { IQN -> Export { view, access list, CHAP } }
 //! ```
 //!
 //! A new map makes new [`Exports`]; sessions then compare the view they had with the one they
 //! have now ([`changes`]) and report the differences as unit attentions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -16,15 +16,15 @@ use lunette_proto::ids::{Epoch, VolumeId};
 use lunette_proto::map::{Chap, ClusterMap, Target, UnitState, VolumeState};
 use lunette_volume::device::BlockDevice;
 
-use crate::scsi::{Attention, LogicalUnit, Scope, TargetView};
+use crate::scsi::{Attention, LogicalUnit, Scope, TargetView, Units};
 
 /// Where logical units get their devices from, and what keeps their state.
 pub trait Devices: Send + Sync {
     /// The device of a volume; `None` if this gateway cannot serve it at all.
     fn device(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>>;
 
-    /// Commits `change` of a volume, durably and for all gateways; then calls `done`, once, from anywhere. A map with
-    /// the change in it comes before that, or later.
+    /// Commits `change` of a volume, durably and for all gateways; then calls `done`, once, from anywhere and in
+    /// bounded time, for the session's end waits for it. A map with the change in it comes before that, or later.
     fn keep(&self, volume: VolumeId, change: Change, done: Box<dyn FnOnce(Result<(), KeepError>) + Send>);
 }
 
@@ -101,11 +101,11 @@ pub enum Admission<'a> {
 impl Exports {
     /// The targets of `map`, shown through the portal group `tag`.
     #[must_use]
-    pub fn new(map: &ClusterMap, tag: u16, devices: &dyn Devices) -> Self {
+    pub fn new(map: &ClusterMap, tag: u16, units: &Units) -> Self {
         let targets = map
             .targets
             .values()
-            .map(|target| (target.iqn.to_ascii_lowercase(), Export::new(map, target, tag, devices)))
+            .map(|target| (target.iqn.to_ascii_lowercase(), Export::new(map, target, tag, units)))
             .collect();
         Self { epoch: map.epoch, targets, discovery_chap: map.discovery_chap.clone().map(Arc::new) }
     }
@@ -139,7 +139,7 @@ impl Exports {
 }
 
 impl Export {
-    fn new(map: &ClusterMap, target: &Target, tag: u16, devices: &dyn Devices) -> Self {
+    fn new(map: &ClusterMap, target: &Target, tag: u16, units: &Units) -> Self {
         let luns = target.luns.iter().filter_map(|(number, lun)| {
             let volume = map.volumes.get(&lun.volume).filter(|volume| volume.state == VolumeState::Active)?;
             let unit = LogicalUnit {
@@ -150,15 +150,20 @@ impl Export {
                 block_bytes: volume.block_bytes,
                 read_only: lun.read_only,
                 write_back: volume.write_back,
-                device: devices.device(volume.id)?,
+                device: units.devices().device(volume.id)?,
+                shared: units.unit(volume.id, map),
             };
             Some((*number, Arc::new(unit)))
         });
+        let mut ports: BTreeSet<u16> =
+            map.gateways.values().map(|gateway| gateway.portal_group_tag).collect();
+        ports.insert(tag);
         let view = TargetView {
             iqn: target.iqn.to_ascii_lowercase(),
             portal_group_tag: tag,
             // A gateway is one target port, and its tag is never given out again.
             relative_port: tag,
+            ports: ports.into_iter().collect(),
             luns: luns.collect(),
         };
         let acls = target.acls.iter();

@@ -6,7 +6,7 @@ use lunette_proto::ids::VolumeId;
 use lunette_proto::map::{naa, serial};
 use lunette_target_iscsi::scsi::{Attention, Nexus, Scope};
 use lunette_volume::device::Readiness;
-use scsi_model::{CLUSTER, IQN, Model, cdb, sense_code};
+use scsi_model::{CLUSTER, IQN, Model, cdb, nexus_id, sense_code};
 
 const TEST_UNIT_READY: [u8; 6] = [0; 6];
 const WELL_KNOWN: u64 = 0xC101 << 48;
@@ -223,7 +223,7 @@ fn well_known_unit() {
 #[test]
 fn unit_attentions() {
     let mut model = Model::new();
-    model.nexus = Nexus::new();
+    model.nexus = Nexus::new(nexus_id());
     model.run(&inquiry(None, 36), &[]).good();
     model.run(&report_luns(0, 64), &[]).good();
     let read_capacity = cdb(10, 0x25, &[]);
@@ -337,10 +337,10 @@ fn all_operation_codes() {
             "{opcode:02x}/{action:02x}"
         );
     };
-    for opcode in [0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x1A, 0x1B, 0x1C, 0x1D] {
+    for opcode in [0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x16, 0x17, 0x1A, 0x1B, 0x1C, 0x1D] {
         has(opcode, 0, 0, 6);
     }
-    for opcode in [0x25, 0x28, 0x2A, 0x2E, 0x2F, 0x34, 0x35, 0x37, 0x41, 0x42, 0x55, 0x5A] {
+    for opcode in [0x25, 0x28, 0x2A, 0x2E, 0x2F, 0x34, 0x35, 0x37, 0x41, 0x42, 0x55, 0x56, 0x57, 0x5A] {
         has(opcode, 0, 0, 10);
     }
     for opcode in [0xA0, 0xA8, 0xAA, 0xAE, 0xAF, 0xB7] {
@@ -357,7 +357,11 @@ fn all_operation_codes() {
     for (opcode, action) in [(0x83, 0), (0x84, 0), (0x84, 3), (0x84, 4)] {
         has(opcode, action, 1, 16);
     }
-    assert_eq!(commands.len(), 10 + 12 + 6 + 10 + 5 + 4);
+    // PERSISTENT RESERVE IN and OUT.
+    for (opcode, actions) in [(0x5E, 0..4), (0x5F, 0..8)] {
+        actions.for_each(|action| has(opcode, action, 1, 10));
+    }
+    assert_eq!(commands.len(), 12 + 14 + 6 + 10 + 5 + 4 + 4 + 8);
 }
 
 /// Guards the report of one command: usage data, support, service actions (SPC-4 6.35).

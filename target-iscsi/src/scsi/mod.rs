@@ -7,6 +7,7 @@
 //!                |--> Step::Submit(cmd) -- the device completes it      --> task.completed(..)  ---+--> next Step
 //!                |--> Step::Elsewhere(cmd) -- another unit's device     --> task.completed(..)  ---|
 //!                |--> Step::Resolve     -- what the nexus sees now      --> task.resolve(..)    ---+
+//!                |--> Step::Change(..)  -- the unit's state is changed  --> task.settled(..)    ---+
 //!                +--> Step::Done(response)
 //! ```
 
@@ -29,10 +30,12 @@ mod read_write;
 mod report_luns;
 mod request;
 mod request_sense;
+mod reservation;
 mod sense;
 mod supported;
 mod table;
 mod task;
+mod unit;
 mod verify;
 mod vpd;
 mod write_atomic;
@@ -45,7 +48,8 @@ use lunette_proto::ids::{ClusterId, VolumeId};
 use lunette_volume::device::BlockDevice;
 
 pub use nexus::{Attention, Nexus, Scope};
-pub use task::{BUSY, CHECK_CONDITION, Elsewhere, GOOD, Response, Step, Task};
+pub use task::{BUSY, CHECK_CONDITION, Elsewhere, GOOD, RESERVATION_CONFLICT, Response, Step, Task};
+pub use unit::{Changed, Decision, Notice, Proposal, Refusal, Settled, SharedUnit, Transition, Units};
 
 /// For fuzzing: whether bytes are taken for a parameter list of EXTENDED COPY.
 #[doc(hidden)]
@@ -63,6 +67,8 @@ pub struct TargetView {
     pub portal_group_tag: u16,
     /// RELATIVE TARGET PORT IDENTIFIER (SPC-4 7.8.6.8), from 1, unique over all gateways.
     pub relative_port: u16,
+    /// The relative target ports of the target, over all gateways.
+    pub ports: Vec<u16>,
     /// Logical units by LUN.
     pub luns: BTreeMap<u16, Arc<LogicalUnit>>,
 }
@@ -86,4 +92,6 @@ pub struct LogicalUnit {
     pub write_back: bool,
     /// What carries out reads and writes.
     pub device: Arc<dyn BlockDevice>,
+    /// What all sessions of the gateway share about it, through whichever target.
+    pub shared: Arc<SharedUnit>,
 }

@@ -9,14 +9,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
+use lunette_proto::map::NexusId;
 use smallvec::SmallVec;
 
+use super::LogicalUnit;
 use super::copy::Records;
+use super::reservation::{Access, Hold};
 use super::sense::{Key, Sense, SenseFormat};
+use super::unit::{Acquaintance, SharedUnit};
 
 /// What an I_T nexus keeps between commands.
 #[derive(Debug)]
 pub struct Nexus {
+    id: NexusId,
     /// What a logical unit that this nexus has not touched yet would report.
     untouched: Queue,
     units: BTreeMap<u16, Unit>,
@@ -42,6 +47,12 @@ pub enum Attention {
     UnitReset,
     /// 29h/07h
     NexusLoss,
+    /// 2Ah/03h, CLEAR removed this nexus's registration.
+    ReservationsPreempted,
+    /// 2Ah/04h, a reservation that registrants shared is gone, or is of another type.
+    ReservationsReleased,
+    /// 2Ah/05h, PREEMPT removed this nexus's registration.
+    RegistrationsPreempted,
     /// 2Ah/06h
     AccessStateChanged,
     /// 2Ah/09h, after a resize, before [`Attention::InquiryChanged`].
@@ -63,6 +74,9 @@ impl Attention {
             Self::TargetReset => (0x29, 0x02),
             Self::UnitReset => (0x29, 0x03),
             Self::NexusLoss => (0x29, 0x07),
+            Self::ReservationsPreempted => (0x2A, 0x03),
+            Self::ReservationsReleased => (0x2A, 0x04),
+            Self::RegistrationsPreempted => (0x2A, 0x05),
             Self::AccessStateChanged => (0x2A, 0x06),
             Self::CapacityChanged => (0x2A, 0x09),
             Self::CommandsCleared => (0x2F, 0x00),
@@ -97,10 +111,23 @@ impl Attention {
 impl Nexus {
     /// A nexus that has just been established.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(id: NexusId) -> Self {
         let mut untouched = Queue::default();
         untouched.push(Attention::PowerOn);
-        Self { untouched, units: BTreeMap::new() }
+        Self { id, untouched, units: BTreeMap::new() }
+    }
+
+    /// Which it is.
+    #[must_use]
+    pub fn id(&self) -> &NexusId {
+        &self.id
+    }
+
+    /// The nexus ends: what it holds of the units is given back (SAM-5 6.3.4), as it is when it is dropped.
+    pub fn end(&mut self) {
+        for unit in self.units.values_mut() {
+            unit.hold = None;
+        }
     }
 
     /// Establishes a condition. One of the resets (29h) also restores the mode parameters.
@@ -117,8 +144,9 @@ impl Nexus {
     }
 
     /// Whether a copy of this nexus may not read the logical unit at `lun`, or not write it.
-    pub fn refuses_copy(&mut self, lun: u16, writes: bool) -> bool {
-        writes && self.unit(lun).modes().load() & Modes::SWP != 0
+    pub fn refuses_copy(&mut self, lun: u16, unit: &LogicalUnit, writes: bool) -> bool {
+        let access = if writes { Access::Write } else { Access::Read };
+        !unit.shared.allows(&self.id, access) || writes && self.unit(lun).modes().load() & Modes::SWP != 0
     }
 
     /// The logical unit at `lun` is gone: another one that is mapped there starts afresh.
@@ -134,19 +162,24 @@ impl Nexus {
         }
     }
 
+    /// What is kept of `lun`, which a command has come for.
+    pub(super) fn unit_of(&mut self, lun: u16, shared: &Arc<SharedUnit>) -> &mut Unit {
+        if self.unit(lun).acquaintance.is_none() {
+            let acquaintance = shared.meet(&self.id);
+            self.unit(lun).acquaintance = Some(acquaintance);
+        }
+        self.unit(lun)
+    }
+
     /// What is kept of `lun`.
     pub(super) fn unit(&mut self, lun: u16) -> &mut Unit {
         self.units.entry(lun).or_insert_with(|| Unit {
             queue: self.untouched.clone(),
             modes: Arc::default(),
             copies: Arc::default(),
+            hold: None,
+            acquaintance: None,
         })
-    }
-}
-
-impl Default for Nexus {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -156,6 +189,10 @@ pub(super) struct Unit {
     queue: Queue,
     modes: Arc<Modes>,
     copies: Arc<Records>,
+    /// A reservation by RESERVE, if it still stands.
+    hold: Option<Hold>,
+    /// The unit knows the nexus, which has sent it a command.
+    acquaintance: Option<Acquaintance>,
 }
 
 impl Unit {
@@ -170,6 +207,10 @@ impl Unit {
 
     pub(super) fn copies(&self) -> &Arc<Records> {
         &self.copies
+    }
+
+    pub(super) fn hold(&mut self, hold: Hold) {
+        self.hold = Some(hold);
     }
 
     fn establish(&mut self, attention: Attention) {
@@ -238,6 +279,11 @@ impl Queue {
 mod tests {
     use super::*;
 
+    fn new_nexus() -> Nexus {
+        let (initiator, target) = ("iqn.2026-11.org.example:host".into(), "iqn.2026-11.io.lunette:t".into());
+        Nexus::new(NexusId { initiator, isid: [0x80, 0, 0, 0, 0, 1], target, tag: 1 })
+    }
+
     fn drain(nexus: &mut Nexus, lun: u16) -> Vec<Attention> {
         std::iter::from_fn(|| nexus.unit(lun).take()).collect()
     }
@@ -245,7 +291,7 @@ mod tests {
     /// Guards the start: a new nexus reports POWER ON once for each logical unit.
     #[test]
     fn power_on_once_per_unit() {
-        let mut nexus = Nexus::new();
+        let mut nexus = new_nexus();
         for lun in [0, 7] {
             assert_eq!(drain(&mut nexus, lun), [Attention::PowerOn]);
             assert_eq!(nexus.unit(lun).take(), None);
@@ -255,7 +301,7 @@ mod tests {
     /// Guards the order and against duplicates: first in, first out; once each.
     #[test]
     fn ordered_without_duplicates() {
-        let mut nexus = Nexus::new();
+        let mut nexus = new_nexus();
         drain(&mut nexus, 0);
         for _ in 0..3 {
             nexus.attention(Scope::Lun(0), Attention::CapacityChanged);
@@ -272,7 +318,7 @@ mod tests {
     /// Guards the precedence of resets: they come first, and the widest hides the others.
     #[test]
     fn resets_come_first() {
-        let mut nexus = Nexus::new();
+        let mut nexus = new_nexus();
         drain(&mut nexus, 0);
         nexus.attention(Scope::Lun(0), Attention::CapacityChanged);
         nexus.attention(Scope::Lun(0), Attention::NexusLoss);
@@ -284,7 +330,7 @@ mod tests {
     /// Guards REPORT LUNS: 3Fh/0Eh is gone everywhere, other conditions stay.
     #[test]
     fn inventory_reported_clears_one_kind() {
-        let mut nexus = Nexus::new();
+        let mut nexus = new_nexus();
         drain(&mut nexus, 0);
         nexus.attention(Scope::All, Attention::ReportedLunsChanged);
         nexus.attention(Scope::All, Attention::CommandsCleared);
@@ -296,7 +342,7 @@ mod tests {
     /// Guards a LUN that is mapped anew: nothing of the old unit is left, the nexus's own state is.
     #[test]
     fn forgotten_units_start_afresh() {
-        let mut nexus = Nexus::new();
+        let mut nexus = new_nexus();
         drain(&mut nexus, 4);
         nexus.unit(4).modes().store(Modes::SWP);
         nexus.attention(Scope::Lun(4), Attention::CapacityChanged);
@@ -308,7 +354,7 @@ mod tests {
     /// Guards resets: mode parameters return to their defaults.
     #[test]
     fn reset_restores_modes() {
-        let mut nexus = Nexus::new();
+        let mut nexus = new_nexus();
         nexus.unit(0).modes().store(Modes::D_SENSE | Modes::SWP);
         nexus.attention(Scope::Lun(0), Attention::CapacityChanged);
         assert_eq!(nexus.unit(0).modes().load(), Modes::D_SENSE | Modes::SWP);

@@ -82,6 +82,11 @@ impl Sense {
     /// LOGICAL UNIT COMMUNICATION FAILURE of a command of several parts, some of which have happened:
     /// neither BUSY nor ILLEGAL REQUEST, which promise that nothing has.
     pub(super) const PARTLY_DONE: Self = Self::new(Key::AbortedCommand, 0x08, 0x00);
+    /// LOGICAL UNIT COMMUNICATION TIME-OUT, as an aborted command, which initiators retry: it may have happened.
+    pub(super) const COMMUNICATION_TIMEOUT: Self = Self::new(Key::AbortedCommand, 0x08, 0x01);
+    /// INVALID RELEASE OF PERSISTENT RESERVATION.
+    pub(super) const INVALID_RELEASE: Self = Self::new(Key::IllegalRequest, 0x26, 0x04);
+    pub(super) const INSUFFICIENT_REGISTRATION_RESOURCES: Self = Self::new(Key::IllegalRequest, 0x55, 0x04);
     pub(super) const INTERNAL_FAILURE: Self = Self::new(Key::HardwareError, 0x44, 0x00);
 
     pub(super) const fn new(key: Key, asc: u8, ascq: u8) -> Self {
@@ -203,6 +208,8 @@ pub(super) enum Failure {
     Busy,
     /// CHECK CONDITION of a copy, at one of its segments.
     Copy(CopyAborted),
+    /// RESERVATION CONFLICT: nothing happened, another nexus forbids it (SAM-5 5.3.1).
+    Conflict,
 }
 
 impl Failure {
@@ -212,8 +219,7 @@ impl Failure {
             DeviceError::Busy => return Self::Busy,
             DeviceError::OutOfRange => Sense::LBA_OUT_OF_RANGE,
             DeviceError::Invalid => Sense::INVALID_CDB,
-            // LOGICAL UNIT COMMUNICATION TIME-OUT, as an aborted command, which initiators retry.
-            DeviceError::TimedOut => Sense::new(Key::AbortedCommand, 0x08, 0x01),
+            DeviceError::TimedOut => Sense::COMMUNICATION_TIMEOUT,
             // SPACE ALLOCATION FAILED WRITE PROTECT (SBC-3 4.7).
             DeviceError::NoSpace => Sense::new(Key::DataProtect, 0x27, 0x07),
             // UNRECOVERED READ ERROR; INFORMATION is the first unreadable LBA.
@@ -294,7 +300,7 @@ mod tests {
         ];
         for (error, want) in cases {
             let got = match Failure::of_device(&error, 512) {
-                Failure::Busy | Failure::Copy(_) => None,
+                Failure::Busy | Failure::Conflict | Failure::Copy(_) => None,
                 Failure::Check(sense) => Some([sense.key as u8, sense.asc, sense.ascq]),
             };
             assert_eq!(got, want, "{error}");

@@ -15,7 +15,9 @@ use super::mode::ModeSelect;
 use super::provisioning::{Unmap, WriteSame};
 use super::read_write::{Read, Write};
 use super::request::{Answer, Plan, Request};
+use super::reservation::ReserveOut;
 use super::sense::{Failure, Sense, SenseFormat};
+use super::unit::{Settled, Transition};
 use super::verify::Verify;
 use super::write_verify::WriteVerify;
 use super::{LogicalUnit, Nexus, TargetView, inquiry, report_luns, request_sense, table};
@@ -26,8 +28,8 @@ pub const GOOD: u8 = 0x00;
 pub const CHECK_CONDITION: u8 = 0x02;
 /// BUSY: nothing happened, the initiator tries again.
 pub const BUSY: u8 = 0x08;
-/// RESERVATION CONFLICT.
-pub(super) const RESERVATION_CONFLICT: u8 = 0x18;
+/// RESERVATION CONFLICT: nothing happened, for the unit is reserved for another nexus.
+pub const RESERVATION_CONFLICT: u8 = 0x18;
 /// TASK ABORTED: by what another nexus did.
 pub(super) const TASK_ABORTED: u8 = 0x40;
 
@@ -48,6 +50,9 @@ pub enum Step {
     Elsewhere(Elsewhere),
     /// The command names logical units: call [`Task::resolve`] with what the nexus sees now.
     Resolve,
+    /// Change what the logical unit keeps ([`SharedUnit::change`](super::SharedUnit::change)), tell the other sessions,
+    /// and when they have done what follows from it call [`Task::settled`].
+    Change(Box<dyn Transition>),
     /// The end.
     Done(Response),
 }
@@ -116,6 +121,7 @@ pub(super) enum Job {
     LbaStatus(LbaStatus),
     ModeSelect(ModeSelect),
     Copy(Box<Copy>),
+    ReserveOut(ReserveOut),
 }
 
 /// How a job goes on.
@@ -123,6 +129,7 @@ pub(super) enum Progress {
     Submit(Command),
     Elsewhere(Elsewhere),
     Resolve,
+    Change(Box<dyn Transition>),
     /// GOOD, with Data-In and the length of the transfer that the CDB names.
     Done(Data, u64),
 }
@@ -186,6 +193,7 @@ impl Task {
             Job::Verify(verify) => verify.data_out(data),
             Job::ModeSelect(select) => select.data_out(&data),
             Job::Copy(copy) => copy.data_out(&data),
+            Job::ReserveOut(out) => out.data_out(&data),
             // The session sent what no step asked for.
             Job::Ended | Job::Read(_) | Job::Flush | Job::LbaStatus(_) => Err(Sense::INTERNAL_FAILURE.into()),
         };
@@ -220,8 +228,20 @@ impl Task {
                 }
                 Job::Verify(verify) => verify.completed(&data),
                 Job::LbaStatus(status) => status.completed(&data),
-                Job::Ended | Job::ModeSelect(_) | Job::Copy(_) => Err(Sense::INTERNAL_FAILURE.into()),
+                Job::Ended | Job::ModeSelect(_) | Job::Copy(_) | Job::ReserveOut(_) => {
+                    Err(Sense::INTERNAL_FAILURE.into())
+                }
             },
+        };
+        self.go_on(progress)
+    }
+
+    /// What came of the change that [`Step::Change`] named.
+    pub fn settled(&mut self, settled: Settled) -> Step {
+        let progress = match (settled, &self.job) {
+            (Err(refusal), _) => Err(refusal.0),
+            (Ok(_), Job::ReserveOut(out)) => Ok(Progress::Done(Data::new(), out.list_len())),
+            (Ok(_), _) => Err(Sense::INTERNAL_FAILURE.into()),
         };
         self.go_on(progress)
     }
@@ -267,7 +287,7 @@ impl Task {
             return absent(view, nexus, Some(lun), cdb);
         };
         self.block_bytes = unit.block_bytes;
-        let state = nexus.unit(lun);
+        let state = nexus.unit_of(lun, &unit.shared);
         self.format = state.modes().sense_format();
         let modes = state.modes().load();
         if !table::precedes_attention(cdb.opcode())
@@ -276,6 +296,9 @@ impl Task {
             return Err(attention.sense().into());
         }
         let row = table::find(cdb)?;
+        if !unit.shared.allows(nexus.id(), row.access(cdb)) {
+            return Err(Failure::Conflict);
+        }
         if row.writes {
             if unit.read_only {
                 return Err(Sense::WRITE_PROTECTED.into());
@@ -292,6 +315,7 @@ impl Task {
             Ok(Progress::Submit(command)) => Step::Submit(command),
             Ok(Progress::Elsewhere(elsewhere)) => Step::Elsewhere(elsewhere),
             Ok(Progress::Resolve) => Step::Resolve,
+            Ok(Progress::Change(transition)) => Step::Change(transition),
             Ok(Progress::Done(data, transfer_len)) => {
                 self.job = Job::Ended;
                 good(data, transfer_len)
@@ -310,6 +334,7 @@ impl Task {
             Failure::Check(sense) => (CHECK_CONDITION, sense.encode(self.format)),
             Failure::Busy => (BUSY, Bytes::new()),
             Failure::Copy(aborted) => (CHECK_CONDITION, aborted.encode(self.format)),
+            Failure::Conflict => (RESERVATION_CONFLICT, Bytes::new()),
         };
         Step::Done(Response { status, sense, data_in: Data::new(), transfer_len: 0 })
     }

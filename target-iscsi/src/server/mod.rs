@@ -28,6 +28,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::exports::{Devices, Exports};
+use crate::scsi::Units;
 use crate::session::{Context, Event, Guard, Secrets};
 use shared::{Established, Shared};
 
@@ -96,7 +97,7 @@ pub struct SessionInfo {
 /// A running gateway. Dropping it stops accepting; [`Gateway::stop`] ends the sessions too.
 pub struct Gateway {
     shared: Arc<Shared>,
-    devices: Arc<dyn Devices>,
+    units: Units,
     config: GatewayConfig,
     acceptors: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -119,10 +120,11 @@ impl Gateway {
             });
             listeners.push(bound.map_err(|source| StartError::Bind { portal: *portal, source })?);
         }
+        let units = Units::new(devices);
         let context = Context {
             tag: config.tag,
             portals: listeners.iter().map(|(_, portal)| *portal).collect(),
-            exports: ArcSwap::from_pointee(Exports::new(map, config.tag, &*devices)),
+            exports: ArcSwap::from_pointee(Exports::new(map, config.tag, &units)),
             secrets,
             guard: Guard::default(),
         };
@@ -134,7 +136,7 @@ impl Gateway {
                 tokio::spawn(listener::accept(Arc::clone(&shared), listener, portal))
             })
             .collect();
-        Ok(Self { shared, devices, config, acceptors: Mutex::new(acceptors) })
+        Ok(Self { shared, units, config, acceptors: Mutex::new(acceptors) })
     }
 
     /// The portals, as they are bound.
@@ -147,7 +149,10 @@ impl Gateway {
     /// is gone, or who are no longer admitted, are closed. A map older than the present one is
     /// ignored. `devices` must already know what `map` names.
     pub fn apply_map(&self, map: &ClusterMap) {
-        let exports = Arc::new(Exports::new(map, self.config.tag, &*self.devices));
+        for changed in self.units.learn(map) {
+            self.shared.tell(&changed);
+        }
+        let exports = Arc::new(Exports::new(map, self.config.tag, &self.units));
         self.shared.context.exports.rcu(|present| {
             if present.epoch() > exports.epoch() { Arc::clone(present) } else { Arc::clone(&exports) }
         });

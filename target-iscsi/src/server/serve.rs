@@ -14,7 +14,7 @@ use tokio::net::tcp::WriteHalf;
 use super::mailbox::{Mailbox, Post};
 use super::receive::Inbound;
 use super::shared::{Shared, Unproven};
-use crate::session::{Action, Connection, ConnectionId, Endpoint};
+use crate::session::{Action, Connection, ConnectionId, Endpoint, Event};
 
 /// Time for a peer to read the last words.
 const LINGER: Duration = Duration::from_secs(1);
@@ -171,6 +171,14 @@ impl Task {
     fn act(&mut self, action: Action) {
         match action {
             Action::Submit { device, tag, command } => device.submit(command, tag, &self.completions),
+            Action::Change { unit, tag, transition } => {
+                let mailbox = Arc::clone(&self.mailbox);
+                let done = move |settled| mailbox.post(Post::Event(Event::Settled { tag, settled }));
+                unit.change(transition, Box::new(done));
+            }
+            Action::Tell { token, changed } => {
+                self.shared.tell_others(self.id, &self.mailbox, token, &changed);
+            }
             Action::Claim(claim) => self.shared.claim(self.id, claim),
             Action::Established(stats) => {
                 if stats.target.is_some() {

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::mailbox::{Mailbox, Post, Quiesced};
-use crate::scsi::Attention;
+use crate::scsi::{Attention, Changed};
 use crate::session::{
     Claim, ConnectionId, Context, Event, Inherited, Registry, SessionStats, Ticket, Verdict,
 };
@@ -123,6 +123,28 @@ impl Shared {
             volumes: Arc::clone(volumes),
             attention,
             ticket: ticket.clone(),
+        });
+    }
+
+    /// Tells the sessions what another gateway has changed.
+    pub(super) fn tell(&self, changed: &Arc<Changed>) {
+        if changed.concerns_anyone() {
+            self.broadcast(None, || Event::Changed { changed: Arc::clone(changed), ticket: None });
+        }
+    }
+
+    /// Tells all sessions but `id` what that one has changed.
+    pub(super) fn tell_others(
+        &self,
+        id: ConnectionId,
+        origin: &Arc<Mailbox>,
+        token: u64,
+        changed: &Arc<Changed>,
+    ) {
+        let ticket = Ticket(Arc::new(Quiesced { origin: Arc::clone(origin), token }));
+        self.broadcast(Some(id), || Event::Changed {
+            changed: Arc::clone(changed),
+            ticket: Some(ticket.clone()),
         });
     }
 

@@ -10,6 +10,7 @@ use lunette_proto::iscsi::codes::{event, logout, logout_response, reject};
 use lunette_proto::iscsi::initiator::{LogoutRequest, NopOut, TextRequest};
 use lunette_proto::iscsi::target::{AsyncMessage, LogoutResponse, NopIn, Reject};
 use lunette_proto::iscsi::{Bhs, Pdu, Request, Serial, TAG_NONE};
+use lunette_proto::map::NexusId;
 use lunette_volume::device::Data;
 use slab::Slab;
 
@@ -72,11 +73,17 @@ impl Session {
         first: Serial,
         stats: Arc<SessionStats>,
     ) -> Self {
+        let id = NexusId {
+            initiator: claimant.initiator.clone(),
+            isid: stats.isid,
+            target: view.as_ref().map_or_else(String::new, |view| view.iqn.clone()),
+            tag: context.tag,
+        };
         Self {
             context,
             claimant,
             view,
-            nexus: Nexus::new(),
+            nexus: Nexus::new(id),
             settings,
             stats,
             cid,
@@ -160,6 +167,8 @@ impl Session {
             Event::Reset { volumes, attention, ticket } => {
                 self.reset_by_peer(&volumes, attention, ticket, io)
             }
+            Event::Settled { tag, settled } => self.settled(tag, settled, io),
+            Event::Changed { changed, ticket } => self.changed_by_peer(&changed, ticket, io),
             Event::PeersQuiesced { token } => self.peers_quiesced(token, io),
             Event::Kick => self.drop_session(io),
             Event::Stop => self.stop(io),
@@ -317,11 +326,13 @@ impl Session {
         self.settle(io);
     }
 
-    pub(super) fn answer_logout(&self, task_tag: u32, response: u8, io: &mut Io) {
+    pub(super) fn answer_logout(&mut self, task_tag: u32, response: u8, io: &mut Io) {
         let time2wait = self.settings.time2wait();
         let pdu = LogoutResponse { response, task_tag, time2wait, time2retain: 0 };
         io.transmit.send(pdu.encode(), Data::new(), StatSn::Use);
         if response == logout_response::CLOSED {
+            // Who hears that the session is closed relies on it.
+            self.nexus.end();
             io.closing = Some(Closing::Flush);
         }
     }

@@ -48,7 +48,7 @@ pub use stats::SessionStats;
 
 use crate::exports::Exports;
 pub use crate::portals::Endpoint;
-use crate::scsi::Attention;
+use crate::scsi::{Attention, Changed, Settled, SharedUnit, Transition};
 
 /// Data of one session's commands that is held in memory: reads in flight and buffers of writes.
 /// What does not fit waits, in order; a single command always fits.
@@ -98,6 +98,23 @@ pub enum Action {
         /// What.
         command: Command,
     },
+    /// Make a change of a unit under `tag`, by [`SharedUnit::change`]; then [`Event::Settled`].
+    Change {
+        /// Whose state.
+        unit: Arc<SharedUnit>,
+        /// Under which tag.
+        tag: u64,
+        /// What.
+        transition: Box<dyn Transition>,
+    },
+    /// Send [`Event::Changed`] to all other sessions; when they have dropped their tickets, send
+    /// [`Event::PeersQuiesced`] here.
+    Tell {
+        /// To be given back.
+        token: u64,
+        /// What was changed.
+        changed: Arc<Changed>,
+    },
     /// Claim the session at the [`Registry`]; then [`Event::Granted`] or [`Event::Refused`].
     Claim(Claim),
     /// The login is over; `stats` are the session's from now on.
@@ -144,7 +161,21 @@ pub enum Event {
         /// To be dropped when the tasks are no more.
         ticket: Ticket,
     },
-    /// The others have done what [`Action::Reset`] asked for.
+    /// What came of [`Action::Change`].
+    Settled {
+        /// Of the action.
+        tag: u64,
+        /// What.
+        settled: Settled,
+    },
+    /// Another session, or another gateway, has changed what a unit keeps.
+    Changed {
+        /// What.
+        changed: Arc<Changed>,
+        /// To be dropped when the unit attentions are established and the tasks that are to be aborted are no more.
+        ticket: Option<Ticket>,
+    },
+    /// The others have done what [`Action::Reset`] or [`Action::Tell`] asked for.
     PeersQuiesced {
         /// Of the action.
         token: u64,

@@ -28,12 +28,12 @@ pub(super) fn device(
     };
     let is_permitted = shows(view, own_lun, own, false)
         && shows(view, *lun, unit, writes)
-        && !nexus.refuses_copy(*lun, writes);
+        && !nexus.refuses_copy(*lun, unit, writes);
     if is_permitted { Ok(Arc::clone(&unit.device)) } else { Err(DeviceError::Gone) }
 }
 
 /// Whether the target still shows `unit` there, and lets it be written if that is asked for.
-fn shows(view: &TargetView, lun: u16, unit: &LogicalUnit, writes: bool) -> bool {
+pub(super) fn shows(view: &TargetView, lun: u16, unit: &LogicalUnit, writes: bool) -> bool {
     view.luns.get(&lun).is_some_and(|now| now.volume == unit.volume && !(writes && now.read_only))
 }
 

@@ -20,7 +20,7 @@ use super::tasks::Active;
 use super::transmit::StatSn;
 use super::{Action, FUNCTIONS_MAX, Ticket};
 use crate::scsi::lun::{Address, decode};
-use crate::scsi::{Attention, Scope};
+use crate::scsi::{Attention, Changed, LogicalUnit, Scope, Settled};
 
 /// Something that waits for aborted tasks.
 pub(super) struct Function {
@@ -39,6 +39,8 @@ enum End {
     RespondAndDrop(u32),
     /// Answer the logout.
     Logout(u32),
+    /// Answer the command under this tag, with what came of its change.
+    Command(u64, Settled),
     /// Tell the session that asked.
     Foreign(#[expect(dead_code, reason = "dropping it is its use")] Ticket),
 }
@@ -46,6 +48,16 @@ enum End {
 impl Function {
     pub(super) fn logout(task_tag: u32, waits: Vec<u64>) -> Self {
         Self { waits, peers: None, end: End::Logout(task_tag) }
+    }
+
+    /// A command whose change the other sessions are told of.
+    pub(super) fn command(tag: u64, settled: Settled, waits: Vec<u64>, token: u64) -> Self {
+        Self { waits, peers: Some(token), end: End::Command(tag, settled) }
+    }
+
+    /// Whether the initiator asked for it as such.
+    fn is_requested(&self) -> bool {
+        matches!(self.end, End::Respond(_) | End::RespondAndDrop(_))
     }
 
     /// Whether another session waits for it.
@@ -61,7 +73,7 @@ impl Function {
 impl Session {
     pub(super) fn task_management(&mut self, request: &TaskManagement, pdu: &Pdu, io: &mut Io) {
         // What other sessions wait for does not count: they must not use up what this one may do.
-        if self.functions.iter().filter(|function| !function.is_foreign()).count() >= FUNCTIONS_MAX {
+        if self.functions.iter().filter(|function| function.is_requested()).count() >= FUNCTIONS_MAX {
             return self.reject(&pdu.bhs, reject::TOO_MANY_IMMEDIATE, io);
         }
         let tag = request.task_tag;
@@ -75,24 +87,25 @@ impl Session {
                 None => respond(tmf_response::NO_TASK, io),
             },
             tmf::ABORT_TASK_SET | tmf::CLEAR_TASK_SET | tmf::LOGICAL_UNIT_RESET => {
-                let Some((lun, volume)) = self.unit(request.lun) else {
+                let Some((lun, unit)) = self.unit(request.lun) else {
                     return respond(tmf_response::NO_LUN, io);
                 };
                 let address = request.lun;
                 self.window.drop_held(|pdu| is_command_to(pdu, address));
                 let mut waits = self.abort(io, |active| decode(active.lun) == Address::Unit(lun));
                 if request.function != tmf::ABORT_TASK_SET {
-                    waits.extend(self.clear_elsewhere(&[volume], io));
+                    waits.extend(self.clear_elsewhere(&[unit.volume], io));
                 }
                 let attention = match request.function {
                     tmf::ABORT_TASK_SET => None,
                     tmf::CLEAR_TASK_SET => Some(Attention::CommandsCleared),
                     _ => {
+                        unit.shared.reset();
                         self.nexus.attention(Scope::Lun(lun), Attention::UnitReset);
                         Some(Attention::UnitReset)
                     }
                 };
-                let peers = attention.map(|attention| self.ask_peers(Arc::new([volume]), attention, io));
+                let peers = attention.map(|attention| self.ask_peers(Arc::new([unit.volume]), attention, io));
                 self.begin(Function { waits, peers, end: End::Respond(tag) }, io);
             }
             tmf::TARGET_WARM_RESET | tmf::TARGET_COLD_RESET => {
@@ -105,7 +118,7 @@ impl Session {
                 let waits = self.abort(io, |_| true);
                 self.nexus.attention(Scope::All, attention);
                 let units = self.view.iter().flat_map(|view| view.luns.values());
-                let volumes = units.map(|unit| unit.volume).collect();
+                let volumes = units.inspect(|unit| unit.shared.reset()).map(|unit| unit.volume).collect();
                 let peers = Some(self.ask_peers(volumes, attention, io));
                 self.begin(Function { waits, peers, end }, io);
             }
@@ -139,6 +152,27 @@ impl Session {
         self.begin(Function { waits, peers: None, end: End::Foreign(ticket) }, io);
     }
 
+    /// Another session, or gateway, has changed what a unit keeps.
+    pub(super) fn changed_by_peer(&mut self, changed: &Changed, ticket: Option<Ticket>, io: &mut Io) {
+        let Some(notice) = changed.notice(self.nexus.id()) else { return };
+        let units = self.view.iter().flat_map(|view| &view.luns);
+        let luns = units.filter(|(_, unit)| unit.volume == changed.volume).map(|(lun, _)| *lun);
+        for lun in luns.collect::<Vec<_>>() {
+            if let Some(attention) = notice.attention {
+                self.nexus.attention(Scope::Lun(lun), attention);
+            }
+        }
+        if notice.aborted {
+            let volume = changed.volume;
+            let mut waits =
+                self.abort(io, |active| active.unit.as_ref().is_some_and(|unit| unit.volume == volume));
+            waits.extend(self.clear_elsewhere(&[volume], io));
+            if let Some(ticket) = ticket {
+                self.begin(Function { waits, peers: None, end: End::Foreign(ticket) }, io);
+            }
+        }
+    }
+
     /// All other sessions have done what was asked under `token`.
     pub(super) fn peers_quiesced(&mut self, token: u64, io: &mut Io) {
         for function in &mut self.functions {
@@ -170,12 +204,13 @@ impl Session {
                     self.drop_session(io);
                 }
                 End::Logout(tag) => self.answer_logout(tag, logout_response::CLOSED, io),
+                End::Command(tag, settled) => self.told(tag, settled, io),
                 End::Foreign(_) => {}
             }
         }
     }
 
-    fn begin(&mut self, function: Function, io: &mut Io) {
+    pub(super) fn begin(&mut self, function: Function, io: &mut Io) {
         self.functions.push(function);
         self.settle(io);
     }
@@ -201,14 +236,19 @@ impl Session {
         (is_due && self.window.plug(request.ref_cmd_sn)).then(Vec::new)
     }
 
-    fn unit(&self, lun: u64) -> Option<(u16, VolumeId)> {
+    fn unit(&self, lun: u64) -> Option<(u16, Arc<LogicalUnit>)> {
         let Address::Unit(lun) = decode(lun) else { return None };
-        Some((lun, self.view.as_ref()?.luns.get(&lun)?.volume))
+        Some((lun, Arc::clone(self.view.as_ref()?.luns.get(&lun)?)))
+    }
+
+    pub(super) fn token(&mut self) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        token
     }
 
     fn ask_peers(&mut self, volumes: Arc<[VolumeId]>, attention: Attention, io: &mut Io) -> u64 {
-        let token = self.next_token;
-        self.next_token += 1;
+        let token = self.token();
         io.actions.push_back(Action::Reset { token, volumes, attention });
         token
     }

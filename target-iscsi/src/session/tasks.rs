@@ -25,12 +25,15 @@ use smallvec::SmallVec;
 use super::connection::Io;
 use super::data_out::{Collector, Violation};
 use super::full::Session;
-use super::permission::device;
+use super::permission::{device, shows};
 use super::stats::count;
+use super::task_management::Function;
 use super::transmit::{Ending, StatSn};
 use super::{Action, SESSION_BYTES_MAX, TASKS_MAX};
 use crate::scsi::lun::{Address, decode};
-use crate::scsi::{CHECK_CONDITION, Elsewhere, GOOD, LogicalUnit, Response, Step, Task};
+use crate::scsi::{
+    CHECK_CONDITION, Elsewhere, GOOD, LogicalUnit, Refusal, Response, Settled, Step, Task, Transition,
+};
 
 /// A command in execution.
 pub(super) struct Active {
@@ -58,8 +61,10 @@ enum State {
     Collecting(Box<Collecting>),
     /// A command waits for so much memory.
     Gated(Command, u64),
-    /// A device has a command.
+    /// A device has a command, or the unit a change.
     AtDevice,
+    /// The other sessions are being told of a change.
+    Telling,
     /// The answer is being sent, or the state is being changed.
     Answering,
 }
@@ -103,7 +108,7 @@ impl Session {
         }
         let want = match step {
             Step::DataOut { len } => len.min(expected_out),
-            Step::Submit(_) | Step::Elsewhere(_) | Step::Resolve | Step::Done(_) => 0,
+            Step::Submit(_) | Step::Elsewhere(_) | Step::Resolve | Step::Change(_) | Step::Done(_) => 0,
         };
         let unit = match decode(command.lun) {
             Address::Unit(lun) => view.luns.get(&lun).cloned(),
@@ -281,6 +286,7 @@ impl Session {
                 let step = active.task.resolve(&view, &mut self.nexus);
                 self.step(slot, step, io);
             }
+            Step::Change(transition) => self.change(slot, transition, io),
             Step::Done(response) => self.finish(slot, response, io),
             Step::DataOut { len } => {
                 let Some(active) = self.tasks.get_mut(slot) else { return };
@@ -324,6 +330,72 @@ impl Session {
         active.state = State::AtDevice;
         self.at_devices += 1;
         io.actions.push_back(Action::Submit { device, tag, command });
+    }
+
+    fn change(&mut self, slot: usize, transition: Box<dyn Transition>, io: &mut Io) {
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        let is_shown = |unit: &&Arc<LogicalUnit>| match (&self.view, decode(active.lun)) {
+            (Some(view), Address::Unit(lun)) => shows(view, lun, unit, false),
+            _ => false,
+        };
+        let unit = active.unit.as_ref().filter(is_shown);
+        let Some(unit) = unit.map(|unit| Arc::clone(&unit.shared)) else {
+            let step = active.task.settled(Err(Refusal::BUSY));
+            return self.step(slot, step, io);
+        };
+        let tag = tag(slot, active.generation);
+        active.state = State::AtDevice;
+        self.at_devices += 1;
+        io.actions.push_back(Action::Change { unit, tag, transition });
+    }
+
+    /// The change under `tag` was made, or refused. The command is answered when the other sessions know of it.
+    pub(super) fn settled(&mut self, tag: u64, settled: Settled, io: &mut Io) {
+        let slot = (tag & u64::from(u32::MAX)) as usize;
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        if self::tag(slot, active.generation) != tag || !matches!(active.state, State::AtDevice) {
+            return;
+        }
+        self.at_devices -= 1;
+        active.state = State::Telling;
+        let was_aborted = active.aborted;
+        let changed = settled.as_ref().ok().and_then(Option::as_ref);
+        let told = changed.filter(|changed| changed.concerns_anyone()).map(Arc::clone);
+        let mut waits = Vec::new();
+        let mut token = None;
+        if let Some(changed) = told {
+            if changed.notice(self.nexus.id()).is_some_and(|notice| notice.aborted) {
+                // A nexus may preempt itself: its other tasks are aborted, too.
+                let is_other = |active: &Active| self::tag(slot, active.generation) != tag;
+                let volume = changed.volume;
+                waits = self.abort(io, |active| {
+                    is_other(active) && active.unit.as_ref().is_some_and(|unit| unit.volume == volume)
+                });
+                waits.extend(self.clear_elsewhere(&[volume], io));
+            }
+            token = Some(self.token());
+            io.actions.extend(token.map(|token| Action::Tell { token, changed }));
+        }
+        if was_aborted {
+            self.answered(slot, io);
+            self.function_waits_over(tag);
+            return self.settle(io);
+        }
+        match token {
+            Some(token) => self.begin(Function::command(tag, settled, waits, token), io),
+            None => self.told(tag, settled, io),
+        }
+    }
+
+    /// Everybody knows of the change under `tag`.
+    pub(super) fn told(&mut self, tag: u64, settled: Settled, io: &mut Io) {
+        let slot = (tag & u64::from(u32::MAX)) as usize;
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        if self::tag(slot, active.generation) == tag && matches!(active.state, State::Telling) {
+            active.state = State::Answering;
+            let step = active.task.settled(settled);
+            self.step(slot, step, io);
+        }
     }
 
     /// A device has completed the command under `tag`.

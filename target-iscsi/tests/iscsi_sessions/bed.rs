@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use lunette_proto::ids::{ClusterId, Epoch, Generation, PoolId, TargetId, VolumeId};
-use lunette_proto::map::{Acl, Chap, ClusterMap, Lun, Sealed, Target, Volume, VolumeState};
+use lunette_proto::map::{
+    Acl, Chap, ClusterMap, Lun, NexusId, Sealed, Target, UnitState, Volume, VolumeState,
+};
 use lunette_target_iscsi::exports::{Change, Devices, Exports, KeepError};
+use lunette_target_iscsi::scsi::Units;
 use lunette_target_iscsi::session::{
     Action, Connection, ConnectionId, Context, Endpoint, Event, Guard, Inherited, Random, Registry, Secrets,
     Ticket, Verdict,
@@ -20,6 +23,7 @@ use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use crate::device::Model;
+use crate::initiator::INITIATOR;
 
 pub(crate) const IQN: &str = "iqn.2026-11.io.lunette:disk";
 pub(crate) const VOLUME_BYTES: usize = 16 << 20;
@@ -57,15 +61,103 @@ impl Secrets for Plain {
     }
 }
 
-pub(crate) struct Disks(pub(crate) BTreeMap<VolumeId, Arc<Model>>);
+pub(crate) struct Disks {
+    pub(crate) models: BTreeMap<VolumeId, Arc<Model>>,
+    pub(crate) keeper: Keeper,
+}
+
+type Kept = Box<dyn FnOnce(Result<(), KeepError>) + Send>;
+
+/// Keeps what units have kept, as the control plane does; can hold its answers back.
+#[derive(Default)]
+pub(crate) struct Keeper(Mutex<KeeperState>);
+
+#[derive(Default)]
+struct KeeperState {
+    units: BTreeMap<VolumeId, Arc<UnitState>>,
+    holding: bool,
+    held: Vec<(VolumeId, Arc<UnitState>, Kept)>,
+    /// What the next questions are answered with; whether the change is made all the same.
+    failures: Vec<(KeepError, bool)>,
+}
+
+impl Keeper {
+    pub(crate) fn units(&self) -> BTreeMap<VolumeId, Arc<UnitState>> {
+        self.0.lock().units.clone()
+    }
+
+    pub(crate) fn hold(&self) {
+        self.0.lock().holding = true;
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.0.lock().held.len()
+    }
+
+    pub(crate) fn release(&self) {
+        let held = {
+            let mut state = self.0.lock();
+            state.holding = false;
+            std::mem::take(&mut state.held)
+        };
+        for (volume, unit, done) in held {
+            self.answer(volume, unit, done);
+        }
+    }
+
+    pub(crate) fn fail_next(&self, error: KeepError, happens: bool) {
+        self.0.lock().failures.push((error, happens));
+    }
+
+    /// Makes the change that is held, without an answer.
+    pub(crate) fn commit(&self) {
+        let mut state = self.0.lock();
+        let (volume, unit) = state.held.first().map(|(volume, unit, _)| (*volume, Arc::clone(unit))).unwrap();
+        state.units.insert(volume, unit);
+    }
+
+    /// Another gateway changes it.
+    pub(crate) fn change(&self, volume: u64, change: impl FnOnce(&mut UnitState)) {
+        let mut state = self.0.lock();
+        let unit = Arc::make_mut(state.units.entry(VolumeId(volume)).or_default());
+        change(unit);
+        unit.revision += 1;
+    }
+
+    fn answer(&self, volume: VolumeId, unit: Arc<UnitState>, done: Kept) {
+        let result = {
+            let mut state = self.0.lock();
+            let revision = state.units.get(&volume).map_or(0, |unit| unit.revision);
+            let failure = (!state.failures.is_empty()).then(|| state.failures.remove(0));
+            if unit.revision != revision + 1 {
+                Err(KeepError::Conflict)
+            } else {
+                if failure.as_ref().is_none_or(|(_, happens)| *happens) {
+                    state.units.insert(volume, unit);
+                }
+                failure.map_or(Ok(()), |(error, _)| Err(error))
+            }
+        };
+        done(result);
+    }
+}
 
 impl Devices for Disks {
     fn device(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
-        Some(Arc::clone(self.0.get(&volume)?) as _)
+        Some(Arc::clone(self.models.get(&volume)?) as _)
     }
 
-    fn keep(&self, _: VolumeId, _: Change, done: Box<dyn FnOnce(Result<(), KeepError>) + Send>) {
-        done(Err(KeepError::Unavailable("nothing is kept here".into())));
+    fn keep(&self, volume: VolumeId, change: Change, done: Kept) {
+        let Change::State(unit) = change else {
+            return done(Err(KeepError::Unavailable("only states are kept here".into())));
+        };
+        {
+            let mut state = self.keeper.0.lock();
+            if state.holding {
+                return state.held.push((volume, unit, done));
+            }
+        }
+        self.keeper.answer(volume, unit, done);
     }
 }
 
@@ -82,7 +174,8 @@ struct Peer {
 pub(crate) struct Bed {
     pub(crate) context: Arc<Context>,
     pub(crate) map: ClusterMap,
-    pub(crate) disks: Disks,
+    pub(crate) disks: Arc<Disks>,
+    units: Units,
     pub(crate) now: Instant,
     /// Makes the source of random numbers of a connection.
     pub(crate) random: fn() -> Random,
@@ -126,6 +219,11 @@ pub(crate) fn map() -> ClusterMap {
     }
 }
 
+/// The nexus of the initiator's port with that ISID and the target.
+pub(crate) fn nexus(isid: u8) -> NexusId {
+    NexusId { initiator: INITIATOR.into(), isid: [0x80, 0, 0, 0, 0, isid], target: IQN.into(), tag: 1 }
+}
+
 impl Bed {
     pub(crate) fn new() -> Self {
         Self::with_map(map())
@@ -144,12 +242,16 @@ impl Bed {
     }
 
     pub(crate) fn with_map(map: ClusterMap) -> Self {
-        let disks = Disks(map.volumes.keys().map(|id| (*id, Model::new(VOLUME_BYTES))).collect());
+        let models = map.volumes.keys().map(|id| (*id, Model::new(VOLUME_BYTES))).collect();
+        let keeper = Keeper::default();
+        keeper.0.lock().units.clone_from(&map.units);
+        let disks = Arc::new(Disks { models, keeper });
+        let units = Units::new(Arc::clone(&disks) as _);
         let secrets = Arc::new(Plain::default());
         let context = Context {
             tag: 1,
             portals: vec!["127.0.0.1:3260".parse().unwrap()],
-            exports: ArcSwap::from_pointee(Exports::new(&map, 1, &disks)),
+            exports: ArcSwap::from_pointee(Exports::new(&map, 1, &units)),
             secrets: Arc::clone(&secrets) as _,
             guard: Guard::default(),
         };
@@ -157,6 +259,7 @@ impl Bed {
             context: Arc::new(context),
             map,
             disks,
+            units,
             now: Instant::now(),
             random: counted,
             secrets,
@@ -173,7 +276,17 @@ impl Bed {
     }
 
     pub(crate) fn disk(&self, volume: u64) -> Arc<Model> {
-        Arc::clone(&self.disks.0[&VolumeId(volume)])
+        Arc::clone(&self.disks.models[&VolumeId(volume)])
+    }
+
+    pub(crate) fn keeper(&self) -> &Keeper {
+        &self.disks.keeper
+    }
+
+    /// A map comes with all that was kept.
+    pub(crate) fn learn(&mut self) {
+        let units = self.keeper().units();
+        self.apply(|map| map.units = units);
     }
 
     pub(crate) fn connect(&mut self) -> ConnectionId {
@@ -278,7 +391,13 @@ impl Bed {
     pub(crate) fn apply(&mut self, change: impl FnOnce(&mut ClusterMap)) {
         change(&mut self.map);
         self.map.epoch.0 += 1;
-        self.context.exports.store(Arc::new(Exports::new(&self.map, 1, &self.disks)));
+        for changed in self.units.learn(&self.map) {
+            for peer in self.peers.values() {
+                let changed = Arc::clone(&changed);
+                peer.inbox.0.lock().push(Post::Event(Event::Changed { changed, ticket: None }));
+            }
+        }
+        self.context.exports.store(Arc::new(Exports::new(&self.map, 1, &self.units)));
         for peer in self.peers.values() {
             peer.inbox.0.lock().push(Post::Event(Event::ExportsChanged));
         }
@@ -372,6 +491,18 @@ impl Bed {
         let completions: Arc<dyn Completions> = Arc::clone(inbox) as _;
         match action {
             Action::Submit { device, tag, command } => device.submit(command, tag, &completions),
+            Action::Change { unit, tag, transition } => {
+                let inbox = Arc::clone(inbox);
+                let done = move |settled| inbox.0.lock().push(Post::Event(Event::Settled { tag, settled }));
+                unit.change(transition, Box::new(done));
+            }
+            Action::Tell { token, changed } => {
+                let ticket = Ticket(Arc::new(Quiesced(Arc::clone(inbox), token)));
+                for other in self.peers.keys().filter(|other| **other != id) {
+                    let (changed, ticket) = (Arc::clone(&changed), Some(ticket.clone()));
+                    self.post(*other, Event::Changed { changed, ticket });
+                }
+            }
             Action::Claim(claim) => match self.registry.claim(id, claim) {
                 Verdict::Granted { tsih } => self.post(id, Event::Granted { tsih, session: None }),
                 Verdict::Wait { holder } => self.post(holder, Event::Superseded),

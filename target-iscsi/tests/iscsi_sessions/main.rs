@@ -19,6 +19,7 @@ mod login;
 mod management;
 mod pitfalls;
 mod reinstatement;
+mod reservations;
 mod sockets;
 mod stalled;
 mod units;

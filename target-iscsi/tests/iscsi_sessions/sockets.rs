@@ -15,7 +15,7 @@ use lunette_target_iscsi::server::{Gateway, GatewayConfig, StartError};
 use lunette_target_iscsi::session::Secrets;
 use zeroize::Zeroizing;
 
-use crate::bed::{Disks, IQN, VOLUME_BYTES, map, pattern};
+use crate::bed::{Disks, IQN, Keeper, VOLUME_BYTES, map, pattern};
 use crate::device::Model;
 use crate::initiator::{INITIATOR, keys, read10, write10};
 
@@ -108,7 +108,8 @@ impl Wire {
 pub(crate) fn start(portals: &[&str], disk: &Arc<Model>) -> Result<Gateway, StartError> {
     let mut map = map();
     map.volumes.remove(&VolumeId(2));
-    let devices = Arc::new(Disks([(VolumeId(1), Arc::clone(disk))].into()));
+    let devices =
+        Arc::new(Disks { models: [(VolumeId(1), Arc::clone(disk))].into(), keeper: Keeper::default() });
     let portals = portals.iter().map(|portal| portal.parse().unwrap()).collect();
     let config = GatewayConfig { id: GatewayId(1), name: "one".into(), tag: 1, portals };
     Gateway::start(config, devices, Arc::new(None_), &map)

@@ -6,7 +6,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lunette_proto::ids::{ClusterId, VolumeId};
-use lunette_target_iscsi::scsi::{LogicalUnit, Nexus, Response, Step, TargetView, Task};
+use lunette_proto::map::NexusId;
+use lunette_target_iscsi::exports::{Change, Devices, KeepError};
+use lunette_target_iscsi::scsi::{
+    LogicalUnit, Nexus, Response, Settled, SharedUnit, Step, TargetView, Task, Transition,
+};
 use lunette_volume::device::{
     BlockDevice, Command, Completions, DEALLOCATED, Data, DeviceError, MAPPED, MAPPING_BYTES_MAX, Outcome,
     Readiness,
@@ -72,12 +76,13 @@ impl Model {
             iqn: IQN.into(),
             portal_group_tag: 3,
             relative_port: 0x0102,
+            ports: vec![0x0102],
             luns: BTreeMap::from([(0, Arc::new(unit))]),
         };
         let content = vec![0; usize::try_from(size_bytes.min(32 << 20)).expect("at most 32 MiB")];
         let mut model = Self {
             view,
-            nexus: Nexus::new(),
+            nexus: Nexus::new(nexus_id()),
             content,
             mapped: BTreeSet::new(),
             commands: Vec::new(),
@@ -126,10 +131,23 @@ impl Model {
                     task.completed(outcome)
                 }
                 Step::Resolve => task.resolve(&self.view, &mut self.nexus),
+                Step::Change(transition) => {
+                    let settled = self.settle(lun, transition);
+                    task.settled(settled)
+                }
                 Step::Done(response) => return End::check(response, data_out_len),
             };
         }
         panic!("the command does not end");
+    }
+
+    /// Makes a change of the unit at `lun`.
+    fn settle(&self, lun: u64, transition: Box<dyn Transition>) -> Settled {
+        let unit = &self.view.luns[&((lun >> 48) as u16 & 0x3FFF)];
+        let (sender, receiver) = std::sync::mpsc::channel();
+        unit.shared
+            .change(transition, Box::new(move |settled| sender.send(settled).expect("it is waited for")));
+        receiver.try_recv().expect("the keeper answers at once")
     }
 
     fn carry_out(&mut self, command: Command) -> Outcome {
@@ -238,7 +256,9 @@ impl End {
                 assert!(data.is_empty());
                 assert_eq!(response.transfer_len, 0);
             }
-            0x08 => assert!(response.sense.is_empty() && data.is_empty() && response.transfer_len == 0),
+            0x08 | 0x18 => {
+                assert!(response.sense.is_empty() && data.is_empty() && response.transfer_len == 0)
+            }
             status => panic!("status {status:02x}"),
         }
         if !data.is_empty() {
@@ -310,6 +330,29 @@ pub(crate) fn unit(size_bytes: u64, block_bytes: u32, readiness: Readiness) -> L
         read_only: false,
         write_back: false,
         device: Arc::new(Device(readiness)),
+        shared: Arc::new(SharedUnit::new(VolumeId(0x1122), Arc::default(), Arc::new(Keeper))),
+    }
+}
+
+/// Keeps whatever it is given.
+struct Keeper;
+
+impl Devices for Keeper {
+    fn device(&self, _: VolumeId) -> Option<Arc<dyn BlockDevice>> {
+        None
+    }
+
+    fn keep(&self, _: VolumeId, _: Change, done: Box<dyn FnOnce(Result<(), KeepError>) + Send>) {
+        done(Ok(()));
+    }
+}
+
+pub(crate) fn nexus_id() -> NexusId {
+    NexusId {
+        initiator: "iqn.2026-11.org.example:host".into(),
+        isid: [0x80, 0, 0, 0, 0, 1],
+        target: IQN.into(),
+        tag: 3,
     }
 }
 

@@ -227,7 +227,7 @@ impl Running {
             Failure::Busy if self.progressed == Progressed::default() => return Failure::Busy,
             Failure::Check(sense) => CopyAborted::refused(segment, side, Refusal::Check(sense)),
             Failure::Busy => CopyAborted::refused(segment, side, Refusal::Busy),
-            failure @ Failure::Copy(_) => return failure,
+            failure @ (Failure::Conflict | Failure::Copy(_)) => return failure,
         };
         Failure::Copy(aborted)
     }

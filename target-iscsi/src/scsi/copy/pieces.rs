@@ -94,10 +94,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::scsi::LogicalUnit;
+    use crate::exports::{Change, Devices, KeepError};
     use crate::scsi::copy::resolve::Place;
+    use crate::scsi::{LogicalUnit, SharedUnit};
 
     struct Nothing;
+
+    impl Devices for Nothing {
+        fn device(&self, _: VolumeId) -> Option<Arc<dyn BlockDevice>> {
+            None
+        }
+
+        fn keep(&self, _: VolumeId, _: Change, _: Box<dyn FnOnce(Result<(), KeepError>) + Send>) {}
+    }
 
     impl BlockDevice for Nothing {
         fn submit(&self, _: Command, _: u64, _: &Arc<dyn Completions>) {}
@@ -117,6 +126,7 @@ mod tests {
             read_only: false,
             write_back: false,
             device: Arc::new(Nothing),
+            shared: Arc::new(SharedUnit::new(VolumeId(volume), Arc::default(), Arc::new(Nothing))),
         };
         Place { lun: 0, unit: Arc::new(unit), offset }
     }

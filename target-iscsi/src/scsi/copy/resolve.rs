@@ -7,6 +7,7 @@ use super::aborted::{CopyAborted, DESTINATION_LBA, NUMBER_OF_BLOCKS, Refusal, SO
 use super::list::{BLOCK_LENGTH, List, Segment, Target};
 use crate::scsi::inquiry::BLOCK_DEVICE;
 use crate::scsi::nexus::Modes;
+use crate::scsi::reservation::Access;
 use crate::scsi::sense::{Failure, Sense};
 use crate::scsi::vpd::unit_naa;
 use crate::scsi::{LogicalUnit, Nexus, TargetView};
@@ -135,7 +136,8 @@ fn span(
 /// How a logical unit would answer the READ or WRITE that a copy is to it, if it would not carry it out.
 fn refusal(place: &Place, side: Side, nexus: &mut Nexus) -> Option<Refusal> {
     let writes = side == Side::Destination;
-    if is_reserved_by_another(place, writes) {
+    let access = if writes { Access::Write } else { Access::Read };
+    if !place.unit.shared.allows(nexus.id(), access) {
         return Some(Refusal::Reserved);
     }
     if writes && place.unit.read_only {
@@ -145,9 +147,4 @@ fn refusal(place: &Place, side: Side, nexus: &mut Nexus) -> Option<Refusal> {
         return Some(Refusal::Check(Sense::SOFTWARE_WRITE_PROTECTED));
     }
     None
-}
-
-/// Where reservations of other nexuses are asked about; no logical unit can be reserved yet.
-fn is_reserved_by_another(_place: &Place, _writes: bool) -> bool {
-    false
 }
