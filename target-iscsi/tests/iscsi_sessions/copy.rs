@@ -230,3 +230,117 @@ fn session_ends_in_the_middle() {
     assert!(bed.is_gone(host.id));
     assert!(bed.disk(2).read(1 << 20, 3 << 20).iter().all(|byte| *byte == 0));
 }
+
+const REGISTER: u8 = 0;
+const RESERVE: u8 = 1;
+const PREEMPT_AND_ABORT: u8 = 5;
+/// Write Exclusive, Exclusive Access, and the same for registrants.
+const TYPES: [u8; 4] = [1, 3, 5, 6];
+
+/// PERSISTENT RESERVE OUT to LUN 1.
+fn persistent_reserve_out(
+    bed: &mut Bed,
+    host: &mut Initiator,
+    action: u8,
+    kind: u8,
+    key: u64,
+    action_key: u64,
+) {
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[1], cdb[2], cdb[8]) = (0x5f, action, kind, 24);
+    let list = [&key.to_be_bytes()[..], &action_key.to_be_bytes(), &[0; 8]].concat();
+    assert_eq!(host.command_to(bed, 1 << 48, cdb, 0, &list).status, 0, "action {action}");
+}
+
+/// Guards reservations of others on the unit that a copy was not sent to: each type, from it and to it, by a
+/// nexus that is registered and one that is not.
+#[test]
+fn reserved_by_another() {
+    for kind in TYPES {
+        for registered in [false, true] {
+            for (from, to) in [(2, 1), (1, 2)] {
+                let mut bed = Bed::new();
+                let mut host = Initiator::ready(&mut bed, &[]);
+                let mut other = Initiator::ready_as(&mut bed, 2);
+                let data = pattern(4096, 9);
+                for lun in [0, 1 << 48] {
+                    assert_eq!(
+                        host.command_to(&mut bed, lun, write10(8 * (lun >> 48) as u32, 8), 0, &data).status,
+                        0
+                    );
+                }
+                let before = [1, 2].map(|volume| bed.disk(volume).read(0, 8192));
+                persistent_reserve_out(&mut bed, &mut other, REGISTER, 0, 0, 7);
+                persistent_reserve_out(&mut bed, &mut other, RESERVE, kind, 7, 0);
+                if registered {
+                    persistent_reserve_out(&mut bed, &mut host, REGISTER, 0, 0, 8);
+                }
+                let for_registrants = kind >= 5;
+                let excludes_reads = matches!(kind, 3 | 6);
+                let allowed = registered && for_registrants || from == 2 && !excludes_reads;
+                let list = list(from, to, 16);
+                let ended = host.write(&mut bed, cdb(list.len()), &list);
+                let want = if allowed { None } else { Some([0xA, 0x0D, 0x01]) };
+                assert_eq!(ended.sense, want, "type {kind}, registered {registered}, {from} to {to}");
+                let after = [1, 2].map(|volume| bed.disk(volume).read(0, 8192));
+                assert_eq!(after == before, !allowed);
+            }
+        }
+    }
+}
+
+/// Guards RESERVE(6), which excludes every other nexus.
+#[test]
+fn reserved_by_another_in_the_classic_way() {
+    for (from, to) in [(2, 1), (1, 2)] {
+        let mut bed = Bed::new();
+        let mut host = Initiator::ready(&mut bed, &[]);
+        let mut other = Initiator::ready_as(&mut bed, 2);
+        let mut reserve = [0; 16];
+        reserve[0] = 0x16;
+        assert_eq!(other.command_to(&mut bed, 1 << 48, reserve, 0, &[]).status, 0);
+        let list = list(from, to, 16);
+        assert_eq!(host.write(&mut bed, cdb(list.len()), &list).sense, Some([0xA, 0x0D, 0x01]));
+        // The holder itself may.
+        assert_eq!(other.write(&mut bed, cdb(list.len()), &list).status, 0);
+    }
+}
+
+/// Guards a reservation that is made in the middle of a copy: what is left is not done. PREEMPT AND ABORT is
+/// answered when nothing of the copy can be written any more.
+#[test]
+fn reserved_in_the_middle() {
+    for abort in [false, true] {
+        let mut bed = Bed::new();
+        let mut host = Initiator::ready(&mut bed, &[]);
+        let mut other = Initiator::ready_as(&mut bed, 2);
+        let data = fill(&mut bed, &mut host, 4 << 20);
+        persistent_reserve_out(&mut bed, &mut other, REGISTER, 0, 0, 7);
+        persistent_reserve_out(&mut bed, &mut host, REGISTER, 0, 0, 8);
+        bed.disk(2).hold();
+        let copy = begin(&mut bed, &mut host, &list(1, 2, 8192));
+        assert_eq!(bed.disk(2).held(), 1);
+        let want = if abort {
+            persistent_reserve_out(&mut bed, &mut other, RESERVE, 5, 7, 0);
+            let mut cdb = [0; 16];
+            (cdb[0], cdb[1], cdb[2], cdb[8]) = (0x5f, PREEMPT_AND_ABORT, 5, 24);
+            let list = [&7u64.to_be_bytes()[..], &8u64.to_be_bytes(), &[0; 8]].concat();
+            let mut preempt = other.command_header(cdb, 24);
+            (preempt.write, preempt.lun) = (true, 1 << 48);
+            other.send(&mut bed, preempt.encode(), &list);
+            other.expect_silence(&mut bed);
+            bed.disk(2).release();
+            bed.settle();
+            assert_eq!(other.end(&mut bed, preempt.task_tag, &[]).status, 0);
+            [0xA, 0x0D, 0x01]
+        } else {
+            persistent_reserve_out(&mut bed, &mut other, RESERVE, 1, 7, 0);
+            bed.disk(2).release();
+            bed.settle();
+            [0xA, 0x0D, 0x02]
+        };
+        assert_eq!(host.end(&mut bed, copy.task_tag, &[]).sense, Some(want), "abort {abort}");
+        assert!(bed.disk(2).read(0, 1 << 20) == data[..1 << 20]);
+        assert!(bed.disk(2).read(1 << 20, 3 << 20).iter().all(|byte| *byte == 0));
+    }
+}
