@@ -197,3 +197,53 @@ impl Drop for Unproven {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use arc_swap::ArcSwap;
+    use lunette_proto::map::Sealed;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::session::{Guard, Secrets};
+
+    struct NoSecrets;
+
+    impl Secrets for NoSecrets {
+        fn unseal(&self, _: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
+            None
+        }
+    }
+
+    /// Guards others against connections that do not log in: so many of an address, so many of all, and a
+    /// place is free again as soon as one is given up.
+    #[test]
+    fn places_before_login() {
+        let context = Context {
+            tag: 1,
+            portals: Vec::new(),
+            exports: ArcSwap::default(),
+            secrets: Arc::new(NoSecrets),
+            guard: Guard::default(),
+        };
+        let shared = Arc::new(Shared::new(Arc::new(context)));
+        let address = |number: usize| Ipv4Addr::from_bits(u32::try_from(number).unwrap()).into();
+        let mut places = Vec::new();
+        for number in 0..PRELOGIN_CONNECTIONS_MAX / PRELOGIN_CONNECTIONS_PER_ADDRESS_MAX {
+            let of_address = || shared.admit(address(number));
+            places.extend(std::iter::from_fn(of_address));
+            assert_eq!(places.len(), (number + 1) * PRELOGIN_CONNECTIONS_PER_ADDRESS_MAX);
+        }
+        assert_eq!(places.len(), PRELOGIN_CONNECTIONS_MAX);
+        assert!(shared.admit(address(1 << 20)).is_none());
+        places.pop();
+        assert!(shared.admit(address(0)).is_none());
+        let place = shared.admit(address(1 << 20));
+        assert!(place.is_some());
+        drop((place, places));
+        let waiting = shared.waiting.lock();
+        assert!(waiting.total == 0 && waiting.by_address.is_empty());
+    }
+}

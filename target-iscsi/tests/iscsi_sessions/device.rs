@@ -22,6 +22,8 @@ struct State {
     /// Commands wait for [`Model::release`] and have had no effect.
     holding: bool,
     held: Vec<Held>,
+    /// Bytes that reads have given.
+    read_bytes: usize,
     /// Addresses of the data of writes.
     write_addresses: Vec<usize>,
     /// What the next commands end with, instead of happening.
@@ -63,6 +65,10 @@ impl Model {
         self.state.lock().memory[offset..offset + len].to_vec()
     }
 
+    pub(crate) fn read_bytes(&self) -> usize {
+        self.state.lock().read_bytes
+    }
+
     pub(crate) fn write_addresses(&self) -> Vec<usize> {
         self.state.lock().write_addresses.clone()
     }
@@ -82,6 +88,7 @@ impl State {
             Command::Read { offset, len } => {
                 let range = range(offset, len.into())?;
                 let middle = range.start + range.len() / 3;
+                self.read_bytes += range.len();
                 // Two slices, as a volume's extents give them.
                 let parts = [&self.memory[range.start..middle], &self.memory[middle..range.end]];
                 return Ok(parts.into_iter().map(Bytes::copy_from_slice).collect());

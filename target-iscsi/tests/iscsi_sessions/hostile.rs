@@ -105,6 +105,26 @@ fn unread_answers_stop_the_reading() {
     assert!(bed.is_gone(host.id));
 }
 
+/// Guards memory after login: data that is asked for and not read is not read from the device either, beyond
+/// what a session may hold, and is let go with the session.
+#[test]
+fn unread_data_is_bounded() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[("MaxRecvDataSegmentLength", "262144")]);
+    bed.deafen(host.id, true);
+    let len = 8 << 20;
+    for _ in 0..100 {
+        let mut command = host.command_header(read10(0, 16384), len);
+        command.read = true;
+        host.send(&mut bed, command.encode(), &[]);
+    }
+    assert_eq!(bed.disk(1).read_bytes(), 64 << 20);
+    bed.pass(Duration::from_secs(10));
+    bed.pass(Duration::from_secs(10));
+    assert!(bed.is_gone(host.id));
+    assert_eq!(bed.disk(1).read_bytes(), 64 << 20);
+}
+
 /// Guards memory after login: answers to small pings do not keep the receive buffers of the large
 /// PDUs that came beside them.
 #[test]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use lunette_proto::ids::{GatewayId, VolumeId};
-use lunette_proto::iscsi::initiator::{LoginRequest, ScsiCommand};
+use lunette_proto::ids::{Epoch, GatewayId, TargetId, VolumeId};
+use lunette_proto::iscsi::initiator::{LoginRequest, LogoutRequest, NopOut, ScsiCommand, TaskManagement};
 use lunette_proto::iscsi::{Bhs, Encoder, Framer, Pdu, Reply, Serial};
 use lunette_proto::limits::PRELOGIN_CONNECTIONS_PER_ADDRESS_MAX;
 use lunette_proto::map::Sealed;
@@ -214,5 +214,124 @@ fn discovery_sessions_are_limited() {
     assert!(matches!(refused.0.read(&mut [0]), Ok(0) | Err(_)));
     assert_eq!(host.command(0, [0; 16], false, 0, &[]).0, 2, "POWER ON");
     drop(sessions);
+    runtime.block_on(gateway.stop());
+}
+
+/// Guards the shell's part in the reinstatement of a connection: the session is handed over, listed once, with
+/// its counters, under the new address.
+#[test]
+fn reinstated_connection() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let gateway = start(&["127.0.0.1:0"], &Model::new(VOLUME_BYTES)).unwrap();
+    let portal = gateway.portals()[0];
+    let mut host = Wire::connect(portal);
+    let tsih = host.login();
+    assert_eq!(host.command(0, [0; 16], false, 0, &[]).0, 2, "POWER ON");
+    for round in 1..20 {
+        let mut again = Wire::connect(portal);
+        let request = LoginRequest { tsih, cmd_sn: Serial(round), ..login_header(1, 3) };
+        again.send(request.encode(), &keys(&[("InitiatorName", INITIATOR), ("TargetName", IQN)]));
+        let Some((Reply::Login(response), _)) = again.next() else { panic!() };
+        assert_eq!((response.status, response.tsih), (0, tsih));
+        assert!(host.next().is_none());
+        assert_eq!(again.command(round, [0; 16], false, 0, &[]).0, 0);
+        let sessions = gateway.sessions();
+        assert_eq!(sessions.len(), 1);
+        assert_eq!((sessions[0].tsih, sessions[0].commands), (tsih, u64::from(round) + 1));
+        assert_eq!(sessions[0].initiator_address, again.0.local_addr().unwrap());
+        host = again;
+    }
+    assert!(gateway.kick(tsih));
+    assert!(matches!(host.next(), Some((Reply::Async(_), _))));
+    runtime.block_on(gateway.stop());
+}
+
+/// Guards a drain from the map to the wire: asked to log out, logins refused, and the gateway is empty then.
+#[test]
+fn drained_target() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let gateway = start(&["127.0.0.1:0"], &Model::new(VOLUME_BYTES)).unwrap();
+    let portal = gateway.portals()[0];
+    let mut host = Wire::connect(portal);
+    host.login();
+    let mut map = map();
+    map.epoch = Epoch(2);
+    map.volumes.remove(&VolumeId(2));
+    map.targets.get_mut(&TargetId(1)).unwrap().draining = true;
+    gateway.apply_map(&map);
+    let Some((Reply::Async(message), _)) = host.next() else { panic!() };
+    assert_eq!((message.event, message.parameter3), (1, 10));
+    let mut late = Wire::connect(portal);
+    late.send(login_header(1, 3).encode(), &keys(&[("InitiatorName", INITIATOR), ("TargetName", IQN)]));
+    assert!(matches!(late.next(), Some((Reply::Login(response), _)) if response.status == 0x0301));
+    assert!(late.next().is_none());
+    host.send(LogoutRequest { task_tag: 7, ..LogoutRequest::default() }.encode(), &[]);
+    assert!(matches!(host.next(), Some((Reply::Logout(response), _)) if response.response == 0));
+    assert!(host.next().is_none());
+    runtime.block_on(gateway.stop());
+    assert!(gateway.sessions().is_empty());
+}
+
+/// Guards the shell against a device that does not answer: pings, functions, and logins of others do not
+/// wait for it, however much was asked of it.
+#[test]
+fn stalled_device() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let disk = Model::new(VOLUME_BYTES);
+    let gateway = start(&["127.0.0.1:0"], &disk).unwrap();
+    let portal = gateway.portals()[0];
+    let mut host = Wire::connect(portal);
+    host.login();
+    assert_eq!(host.command(0, [0; 16], false, 0, &[]).0, 2, "POWER ON");
+    disk.hold();
+    let data = pattern(65536, 1);
+    for number in 1..=60 {
+        let writes = number % 2 == 0;
+        let command = ScsiCommand {
+            is_final: true,
+            read: !writes,
+            write: writes,
+            task_tag: number,
+            expected_len: if writes { 65536 } else { 8 << 20 },
+            cmd_sn: Serial(number),
+            cdb: if writes { write10(0, 128) } else { read10(0, 16384) },
+            ..ScsiCommand::default()
+        };
+        host.send(command.encode(), if writes { &data } else { &[] });
+    }
+    let nop =
+        NopOut { immediate: true, task_tag: 99, transfer_tag: !0, cmd_sn: Serial(61), ..NopOut::default() };
+    host.send(nop.encode(), b"here");
+    assert!(matches!(host.next(), Some((Reply::NopIn(answer), _)) if answer.task_tag == 99));
+    let function = TaskManagement {
+        immediate: true,
+        function: 1,
+        task_tag: 100,
+        referenced_tag: 0xdead,
+        cmd_sn: Serial(61),
+        ref_cmd_sn: Serial(3),
+        ..TaskManagement::default()
+    };
+    host.send(function.encode(), &[]);
+    assert!(matches!(host.next(), Some((Reply::TaskManagement(answer), _)) if answer.response == 1));
+    let mut other = Wire::connect(portal);
+    let request = LoginRequest { isid: [9; 6], ..login_header(1, 3) };
+    other.send(request.encode(), &keys(&[("InitiatorName", INITIATOR), ("TargetName", IQN)]));
+    assert!(matches!(other.next(), Some((Reply::Login(response), _)) if response.status == 0));
+    disk.release();
+    let mut ended = 0;
+    while ended < 60 {
+        match host.next() {
+            Some((Reply::DataIn(data_in), _)) => ended += usize::from(data_in.has_status),
+            Some((Reply::ScsiResponse(response), _)) => {
+                assert_eq!(response.status, 0);
+                ended += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
     runtime.block_on(gateway.stop());
 }
