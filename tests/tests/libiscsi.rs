@@ -204,7 +204,6 @@ const SKIPPED: &[(&str, &str)] = &[
         "iSCSIResiduals.WriteVerify16Residuals",
         "WRITE AND VERIFY is optional, and REPORT SUPPORTED OPERATION CODES says so",
     ),
-    ("ExtendedCopy.ValidTgtDescr", "its last part is about the NUL bit, which SPC-4 made obsolete"),
     ("WriteSame10.ZeroBlocks", "WSNZ is set: 0 blocks are no number of blocks (SBC-3, 6.6.3)"),
     ("WriteSame16.ZeroBlocks", "WSNZ is set: 0 blocks are no number of blocks (SBC-3, 6.6.3)"),
 ];
