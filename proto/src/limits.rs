@@ -4,6 +4,8 @@
 pub const EXTENT_BYTES: u32 = 4 << 20;
 /// A block, the unit of checksum, of version and of atomicity: 4 KiB.
 pub const BLOCK_BYTES: u32 = 4096;
+/// A unit, of which an extent has 64: what a prepared change is inside of.
+pub const UNIT_BYTES: u32 = 64 << 10;
 /// Blocks in an extent.
 pub const EXTENT_BLOCKS: u32 = EXTENT_BYTES / BLOCK_BYTES;
 
@@ -22,6 +24,9 @@ pub const NODE_DAMAGED_RUNS_MAX: usize = 64;
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 /// Characters of a volume's, pool's or gateway's name.
 pub const NAME_CHARS_MAX: usize = 63;
+/// Units of one extent in which a change is prepared.
+pub const EXTENT_PREPARED_MAX: usize = 48;
+
 /// Volumes, and as many targets, of a cluster.
 pub const VOLUMES_MAX: usize = 65_536;
 /// LUN numbers of a target: 0 to this, exclusive (flat space addressing, SAM-5 4.7.7.3).

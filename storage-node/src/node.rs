@@ -173,6 +173,19 @@ impl Service for Node {
                 return;
             }
             RequestBody::Delete { namespace, generation } => Operation::Delete { namespace, generation },
+            RequestBody::Prepare { extent, version, prev, offset, change } => {
+                Operation::Prepare { extent, version, prev, offset, change }
+            }
+            RequestBody::Commit { extent, generation, version, offset, len } => {
+                Operation::Commit { extent, generation, version, offset, len }
+            }
+            RequestBody::Rollback { extent, generation, version, offset, len } => {
+                Operation::Rollback { extent, generation, version, offset, len }
+            }
+            RequestBody::Prepared { extent, generation } => {
+                engine.prepared(epoch, extent, generation, done);
+                return;
+            }
         };
         engine.submit(epoch, operation, done);
     }

@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use lunette_proto::node::{Change, RequestBody};
 use lunette_storage_node::DiskError;
 use lunette_storage_node::inspect::{Query, SlotReport, SuperblockReport, check, inspect};
 use support::*;
@@ -66,6 +67,44 @@ fn says_what_is_there() {
     assert_eq!((report.extents, report.units, report.recovered.batches), (1, 2, 4));
     assert_eq!(told, [(65_536, 131_072), (131_072, 131_072)]);
     assert!(fs::read(dead.join("disk")).unwrap() == before, "nothing is changed");
+}
+
+/// Guards the same for changes that are prepared: where they lie, and damage in them.
+#[test]
+fn says_what_is_prepared() {
+    let root = tempfile::tempdir().unwrap();
+    let live = root.path().join("live");
+    format(&live);
+    let mut disk = open(&live);
+    disk.seal(1);
+    disk.write(0, 1, 0, blocks(1, 16)).unwrap();
+    let (version, prev) = (version(1, 2), version(1, 1));
+    let change = Change::Data(blocks(2, 2));
+    disk.call(RequestBody::Prepare { extent: at(0), version, prev, offset: 3 * 4096, change }).unwrap();
+    disk.node.close();
+    drop(disk);
+    let report = inspect(&live, &Query { extent: Some(at(0)), ..Query::default() }).unwrap();
+    assert!(report.to_string().contains("slot 0: prepared g1.2 after g1.1: 2 blocks from 3 on"), "{report}");
+    let slots = report.extent.unwrap().slots;
+    let [SlotReport::Unit { slot: 0, .. }, SlotReport::Prepared { slot: 0, unit, first: 3, blocks: 2, .. }] =
+        slots[..]
+    else {
+        panic!("{slots:?}")
+    };
+    let of_unit = inspect(&live, &Query { unit: Some(unit), ..Query::default() }).unwrap().unit.unwrap();
+    assert!(of_unit.is_prepared);
+    assert_eq!(of_unit.owner.unwrap().0, at(0));
+    let whole = check(&live, &mut |_, _| {}).unwrap();
+    assert!(whole.is_clean(), "{whole}");
+    assert_eq!((whole.units, whole.prepared), (2, 1));
+    let file = fs::OpenOptions::new().read(true).write(true).open(live.join("disk")).unwrap();
+    let offset = report.newest.layout.unit(unit) + 4 * 4096 + 77;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], offset).unwrap();
+    drop(file);
+    let report = check(&live, &mut |_, _| {}).unwrap();
+    assert_eq!(report.named.iter().map(|(id, block, _)| (*id, *block)).collect::<Vec<_>>(), [(at(0), 4)]);
 }
 
 /// Guards against damage that is not seen: a check names the block, and an inspection of its unit does too.

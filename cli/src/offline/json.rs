@@ -37,6 +37,7 @@ pub(super) fn check(report: &CheckReport) -> Value {
         "identity": identity(&report.identity),
         "clean": report.is_clean(),
         "extents": report.extents, "units": report.units, "units_total": report.units_total,
+        "prepared": report.prepared,
         "wal": {
             "batches": recovered.batches, "records": recovered.records, "torn_tail": recovered.torn_tail,
             "lost_blocks": recovered.lost_blocks,
@@ -103,7 +104,7 @@ fn unit(unit: &UnitReport) -> Value {
     });
     json!({
         "unit": unit.unit, "data_offset": unit.data_offset, "descriptor_offset": unit.descriptor_offset,
-        "owner": owner,
+        "prepared": unit.is_prepared, "owner": owner,
     })
 }
 
@@ -126,6 +127,12 @@ fn extent(extent: &ExtentReport) -> Value {
         SlotReport::Unit { slot, unit } => json!({"slot": slot, "unit": unit}),
         SlotReport::Hole { slot, version } => json!({
             "slot": slot, "unit": null, "generation": version.generation.0, "seq": version.seq,
+        }),
+        SlotReport::Prepared { slot, unit, first, blocks, version, prev } => json!({
+            "slot": slot, "unit": unit, "prepared": {
+                "first": first, "blocks": blocks, "generation": version.generation.0, "seq": version.seq,
+                "previous_generation": prev.generation.0, "previous_seq": prev.seq,
+            },
         }),
     };
     json!({

@@ -66,6 +66,60 @@ pub enum RequestBody {
         /// The content.
         change: Change,
     },
+    /// Prepare a change of blocks of one unit ([`UNIT_BYTES`](crate::limits::UNIT_BYTES)): durable when answered, and
+    /// seen by nobody. The unit keeps what it has, and reads give that, until the change is committed or rolled back;
+    /// until then it takes no other change ([`Failure::Version`]).
+    ///
+    /// A unit has one prepared change at most: if `prev` is its version, that one is committed first, at once with this.
+    /// Repeating it does no harm.
+    Prepare {
+        /// Where.
+        extent: ExtentId,
+        /// The version that the changed blocks get; its generation must be the sealed one.
+        version: Version,
+        /// The newest version of the unit, prepared or of any of its blocks ([`Version::NONE`] if there is none); older
+        /// than `version`. If the unit has another one, nothing is changed ([`Failure::Version`]).
+        prev: Version,
+        /// First byte changed.
+        offset: u32,
+        /// To what; all in one unit.
+        change: Change,
+    },
+    /// Let a prepared change count. Durable when answered; repeating it does no harm.
+    Commit {
+        /// Where.
+        extent: ExtentId,
+        /// The owner's generation, which must be the sealed one.
+        generation: Generation,
+        /// The version of the change, which may be of an older generation.
+        version: Version,
+        /// First byte of the units that it is committed in.
+        offset: u32,
+        /// How many bytes. If a unit of these neither has the change prepared nor has that version, nothing is changed
+        /// ([`Failure::Version`]).
+        len: u32,
+    },
+    /// Drop a prepared change, which nobody was told of: the units have what they had. Durable when answered; repeating it
+    /// does no harm.
+    Rollback {
+        /// Where.
+        extent: ExtentId,
+        /// The owner's generation, which must be the sealed one.
+        generation: Generation,
+        /// The version of the change, which may be of an older generation.
+        version: Version,
+        /// First byte of the units that it is dropped in.
+        offset: u32,
+        /// How many bytes. If the version is committed in one of these, nothing is changed ([`Failure::Version`]).
+        len: u32,
+    },
+    /// What is prepared in an extent.
+    Prepared {
+        /// Which extent.
+        extent: ExtentId,
+        /// The owner's generation, which must be the sealed one.
+        generation: Generation,
+    },
     /// Read. Blocks never written are zeros.
     Read {
         /// Where.
@@ -159,7 +213,7 @@ pub type Reply = Result<ReplyBody, Failure>;
 /// What a disk answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyBody {
-    /// Done: `Identify`, `Change`, `Put`, `Flush`, `Watermark`, `Delete`.
+    /// Done: `Identify`, `Change`, `Put`, `Prepare`, `Commit`, `Rollback`, `Flush`, `Watermark`, `Delete`.
     Done,
     /// To `Read`.
     Data(Bytes),
@@ -168,6 +222,8 @@ pub enum ReplyBody {
     /// To `Versions`: runs of blocks of one version that cover the extent from block 0, in order.
     /// What follows the last run was never written.
     Versions(Vec<BlockVersion>),
+    /// To `Prepared`: at most one change of each unit, in the order of the units.
+    Prepared(Vec<PreparedChange>),
     /// To `Space`.
     Space {
         /// Bytes that the disk offers.
@@ -192,10 +248,25 @@ pub struct DamagedRun {
     pub blocks: u32,
 }
 
+/// A change that is prepared in a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreparedChange {
+    /// First byte of the extent that it changes.
+    pub offset: u32,
+    /// How many bytes, at least a block; all in one unit.
+    pub len: u32,
+    /// The version that they get.
+    pub version: Version,
+    /// The newest version of the unit's blocks.
+    pub prev: Version,
+    /// Whether they become zeros.
+    pub hole: bool,
+}
+
 /// What a disk knows of a namespace when it is sealed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sealed {
-    /// Extents that may differ between members: changed since the last watermark.
+    /// Extents that may differ between members: changed since the last watermark, or with a prepared change.
     pub dirty: Vec<DirtyExtent>,
 }
 
@@ -250,6 +321,13 @@ pub enum Failure {
     Corrupt {
         /// First bad byte inside the extent.
         offset: u32,
+    },
+    /// A unit has another version than the request takes it to have, or a prepared change that is to be committed or
+    /// rolled back first. Nothing was changed.
+    #[error("the unit has version {present}")]
+    Version {
+        /// The newest that it has, prepared or of any of its blocks.
+        present: Version,
     },
     /// The disk has failed and serves nothing any more (invariant 12).
     #[error("the disk has failed")]

@@ -12,8 +12,8 @@ mod message;
 use std::sync::Arc;
 
 pub use message::{
-    BlockVersion, Change, DamagedRun, DirtyExtent, Durability, Failure, Reply, ReplyBody, Request,
-    RequestBody, Sealed,
+    BlockVersion, Change, DamagedRun, DirtyExtent, Durability, Failure, PreparedChange, Reply, ReplyBody,
+    Request, RequestBody, Sealed,
 };
 
 /// Something that answers requests: a node in this process, or a connection to one elsewhere.

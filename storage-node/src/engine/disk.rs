@@ -260,6 +260,10 @@ impl Engine for DiskEngine {
         self.shared.read_or_queue(WaitingRead { epoch, extent, generation, what: ReadWhat::Versions, done });
     }
 
+    fn prepared(&self, epoch: Epoch, extent: ExtentId, generation: Generation, done: Completion) {
+        self.shared.read_or_queue(WaitingRead { epoch, extent, generation, what: ReadWhat::Prepared, done });
+    }
+
     fn space(&self) -> Space {
         self.shared.view.space()
     }

@@ -43,6 +43,9 @@ pub trait Engine: Send + Sync {
     /// The versions of an extent's blocks.
     fn versions(&self, epoch: Epoch, extent: ExtentId, generation: Generation, done: Completion);
 
+    /// What is prepared in an extent.
+    fn prepared(&self, epoch: Epoch, extent: ExtentId, generation: Generation, done: Completion);
+
     /// Space offered and taken.
     fn space(&self) -> Space;
 
@@ -64,6 +67,9 @@ pub enum Operation {
     Flush { namespace: Namespace, generation: Generation },
     Watermark { namespace: Namespace, generation: Generation, seq: u64 },
     Delete { namespace: Namespace, generation: Generation },
+    Prepare { extent: ExtentId, version: Version, prev: Version, offset: u32, change: Change },
+    Commit { extent: ExtentId, generation: Generation, version: Version, offset: u32, len: u32 },
+    Rollback { extent: ExtentId, generation: Generation, version: Version, offset: u32, len: u32 },
 }
 
 impl Operation {
@@ -71,7 +77,8 @@ impl Operation {
     fn data_len(&self) -> usize {
         match self {
             Self::Change { change: Change::Data(data), .. }
-            | Self::Put { change: Change::Data(data), .. } => data.len(),
+            | Self::Put { change: Change::Data(data), .. }
+            | Self::Prepare { change: Change::Data(data), .. } => data.len(),
             _ => 0,
         }
     }

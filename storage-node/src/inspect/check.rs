@@ -32,6 +32,8 @@ pub struct CheckReport {
     pub units: u64,
     /// Units of the disk.
     pub units_total: u64,
+    /// Changes that are prepared, each with a unit of its own.
+    pub prepared: u64,
     /// What counts, pages and extents do not agree on, if they do not: units that nothing reaches, or that are
     /// used twice.
     pub disagreement: Option<String>,
@@ -62,7 +64,7 @@ pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckRep
     let view = store.view();
     let (ids, units) = {
         let state = view.state.read();
-        let units = state.extents.iter().map(|(_, extent)| extent.units().count() as u64).sum();
+        let units = state.extents.iter().map(|(_, extent)| extent.all_units().count() as u64).sum();
         (state.extents.iter().map(|(id, _)| id).collect::<Vec<_>>(), units)
     };
     let mut report = CheckReport {
@@ -72,6 +74,7 @@ pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckRep
         extents: ids.len() as u64,
         units,
         units_total: u64::from(view.layout.units),
+        prepared: 0,
         disagreement: store.audit().err(),
         bad: BTreeMap::new(),
         named: Vec::new(),
@@ -82,16 +85,25 @@ pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckRep
             Some(extent) => extent.units().map(|(slot, _)| slot).collect::<Vec<_>>(),
             None => Vec::new(),
         };
+        let mut note = |Bad { block, damage }| {
+            *report.bad.entry(damage.to_string()).or_default() += 1;
+            if report.named.len() < NAMED_MAX {
+                report.named.push((id, block, damage));
+            }
+        };
         for slot in slots {
             let first = u32::from(slot) * UNIT_BLOCKS;
             for block in first..first + UNIT_BLOCKS {
-                if let Err(Bad { block, damage }) = view.verify(id, block..block + 1) {
-                    *report.bad.entry(damage.to_string()).or_default() += 1;
-                    if report.named.len() < NAMED_MAX {
-                        report.named.push((id, block, damage));
-                    }
-                }
+                view.verify(id, block..block + 1).unwrap_or_else(&mut note);
             }
+            done += UNIT_BYTES;
+            progress(done, units * UNIT_BYTES);
+        }
+        if let Err(bad) = view.read_prepared(id) {
+            note(bad);
+        }
+        for _ in view.prepared(id) {
+            report.prepared += 1;
             done += UNIT_BYTES;
             progress(done, units * UNIT_BYTES);
         }
@@ -108,6 +120,13 @@ impl fmt::Display for CheckReport {
             "extents {}, units {} of {} ({UNIT_BYTES} bytes each)",
             self.extents, self.units, self.units_total
         )?;
+        if self.prepared > 0 {
+            writeln!(
+                f,
+                "changes that are prepared, and neither committed nor rolled back: {}",
+                self.prepared
+            )?;
+        }
         let Recovered { batches, records, torn_tail, lost_blocks } = self.recovered;
         writeln!(f, "journal: {batches} batches with {records} records are still to be applied")?;
         if torn_tail {

@@ -120,14 +120,21 @@ fn unit_report(store: &Store<Overlay<ReadOnly>>, unit: u32) -> std::io::Result<U
     let view = store.view();
     let state = view.state.read();
     let owner = state.extents.iter().find_map(|(id, extent)| {
-        extent.units().find(|(_, found)| found.unit == unit).map(|(slot, found)| (id, slot, found))
+        let prepared = extent.shadows().iter().map(|shadow| (shadow.slot, shadow.unit));
+        let mut units = extent.units().chain(prepared);
+        units.find(|(_, found)| found.unit == unit).map(|(slot, found)| (id, slot, found))
     });
+    let is_prepared = |id, slot| {
+        let shadow = state.extents.get(id).and_then(|extent| extent.shadow(slot));
+        shadow.is_some_and(|shadow| shadow.unit.unit == unit)
+    };
+    let is_prepared = owner.is_some_and(|(id, slot, _)| is_prepared(id, slot));
     drop(state);
     let mut sector = [0; DESCRIPTOR_BYTES as usize];
     let offset = view.layout.descriptor(unit);
     let data_offset = view.layout.unit(unit);
     let Some((id, slot, found)) = owner else {
-        return Ok(UnitReport { unit, data_offset, descriptor_offset: offset, owner: None });
+        return Ok(UnitReport { unit, data_offset, descriptor_offset: offset, is_prepared, owner: None });
     };
     let dirty = view.state.read().dirty.get(&unit).cloned();
     let descriptor = match dirty {
@@ -163,7 +170,8 @@ fn unit_report(store: &Store<Overlay<ReadOnly>>, unit: u32) -> std::io::Result<U
         });
         DescriptorReport { lsn: descriptor.lsn, blocks: blocks.collect() }
     });
-    Ok(UnitReport { unit, data_offset, descriptor_offset: offset, owner: Some((id, slot, descriptor)) })
+    let owner = Some((id, slot, descriptor));
+    Ok(UnitReport { unit, data_offset, descriptor_offset: offset, is_prepared, owner })
 }
 
 fn extent_report(store: &Store<Overlay<ReadOnly>>, id: ExtentId) -> ExtentReport {
@@ -179,5 +187,13 @@ fn extent_report(store: &Store<Overlay<ReadOnly>>, id: ExtentId) -> ExtentReport
             None => None,
         }
     });
-    ExtentReport { id, page: Some(extent.page), slots: slots.collect() }
+    let prepared = extent.shadows().iter().map(|shadow| SlotReport::Prepared {
+        slot: shadow.slot,
+        unit: shadow.unit.unit,
+        first: shadow.first,
+        blocks: shadow.blocks,
+        version: shadow.version,
+        prev: shadow.prev,
+    });
+    ExtentReport { id, page: Some(extent.page), slots: slots.chain(prepared).collect() }
 }

@@ -83,6 +83,8 @@ pub struct UnitReport {
     pub data_offset: u64,
     /// Where its descriptor lies.
     pub descriptor_offset: u64,
+    /// It is that of a change that is prepared.
+    pub is_prepared: bool,
     /// Whose it is: extent, slot, and its descriptor or what happened to that. `None`: it is free.
     pub owner: Option<(ExtentId, u8, Result<DescriptorReport, Damage>)>,
 }
@@ -119,7 +121,7 @@ pub struct ExtentReport {
     pub id: ExtentId,
     /// The page of metadata that it is in; `None` if the disk does not have the extent.
     pub page: Option<u32>,
-    /// Its slots; one that was never written is left out.
+    /// Its slots; one that was never written is left out. Then what is prepared.
     pub slots: Vec<SlotReport>,
 }
 
@@ -139,6 +141,21 @@ pub enum SlotReport {
         slot: u8,
         /// The version of the discard.
         version: Version,
+    },
+    /// A change of it is prepared.
+    Prepared {
+        /// Which slot.
+        slot: u8,
+        /// The unit that has what it brings.
+        unit: u32,
+        /// First block in the unit.
+        first: u8,
+        /// How many.
+        blocks: u8,
+        /// The version that they get.
+        version: Version,
+        /// The newest version of the slot's blocks.
+        prev: Version,
     },
 }
 
@@ -232,6 +249,9 @@ impl fmt::Display for UnitReport {
             "unit {}: data at {}, descriptor at {}",
             self.unit, self.data_offset, self.descriptor_offset
         )?;
+        if self.is_prepared {
+            write!(f, ", prepared")?;
+        }
         match &self.owner {
             None => write!(f, ", free"),
             Some((id, slot, Err(damage))) => write!(f, ", slot {slot} of {id}; its descriptor is {damage}"),
@@ -263,6 +283,10 @@ impl fmt::Display for ExtentReport {
             match slot {
                 SlotReport::Unit { slot, unit } => write!(f, "\n  slot {slot}: unit {unit}")?,
                 SlotReport::Hole { slot, version } => write!(f, "\n  slot {slot}: discarded, {version}")?,
+                SlotReport::Prepared { slot, unit, first, blocks, version, prev } => write!(
+                    f,
+                    "\n  slot {slot}: prepared {version} after {prev}: {blocks} blocks from {first} on, unit {unit}"
+                )?,
             }
         }
         Ok(())

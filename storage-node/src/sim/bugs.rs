@@ -68,6 +68,22 @@ pub(crate) enum Bug {
     ReadErrorIsLoss,
     /// A write beside blocks whose descriptor is damaged leaves nothing of what it said of them.
     DamagedDescriptorForgotten,
+    /// A change is prepared whatever version the slot has.
+    PrevNotChecked,
+    /// A slot with a prepared change takes others.
+    ChangeBesidePrepared,
+    /// Blocks are copied into the slot before the record of the commit is durable.
+    CommitCopiesEarly,
+    /// Recovery does not copy the blocks of a commit again.
+    ReplayCommitWithoutCopy,
+    /// The unit of a change that was rolled back is used again at once.
+    RollbackFreesEarly,
+    /// A change that is prepared on another one drops that.
+    LazyCommitForgotten,
+    /// What is prepared is not in a checkpoint.
+    PreparedNotInCheckpoint,
+    /// A watermark clears extents with something prepared.
+    WatermarkHidesPrepared,
     /// The checksum by which the directory knows a page is not looked at.
     PageChecksumIgnored,
 }
@@ -139,5 +155,13 @@ finds! {
     finds_stale_descriptor_taken: StaleDescriptorTaken;
     finds_read_error_is_loss: ReadErrorIsLoss;
     finds_damaged_descriptor_forgotten: DamagedDescriptorForgotten;
+    finds_prev_not_checked: PrevNotChecked;
+    finds_change_beside_prepared: ChangeBesidePrepared;
+    finds_commit_copies_early: CommitCopiesEarly;
+    finds_replay_commit_without_copy: ReplayCommitWithoutCopy;
+    finds_rollback_frees_early: RollbackFreesEarly;
+    finds_lazy_commit_forgotten: LazyCommitForgotten;
+    finds_prepared_not_in_checkpoint: PreparedNotInCheckpoint;
+    finds_watermark_hides_prepared: WatermarkHidesPrepared;
     finds_page_checksum_ignored: PageChecksumIgnored;
 }

@@ -36,9 +36,11 @@ enum Part {
     Page,
     Descriptor,
     Unit,
+    /// What is prepared: the descriptor and the data.
+    Shadow,
 }
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     Part::SuperblockA,
     Part::SuperblockB,
     Part::WalHeader,
@@ -48,6 +50,7 @@ const PARTS: [Part; 9] = [
     Part::Page,
     Part::Descriptor,
     Part::Unit,
+    Part::Shadow,
 ];
 
 /// Ways to spoil it.
@@ -120,12 +123,23 @@ impl Part {
             Self::Page => layout.page(0, 0)..layout.page(layout.pages - 1, 1) + PAGE_BYTES,
             Self::Descriptor => layout.descriptor(0)..layout.descriptor(layout.units - 1) + DESCRIPTOR_BYTES,
             Self::Unit => layout.unit(0)..layout.total_bytes,
+            Self::Shadow => layout.descriptor(0)..layout.total_bytes,
         }
     }
 
     /// Sectors on `image` that hold something of this part.
-    fn sectors(self, layout: &Layout, image: &Image) -> Vec<u64> {
+    fn sectors(self, world: &World, image: &Image) -> Vec<u64> {
+        let layout = &layout();
         let is_used = |at: &u64| image.bytes(*at..*at + 512).iter().any(|byte| *byte != 0xA5 && *byte != 0);
+        if self == Self::Shadow {
+            let state = world.store.view().state.read();
+            let shadows = state.extents.iter().flat_map(|(_, extent)| extent.shadows());
+            let sectors = shadows.flat_map(|shadow| {
+                let (descriptor, unit) = (layout.descriptor(shadow.unit.unit), layout.unit(shadow.unit.unit));
+                [descriptor; 16].into_iter().chain((unit..unit + UNIT_BYTES).step_by(512))
+            });
+            return sectors.filter(is_used).collect();
+        }
         if !matches!(self, Self::WalHeader | Self::WalRecords | Self::WalData) {
             return self.range(layout).step_by(512).filter(is_used).collect();
         }
@@ -163,11 +177,14 @@ fn layout() -> Layout {
 fn draw(rng: &mut Rng) -> Op {
     let (ns, extent) = (rng.below(2) as usize, rng.below(2) * 5);
     let unit = rng.below(4) as u32 * 16;
-    match rng.below(20) {
+    match rng.below(25) {
         0 => Op::Zeros { ns, extent, blocks: unit..unit + 16, durability: Stable },
         1 => Op::Zeros { ns, extent, blocks: unit + 2..unit + 6, durability: Stable },
         2 => Op::Seal { ns },
         3 => Op::Watermark { ns, behind: 1 },
+        20 => Op::Prepare { ns, extent, blocks: unit..unit + 16, zeros: rng.chance(300) },
+        21 | 22 => Op::Prepare { ns, extent, blocks: unit + 2..unit + 6, zeros: rng.chance(300) },
+        23 | 24 => Op::Resolve { ns, extent, commit: rng.chance(600) },
         4..=8 => Op::Write { ns, extent, blocks: unit..unit + 16, durability: Stable },
         _ => {
             let first = unit + rng.below(15) as u32;
@@ -211,9 +228,13 @@ impl Run {
         }
         let steps = 10 + self.rng.below(30);
         work(&mut world, &mut self.rng, steps).map_err(wrong)?;
+        if self.part == Part::Shadow {
+            self.prepare(&mut world).map_err(wrong)?;
+        }
         self.out.runs = 1;
+        world.is_spoiled = true;
         let struck = match self.way {
-            Way::BitFlip | Way::Stale => self.spoil(world, &layout)?,
+            Way::BitFlip | Way::Stale => self.spoil(world)?,
             _ => self.fault(world, &layout)?,
         };
         if !struck {
@@ -224,8 +245,18 @@ impl Run {
         Ok(())
     }
 
+    /// Something is prepared, perhaps in a checkpoint.
+    fn prepare(&mut self, world: &mut World) -> Result<(), End> {
+        for (ns, extent) in [(0, 0), (0, 5), (1, 0)] {
+            let first = self.rng.below(4) as u32 * 16 + self.rng.below(2) as u32 * 3;
+            let blocks = if first.is_multiple_of(16) { first..first + 16 } else { first..first + 5 };
+            world.step(&Op::Prepare { ns, extent, blocks, zeros: false }, false)?;
+        }
+        if self.rng.chance(700) { world.checkpoint() } else { Ok(()) }
+    }
+
     /// Spoils what lies on the medium: while the store is open, or while it is closed.
-    fn spoil(&mut self, mut world: World, layout: &Layout) -> Result<bool, String> {
+    fn spoil(&mut self, mut world: World) -> Result<bool, String> {
         let old = all_kept(&world.disk);
         if self.way == Way::Stale {
             let steps = 1 + self.rng.below(12);
@@ -233,7 +264,7 @@ impl Run {
         }
         let image = all_kept(&world.disk);
         let bytes = |image: &Image, at: u64| image.bytes(at..at + 512);
-        let mut sectors = self.part.sectors(layout, &image);
+        let mut sectors = self.part.sectors(&world, &image);
         if self.way == Way::Stale {
             sectors.retain(|at| bytes(&old, *at) != bytes(&image, *at));
         }
@@ -247,7 +278,7 @@ impl Run {
         if self.rng.chance(500) {
             world.disk.spoil(change);
             // Opened again, it has to read what it knew.
-            if matches!(self.part, Part::Descriptor | Part::Unit) && self.rng.chance(500) {
+            if matches!(self.part, Part::Descriptor | Part::Unit | Part::Shadow) && self.rng.chance(500) {
                 let store = World::on(world.disk.clone(), world.model.clone())
                     .map_err(|end| format!("not opened: {end}"))?
                     .store;
@@ -285,7 +316,7 @@ impl Run {
         let range = match kind {
             // One place that cannot be read.
             FaultKind::ReadError => {
-                let sectors = self.part.sectors(layout, &all_kept(&world.disk));
+                let sectors = self.part.sectors(&world, &all_kept(&world.disk));
                 let Some(at) = self.rng.pick(&sectors) else { return Ok(false) };
                 at..at + 512
             }
@@ -354,7 +385,12 @@ impl Run {
     fn go_on(&mut self, mut world: World) -> Result<(), String> {
         if self.rng.chance(600) {
             let steps = 1 + self.rng.below(10);
-            match work(&mut world, &mut self.rng, steps) {
+            let resolves = if self.part == Part::Shadow { [(0, 0), (0, 5), (1, 0)].as_slice() } else { &[] };
+            let commit = |(ns, extent): &(usize, u64)| {
+                world.step(&Op::Resolve { ns: *ns, extent: *extent, commit: true }, false)
+            };
+            let worked = resolves.iter().try_for_each(commit);
+            match worked.and_then(|()| work(&mut world, &mut self.rng, steps)) {
                 Ok(()) => self.look(&mut world)?,
                 Err(End::Failed(_)) => {
                     self.out.fenced = 1;

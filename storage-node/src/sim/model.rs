@@ -1,7 +1,11 @@
 //! What a disk may hold after a crash, given what was asked of it and what it answered.
 //!
 //! Each block has its durable value, and then those that were asked for after it and need not be there. A crash
-//! leaves one of them, for each block by itself; what is once seen after a crash stays.
+//! leaves one of them, for each block by itself; what is once seen after a crash stays. What is prepared in a slot is
+//! such a list too ([`prepared`]). [`look`] compares a store with it.
+
+mod look;
+pub(super) mod prepared;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -9,11 +13,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Version};
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
-use lunette_proto::node::{DirtyExtent, Failure, ReplyBody};
 
-use crate::engine::Operation;
-use crate::store::disk::Disk;
-use crate::store::{Missed, Prepared, Store, View};
+use prepared::Slot;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
@@ -53,11 +54,13 @@ impl Block {
 pub(super) struct Extent {
     pub(super) blocks: BTreeMap<u32, Block>,
     rest: Block,
+    /// What is prepared, of slots that had something prepared.
+    slots: BTreeMap<u32, Slot>,
 }
 
 impl Extent {
     fn new() -> Self {
-        Self { blocks: BTreeMap::new(), rest: Block(vec![Block::NEVER]) }
+        Self { blocks: BTreeMap::new(), rest: Block(vec![Block::NEVER]), slots: BTreeMap::new() }
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Block> {
@@ -185,7 +188,10 @@ impl Model {
             if namespace.deleted == Deleted::Maybe {
                 namespace.deleted = Deleted::Yes;
             }
-            namespace.extents.values_mut().flat_map(Extent::all).for_each(Block::settle);
+            for extent in namespace.extents.values_mut() {
+                extent.all().for_each(Block::settle);
+                extent.slots.values_mut().for_each(Slot::settle);
+            }
         }
     }
 
@@ -204,216 +210,10 @@ impl Model {
                 for block in extent.all() {
                     block.0 = vec![block.0.swap_remove(next())];
                 }
+                extent.slots.values_mut().for_each(|slot| slot.adopt(next()));
             }
         }
     }
-
-    /// Looks at everything, after a crash; what it is, or what it may not be.
-    pub(super) fn check<D: Disk>(&self, store: &mut Store<D>) -> Result<Seen, String> {
-        self.look(store, None)
-    }
-
-    /// The same of a medium that was spoiled: what may not be, or blocks that are said to be corrupt.
-    pub(super) fn check_spoiled<D: Disk>(
-        &self,
-        store: &mut Store<D>,
-    ) -> Result<Vec<(ExtentId, u32)>, String> {
-        let mut bad = Vec::new();
-        self.look(store, Some(&mut bad))?;
-        Ok(bad)
-    }
-
-    fn look<D: Disk>(
-        &self,
-        store: &mut Store<D>,
-        mut bad: Option<&mut Vec<(ExtentId, u32)>>,
-    ) -> Result<Seen, String> {
-        let mut seen = Seen::new();
-        let view = store.view().clone();
-        for (id, namespace) in &self.namespaces {
-            let newest = Generation(u64::MAX);
-            let (sealed, epoch) = match view.check(*id, newest, Epoch(u64::MAX)) {
-                Err(Failure::Deleted) if namespace.deleted != Deleted::No => {
-                    seen.push(1);
-                    continue;
-                }
-                Err(Failure::Generation { sealed, .. }) => {
-                    let epoch = match view.check(*id, sealed, Epoch(0)) {
-                        Err(Failure::Epoch { sealed, .. }) => sealed,
-                        _ => Epoch(0),
-                    };
-                    (sealed, epoch)
-                }
-                other => return Err(format!("{id}: {other:?} of a namespace that is not deleted")),
-            };
-            if namespace.deleted == Deleted::Yes {
-                return Err(format!("{id}: it was deleted and is there"));
-            }
-            seen.push(0);
-            let Some(at) = namespace.seals.iter().position(|seal| *seal == (sealed, epoch)) else {
-                let legal = &namespace.seals;
-                return Err(format!("{id}: sealed to {sealed} under {epoch}, may be {legal:?}"));
-            };
-            seen.push(u8::try_from(at).expect("few seals"));
-            let mut newest = BTreeMap::new();
-            for (index, extent) in &namespace.extents {
-                let id = ExtentId { namespace: *id, index: *index };
-                let found = match bad.as_deref_mut() {
-                    None => check_extent(&view, id, extent, &mut seen)?,
-                    Some(bad) => check_spoiled_extent(&view, id, extent, bad)?,
-                };
-                newest.insert(*index, found);
-            }
-            if sealed != Generation(0) {
-                check_dirty(store, *id, (sealed, epoch), namespace.mark, &newest)?;
-            }
-        }
-        Ok(seen)
-    }
-
-    /// Looks at what readers see without a crash: the last values.
-    pub(super) fn check_live<D: Disk>(&self, view: &View<D>) -> Result<(), String> {
-        for (namespace, state) in &self.namespaces {
-            if state.deleted != Deleted::No {
-                continue;
-            }
-            for (index, extent) in &state.extents {
-                let id = ExtentId { namespace: *namespace, index: *index };
-                let last = |block: &Block| Block(vec![block.last().clone()]);
-                let blocks = extent.blocks.iter().map(|(index, block)| (*index, last(block))).collect();
-                let extent = Extent { blocks, rest: last(&extent.rest) };
-                check_extent(view, id, &extent, &mut Seen::new()).map_err(|what| format!("live: {what}"))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Every block is one of what it may be; the newest version of any.
-fn check_extent<D: Disk>(
-    view: &View<D>,
-    id: ExtentId,
-    extent: &Extent,
-    seen: &mut Seen,
-) -> Result<Version, String> {
-    let missed = |what: &str, missed: Missed| match missed {
-        Missed::Wait => format!("{id}: {what} says wait"),
-        Missed::Failed(failure) => format!("{id}: {what}: {failure}"),
-    };
-    let mut versions = vec![Version::NONE; EXTENT_BLOCKS as usize];
-    let mut at = 0;
-    for run in view.versions(id, true).map_err(|why| missed("versions", why))? {
-        let end = at + run.blocks as usize;
-        if run.blocks == 0 || end > versions.len() {
-            return Err(format!("{id}: versions of {end} blocks"));
-        }
-        versions[at..end].fill(run.version);
-        at = end;
-    }
-    let mut newest = Version::NONE;
-    let mut found = BTreeMap::new();
-    let mut rest = None;
-    for run in extent.looked_at() {
-        let data = view.read(id, run.clone(), true).map_err(|why| missed(&format!("read {run:?}"), why))?;
-        if data.len() != run.len() * BLOCK {
-            return Err(format!("{id}: read of {run:?} gives {} bytes", data.len()));
-        }
-        for (index, data) in run.zip(data.chunks_exact(BLOCK)) {
-            let version = versions[index as usize];
-            newest = newest.max(version);
-            let block = extent.block(index);
-            let Some(which) = block.find(version, data) else {
-                return Err(format!(
-                    "{id}: block {index} is {version} {}, may be {}",
-                    named(data),
-                    legal(block)
-                ));
-            };
-            let which = u8::try_from(which).expect("few values");
-            if extent.blocks.contains_key(&index) {
-                found.insert(index, which);
-            } else if *rest.get_or_insert(which) != which {
-                return Err(format!("{id}: a discard of the extent is in some blocks and not in others"));
-            }
-        }
-    }
-    seen.extend(found.into_values());
-    seen.push(rest.unwrap_or(0));
-    Ok(newest)
-}
-
-/// Every block is one of what it may be, or is said to be corrupt; the newest version of any.
-fn check_spoiled_extent<D: Disk>(
-    view: &View<D>,
-    id: ExtentId,
-    extent: &Extent,
-    bad: &mut Vec<(ExtentId, u32)>,
-) -> Result<Version, String> {
-    let runs = match view.versions(id, true) {
-        Ok(runs) => runs,
-        // The medium cannot read it now: nothing is known.
-        Err(Missed::Failed(Failure::DiskFailed)) => {
-            bad.push((id, 0));
-            return Ok(Version::NONE);
-        }
-        Err(other) => return Err(format!("{id}: versions: {other:?}")),
-    };
-    let versions: Vec<Version> =
-        runs.iter().flat_map(|run| std::iter::repeat_n(run.version, run.blocks as usize)).collect();
-    let mut newest = Version::NONE;
-    for index in extent.looked_at().into_iter().flatten() {
-        let version = versions.get(index as usize).copied().unwrap_or(Version::NONE);
-        match view.read(id, index..index + 1, true) {
-            Ok(data) => {
-                let block = extent.block(index);
-                if block.find(version, &data).is_none() {
-                    let legal = legal(block);
-                    return Err(format!("{id}: block {index} is {version} {}, may be {legal}", named(&data)));
-                }
-                newest = newest.max(version);
-            }
-            Err(Missed::Failed(Failure::Corrupt { offset })) if offset / BLOCK_BYTES == index => {
-                bad.push((id, index));
-            }
-            Err(other) => return Err(format!("{id}: block {index}: {other:?}")),
-        }
-    }
-    Ok(newest)
-}
-
-/// What a seal answers names every extent that has something beyond the watermark.
-fn check_dirty<D: Disk>(
-    store: &mut Store<D>,
-    namespace: Namespace,
-    (generation, epoch): (Generation, Epoch),
-    mark: Version,
-    newest: &BTreeMap<u64, Version>,
-) -> Result<(), String> {
-    let prepared = store.prepare(epoch, &Operation::Seal { namespace, generation });
-    let reply = match prepared {
-        Ok(Prepared::Answer { reply, .. }) => reply,
-        Ok(Prepared::Blocked) => return Ok(()),
-        Err(fatal) => return Err(format!("{namespace}: a seal: {}", fatal.0)),
-    };
-    let Ok(ReplyBody::Sealed(sealed)) = reply else {
-        return Err(format!("{namespace}: a seal answers {reply:?}"));
-    };
-    for (index, newest) in newest.iter().filter(|(_, newest)| **newest > mark) {
-        let named = |dirty: &DirtyExtent| dirty.index == *index && dirty.newest >= *newest;
-        if !sealed.dirty.iter().any(named) {
-            let dirty = &sealed.dirty;
-            return Err(format!(
-                "{namespace}: extent {index} has {newest} beyond {mark}, and dirty is {dirty:?}"
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn legal(block: &Block) -> String {
-    let name =
-        |value: &Value| format!("{} {}", value.version, named(value.data.as_deref().unwrap_or(&ZEROS)));
-    block.0.iter().map(name).collect::<Vec<_>>().join(" or ")
 }
 
 /// The content of the block of a version, different in each sector.

@@ -29,6 +29,8 @@ pub(super) struct Stats {
     pub(super) blocked: u64,
     pub(super) checkpoints: u64,
     pub(super) batches: u64,
+    /// Changes that were refused because another one is prepared.
+    pub(super) refused: u64,
     pub(super) trace: u64,
 }
 
@@ -73,6 +75,16 @@ fn draw(rng: &mut Rng, taste: &Taste, world: &World) -> Op {
         90..=93 => return Op::Delete { ns: 2 },
         94..=95 => return Op::Delete { ns },
         96..=109 => return Op::Late { ns, extent },
+        110..=179 => {
+            let unit = rng.below(u64::from(taste.places)) as u32 * 16;
+            let first = rng.below(16) as u32;
+            let blocks =
+                if rng.chance(taste.large) { 0..16 } else { first..16.min(first + 1 + rng.below(4) as u32) };
+            let zeros = rng.chance(taste.discard / 2);
+            return Op::Prepare { ns, extent, blocks: unit + blocks.start..unit + blocks.end, zeros };
+        }
+        180..=249 => return Op::Resolve { ns, extent, commit: rng.chance(600) },
+        250..=254 => return Op::Wrong { ns, extent, slot: rng.below(u64::from(taste.places)) as u32 },
         _ => {}
     }
     if rng.chance(taste.discard) {
@@ -206,6 +218,7 @@ impl Run {
         self.stats.no_space += world.no_space;
         self.stats.blocked += world.blocked;
         self.stats.checkpoints += world.checkpoints;
+        self.stats.refused += world.refused;
         self.stats.trace = world.disk.trace();
         Ok(())
     }
@@ -228,6 +241,7 @@ impl Run {
     fn drain(&mut self, world: &mut World) -> Result<(), End> {
         for ns in 0..3 {
             for extent in EXTENTS {
+                (0..64).try_for_each(|_| world.step(&Op::Resolve { ns, extent, commit: false }, false))?;
                 let blocks = 0..EXTENT_BLOCKS;
                 world.step(&Op::Zeros { ns, extent, blocks, durability: Stable }, false)?;
             }
@@ -297,9 +311,11 @@ fn long_runs_survive_every_crash() {
         all.blocked += stats.blocked;
         all.checkpoints += stats.checkpoints;
         all.batches += stats.batches;
+        all.refused += stats.refused;
     }
     println!("{all:?}");
-    assert!(is_one || all.no_space > 0 && all.blocked > 0 && all.torn_tails > 0, "too tame: {all:?}");
+    let is_wild = all.no_space > 0 && all.blocked > 0 && all.torn_tails > 0 && all.refused > 0;
+    assert!(is_one || is_wild, "too tame: {all:?}");
 }
 
 /// Guards replay: the same seed gives the same run.

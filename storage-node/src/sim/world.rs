@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, Epoch, ExtentId, Generation, Namespace, Version};
-use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, UNIT_BYTES};
 use lunette_proto::node::{Change, Durability, Failure, Reply, ReplyBody};
 use parking_lot::Mutex;
 
 use super::disk::{Cut, Image, Interleaved, Kept, Moment, SimDisk};
-use super::model::{Model, content};
+use super::model::{Model, content, prepared};
 use crate::engine::Operation;
+use crate::store::descriptor::UNIT_BLOCKS;
 use crate::store::{Checkpoint, Fatal, Identity, Layout, OpenError, Prepared, Recovered, Store};
 
 /// The namespaces that are worked in.
@@ -60,6 +61,25 @@ pub(super) enum Op {
     Delete {
         ns: usize,
     },
+    /// A change of blocks of one slot is prepared, on what is prepared there or is there.
+    Prepare {
+        ns: usize,
+        extent: u64,
+        blocks: Range<u32>,
+        zeros: bool,
+    },
+    /// The first change that is prepared in an extent is committed, or rolled back.
+    Resolve {
+        ns: usize,
+        extent: u64,
+        commit: bool,
+    },
+    /// A change is prepared on a version that never was.
+    Wrong {
+        ns: usize,
+        extent: u64,
+        slot: u32,
+    },
     /// An owner whose time is over.
     Late {
         ns: usize,
@@ -86,6 +106,17 @@ impl From<Fatal> for End {
     fn from(fatal: Fatal) -> Self {
         Self::Failed(fatal.0)
     }
+}
+
+/// Slots of an extent.
+const SLOTS: Range<u32> = 0..EXTENT_BLOCKS / UNIT_BLOCKS;
+
+fn extent_id(ns: usize, index: u64) -> ExtentId {
+    ExtentId { namespace: NAMESPACES[ns], index }
+}
+
+fn whole_content(id: ExtentId, blocks: &Range<u32>, version: Version) -> Bytes {
+    blocks.clone().map(|block| content(id, block, version)).collect::<Vec<_>>().concat().into()
 }
 
 fn wrong<T>(what: impl Into<String>) -> Result<T, End> {
@@ -120,6 +151,10 @@ pub(super) struct World {
     pub(super) no_space: u64,
     pub(super) blocked: u64,
     pub(super) checkpoints: u64,
+    /// Changes that were refused because another one is prepared.
+    pub(super) refused: u64,
+    /// The medium is not what was written: blocks may be corrupt.
+    pub(super) is_spoiled: bool,
 }
 
 /// Opens what is on a medium and looks at its books.
@@ -159,6 +194,8 @@ impl World {
             no_space: 0,
             blocked: 0,
             checkpoints: 0,
+            refused: 0,
+            is_spoiled: false,
         })
     }
 
@@ -217,7 +254,12 @@ impl World {
             | Op::Flush { ns }
             | Op::Watermark { ns, .. }
             | Op::Delete { ns }
+            | Op::Prepare { ns, .. }
+            | Op::Wrong { ns, .. }
             | Op::Late { ns, .. } => self.is_sealed(*ns),
+            Op::Resolve { ns, extent, .. } => {
+                self.is_sealed(*ns) && self.model.first_prepared(extent_id(*ns, *extent), SLOTS).is_some()
+            }
             Op::Commit => true,
         }
     }
@@ -239,6 +281,7 @@ impl World {
             Op::Finish => self.finish_checkpoint(),
             Op::Commit => self.commit(),
             Op::Late { ns, extent } => self.late(*ns, *extent),
+            Op::Wrong { ns, extent, slot } => self.wrong_prev(*ns, *extent, *slot),
             _ => self.request(op, hold),
         }
     }
@@ -345,6 +388,7 @@ impl World {
     fn request(&mut self, op: &Op, hold: bool) -> Result<(), End> {
         // What is asked may be there after a crash from now on.
         let before = self.model.clone();
+        let prepared = self.prepared_beside(op);
         let operation = self.note(op);
         self.noted.clone_from(&self.model);
         let Some((reply, stable)) = self.prepare(&operation)? else {
@@ -356,10 +400,23 @@ impl World {
             Op::Write { durability: Durability::Volatile, .. }
                 | Op::Zeros { durability: Durability::Volatile, .. }
         );
+        if let Some(expected) = prepared {
+            if reply != Err(Failure::Version { present: expected }) {
+                return wrong(format!("{op:?} beside {expected}, which is prepared, answers {reply:?}"));
+            }
+            self.refused += 1;
+            self.model = before;
+            return Ok(());
+        }
         match (&reply, op) {
+            // It cannot be told which version it has.
+            (Err(Failure::Corrupt { .. }), Op::Prepare { .. }) if self.is_spoiled => {
+                self.model = before;
+                return Ok(());
+            }
             (
                 Err(Failure::NoSpace),
-                Op::Write { .. } | Op::Put { .. } | Op::Zeros { .. } | Op::Seal { .. },
+                Op::Write { .. } | Op::Put { .. } | Op::Zeros { .. } | Op::Seal { .. } | Op::Prepare { .. },
             ) => {
                 self.no_space += 1;
                 self.model = before;
@@ -371,6 +428,7 @@ impl World {
             _ => return wrong(format!("{op:?} answers {reply:?}")),
         }
         let must_wait = matches!(op, Op::Flush { .. } | Op::Seal { .. } | Op::Delete { .. } | Op::Put { .. })
+            || matches!(op, Op::Prepare { .. } | Op::Resolve { .. })
             || matches!(op, Op::Write { .. } | Op::Zeros { .. }) && !is_volatile;
         if must_wait && !stable {
             return wrong(format!("{op:?} is answered before it is durable"));
@@ -434,7 +492,38 @@ impl World {
                 self.model.delete(namespace);
                 Operation::Delete { namespace, generation }
             }
-            Op::Late { .. } | Op::Begin | Op::Run | Op::Finish | Op::Commit => unreachable!("no request"),
+            Op::Prepare { ns, extent, blocks, zeros } => {
+                let id = extent_id(*ns, *extent);
+                let slot = blocks.start / UNIT_BLOCKS;
+                let prev = self.model.present(id, slot);
+                let kind = if *zeros { Kind::Zeros } else { Kind::Data };
+                let version = self.next_version(id.namespace, kind);
+                let (offset, data) = (blocks.start * BLOCK_BYTES, whole_content(id, blocks, version));
+                let change = match kind {
+                    Kind::Data => Change::Data(data.clone()),
+                    Kind::Zeros => Change::Zeros { len: (blocks.end - blocks.start) * BLOCK_BYTES },
+                };
+                let data = (kind == Kind::Data).then_some(data);
+                self.model.prepare(id, prepared::Change { version, prev, blocks: blocks.clone(), data });
+                Operation::Prepare { extent: id, version, prev, offset, change }
+            }
+            Op::Resolve { ns, extent, commit } => {
+                let id = extent_id(*ns, *extent);
+                let prepared = self.model.first_prepared(id, SLOTS).expect("it can be done");
+                let (version, slot) = (prepared.version, prepared.blocks.start / UNIT_BLOCKS);
+                self.model.resolve(id, slot, *commit);
+                let (generation, _) = self.model.sealed(id.namespace);
+                // Any part of the slot.
+                let (extent, offset, len) = (id, slot * UNIT_BYTES, BLOCK_BYTES);
+                if *commit {
+                    Operation::Commit { extent, generation, version, offset, len }
+                } else {
+                    Operation::Rollback { extent, generation, version, offset, len }
+                }
+            }
+            Op::Wrong { .. } | Op::Late { .. } | Op::Begin | Op::Run | Op::Finish | Op::Commit => {
+                unreachable!("no request")
+            }
         }
     }
 
@@ -446,15 +535,31 @@ impl World {
         durability: Durability,
         kind: Kind,
     ) -> Operation {
-        let namespace = NAMESPACES[ns];
+        let id = extent_id(ns, extent);
+        let version = self.next_version(id.namespace, kind);
+        let change = self.model_change(id, version, blocks, false, kind);
+        Operation::Change { extent: id, version, offset: blocks.start * BLOCK_BYTES, change, durability }
+    }
+
+    fn next_version(&mut self, namespace: Namespace, kind: Kind) -> Version {
         let (generation, _) = self.model.sealed(namespace);
         let seq = self.seq.entry(namespace).or_insert(FIRST_SEQ);
         *seq += 1;
         let version = Version { generation, seq: *seq };
         self.kinds.insert((namespace, version), kind);
-        let id = ExtentId { namespace, index: extent };
-        let change = self.model_change(id, version, blocks, false, kind);
-        Operation::Change { extent: id, version, offset: blocks.start * BLOCK_BYTES, change, durability }
+        version
+    }
+
+    /// What is prepared in a slot that a plain change would change.
+    fn prepared_beside(&self, op: &Op) -> Option<Version> {
+        let (Op::Write { ns, extent, blocks, .. }
+        | Op::Zeros { ns, extent, blocks, .. }
+        | Op::Put { ns, extent, blocks, .. }) = op
+        else {
+            return None;
+        };
+        let slots = blocks.start / UNIT_BLOCKS..blocks.end.div_ceil(UNIT_BLOCKS);
+        self.model.first_prepared(extent_id(*ns, *extent), slots).map(|change| change.version)
     }
 
     fn model_change(
@@ -471,8 +576,7 @@ impl World {
             return Change::Zeros { len };
         }
         assert!(blocks.end <= EXTENT_BLOCKS);
-        let data: Bytes =
-            blocks.clone().map(|block| content(id, block, version)).collect::<Vec<_>>().concat().into();
+        let data = whole_content(id, blocks, version);
         let start = blocks.start;
         self.model.change(id, version, blocks.clone(), repair, |block| {
             let at = ((block - start) * BLOCK_BYTES) as usize;
@@ -497,6 +601,23 @@ impl World {
         }
     }
 
+    /// A change on a version that the slot does not have is refused, and is told which one it has.
+    fn wrong_prev(&mut self, ns: usize, extent: u64, slot: u32) -> Result<(), End> {
+        let id = extent_id(ns, extent);
+        let (generation, _) = self.model.sealed(id.namespace);
+        let [prev, version] = [1, 2].map(|by| Version { generation, seq: self.seq(ns) + by });
+        let block = slot * UNIT_BLOCKS + 5;
+        let change = Change::Data(content(id, block, version));
+        let operation = Operation::Prepare { extent: id, version, prev, offset: block * BLOCK_BYTES, change };
+        let present = self.model.present(id, slot);
+        match self.prepare(&operation)? {
+            None => Ok(()),
+            Some((Err(Failure::Corrupt { .. }), _)) if self.is_spoiled => Ok(()),
+            Some((Err(Failure::Version { present: told }), _)) if told == present => Ok(()),
+            Some((reply, _)) => wrong(format!("a change on {prev} answers {reply:?}, it has {present}")),
+        }
+    }
+
     /// After the store was opened once more on the same medium.
     pub(super) fn opened(self, store: Store<Arc<SimDisk>>) -> Self {
         Self { store, checkpoint: None, running: false, unseen: false, ..self }
@@ -504,6 +625,17 @@ impl World {
 
     /// Writes what a block should hold, as a repair with the version that it should have.
     pub(super) fn repair(&mut self, id: ExtentId, block: u32) -> Result<(), End> {
+        let slot = block / UNIT_BLOCKS;
+        if let Some(prepared) = self.model.prepared(id, slot) {
+            let (generation, _) = self.model.sealed(id.namespace);
+            let (version, offset, len) = (prepared.version, slot * UNIT_BYTES, UNIT_BYTES);
+            self.model.resolve(id, slot, false);
+            let operation = Operation::Rollback { extent: id, generation, version, offset, len };
+            match self.prepare(&operation)? {
+                Some((Ok(ReplyBody::Done), _)) => self.commit()?,
+                other => return wrong(format!("a rollback answers {other:?}")),
+            }
+        }
         let value = self.model.namespaces[&id.namespace].extents[&id.index].block(block).last().clone();
         let (generation, _) = self.model.sealed(id.namespace);
         let change = match value.data {

@@ -50,12 +50,13 @@ impl<D: Disk> Store<D> {
         };
         let wanted = Wanted { id, blocks: first..first + blocks, version, data: data.is_some(), repair };
         let state_max = self.state_max();
-        let known = self.batch.drafts.remove(&id);
-        let is_known = known.is_some();
-        let mut draft = known.unwrap_or_else(|| match self.view.state.read().extents.get(id) {
-            Some(extent) => Draft { extent: extent.clone(), is_placed: true, ..Draft::default() },
-            None => Draft::default(),
-        });
+        let (mut draft, is_known) = self.take_draft(id);
+        if let Some(present) = draft.prepared_in(&wanted.blocks).filter(|_| !planted!(ChangeBesidePrepared)) {
+            if is_known {
+                self.batch.drafts.insert(id, draft);
+            }
+            return Ok(Prepared::refused(Failure::Version { present }));
+        }
         let plan = draft.plan(&wanted, |slot, unit| self.view.current(id, slot, unit));
         let plan = plan.map_err(Fatal::new("reading a descriptor failed"))?;
         // A retry of something that is not durable yet must not be answered before it is.
@@ -73,10 +74,20 @@ impl<D: Disk> Store<D> {
         }
         match outcome {
             Ok(()) => Ok(Prepared::done(stable)),
-            Err(Refused::With(failure)) => Ok(Prepared::refused(failure)),
-            Err(Refused::Blocked) => Ok(Prepared::Blocked),
-            Err(Refused::Fatal(fatal)) => Err(fatal),
+            Err(refused) => refused.answer(),
         }
+    }
+
+    /// An extent as the batch leaves it so far, and whether the batch has changed it: then it has to be put back.
+    pub(super) fn take_draft(&mut self, id: ExtentId) -> (Draft, bool) {
+        if let Some(known) = self.batch.drafts.remove(&id) {
+            return (known, true);
+        }
+        let draft = match self.view.state.read().extents.get(id) {
+            Some(extent) => Draft { extent: extent.clone(), is_placed: true, ..Draft::default() },
+            None => Draft::default(),
+        };
+        (draft, false)
     }
 
     /// Does to the draft what was planned, and adds the records. Unless it succeeds, nothing has changed.
@@ -115,16 +126,7 @@ impl<D: Disk> Store<D> {
         for (record, data) in records {
             self.batch.push(&record);
             let (Record::Write(write), Some(data)) = (&record, data) else { continue };
-            if write.placed {
-                self.batch.placed_bytes += data.len();
-                self.batch.placed.push((write.place.unit, data));
-            } else {
-                self.batch.blocks += u32::from(write.place.blocks);
-                let offset = self.superblock.layout.unit(write.place.unit);
-                let offset = offset + u64::from(write.place.first) * u64::from(BLOCK_BYTES);
-                self.batch.in_place.push((offset, data.clone()));
-                self.batch.data.push(data);
-            }
+            self.batch.push_data(&self.superblock.layout, write, data);
         }
         let mut state = self.view.state.write();
         state.namespaces.changed(wanted.id.namespace, wanted.id.index, wanted.version, next.extent.newest);
@@ -168,7 +170,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Whether one more page has room on the medium.
-    fn page_room(&mut self) -> Result<bool, Fatal> {
+    pub(super) fn page_room(&mut self) -> Result<bool, Fatal> {
         let layout = &self.superblock.layout;
         let wanted = self.pages.len() + 1;
         if wanted + PAGES_READY / 4 > self.pages_ready {
@@ -184,10 +186,21 @@ impl<D: Disk> Store<D> {
     }
 }
 
-enum Refused {
+/// Why an operation is not done. Nothing has changed.
+pub(super) enum Refused {
     With(Failure),
     Blocked,
     Fatal(Fatal),
+}
+
+impl Refused {
+    pub(super) fn answer(self) -> Result<Prepared, Fatal> {
+        match self {
+            Self::With(failure) => Ok(Prepared::refused(failure)),
+            Self::Blocked => Ok(Prepared::Blocked),
+            Self::Fatal(fatal) => Err(fatal),
+        }
+    }
 }
 
 impl From<NoUnit> for Refused {

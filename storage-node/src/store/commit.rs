@@ -1,18 +1,21 @@
 //! How what was decided becomes durable, and is shown to readers.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use lunette_proto::ids::{ExtentId, Namespace};
+use lunette_proto::limits::BLOCK_BYTES;
 
 use super::core::{Fatal, Store};
 use super::disk::Disk;
 use super::draft::Draft;
-use super::extents::UnitRef;
+use super::extents::{Extent, UnitRef};
+use super::layout::Layout;
 use super::view::Dirty;
-use super::wal::Record;
+use super::wal::{Record, WriteRecord};
 
 /// Changes that were decided, and are not in the WAL.
 #[derive(Debug, Default)]
@@ -25,8 +28,8 @@ pub(super) struct Batch {
     /// Data of whole units.
     pub(super) placed: Vec<(u32, Bytes)>,
     pub(super) placed_bytes: usize,
-    /// Where the data of the records goes in the end.
-    pub(super) in_place: Vec<(u64, Bytes)>,
+    /// What the records do to data in the end, in their order.
+    pub(super) in_place: Vec<InPlace>,
     pub(super) drafts: BTreeMap<ExtentId, Draft>,
     pub(super) deleted: Vec<Namespace>,
 }
@@ -35,6 +38,43 @@ impl Batch {
     pub(super) fn push(&mut self, record: &Record) {
         record.encode(&mut self.encoded);
         self.records += 1;
+    }
+
+    /// The data of a record that was pushed.
+    pub(super) fn push_data(&mut self, layout: &Layout, write: &WriteRecord, data: Bytes) {
+        if write.placed {
+            self.placed_bytes += data.len();
+            self.placed.push((write.place.unit, data));
+        } else {
+            self.blocks += u32::from(write.place.blocks);
+            let offset =
+                layout.unit(write.place.unit) + u64::from(write.place.first) * u64::from(BLOCK_BYTES);
+            self.in_place.push(InPlace::Data(offset, data.clone()));
+            self.data.push(data);
+        }
+    }
+}
+
+/// A change in place.
+#[derive(Clone, Debug)]
+pub(super) enum InPlace {
+    /// This data, at this offset.
+    Data(u64, Bytes),
+    /// Blocks from one unit to another.
+    Copy { from: u64, to: u64, blocks: u8 },
+}
+
+impl InPlace {
+    /// Does it. What is copied is not looked at: its checksum goes with it, and tells.
+    pub(super) fn run<D: Disk>(self, disk: &D) -> io::Result<()> {
+        match self {
+            Self::Data(offset, data) => disk.write(offset, &[data]),
+            Self::Copy { from, to, blocks } => {
+                let mut data = vec![0; usize::from(blocks) * BLOCK_BYTES as usize];
+                disk.read(from, &mut data)?;
+                disk.write(to, &[data.into()])
+            }
+        }
     }
 }
 
@@ -58,10 +98,12 @@ impl<D: Disk> Store<D> {
             }
         }
         if planted!(InPlaceBeforeRecord) {
-            let mut in_place = batch.in_place.iter();
-            in_place
-                .try_for_each(|(offset, data)| disk.write(*offset, std::slice::from_ref(data)))
-                .map_err(Fatal::new("writing data failed"))?;
+            let mut in_place = batch.in_place.iter().cloned();
+            in_place.try_for_each(|change| change.run(disk)).map_err(Fatal::new("writing data failed"))?;
+        }
+        if planted!(CommitCopiesEarly) {
+            let copies = batch.in_place.iter().filter(|change| matches!(change, InPlace::Copy { .. }));
+            copies.cloned().try_for_each(|copy| copy.run(disk)).map_err(Fatal::new("copying data failed"))?;
         }
         if planted!(FlushForgetsVolatile) && !self.view.state.read().volatile.is_empty() {
             return self.apply(batch.drafts, batch.in_place, &batch.deleted);
@@ -86,7 +128,7 @@ impl<D: Disk> Store<D> {
     fn apply(
         &mut self,
         drafts: BTreeMap<ExtentId, Draft>,
-        in_place: Vec<(u64, Bytes)>,
+        in_place: Vec<InPlace>,
         deleted: &[Namespace],
     ) -> Result<(), Fatal> {
         let mut changed = Vec::with_capacity(drafts.len());
@@ -100,11 +142,16 @@ impl<D: Disk> Store<D> {
                 draft.extent.set_unit(slot, UnitRef { unit: descriptor.unit, crc });
                 dirty.push(Arc::new(Dirty { descriptor: Arc::new(descriptor), sector, crc }));
             }
+            for descriptor in std::mem::take(&mut draft.shadows).into_values() {
+                let (sector, crc) = descriptor.encode(self.identity.uuid);
+                draft.extent.set_checksum(descriptor.slot, UnitRef { unit: descriptor.unit, crc });
+                dirty.push(Arc::new(Dirty { descriptor: Arc::new(descriptor), sector, crc }));
+            }
             changed.push((id, draft.extent, dirty));
         }
         let _applying = self.view.applying.write();
-        for (offset, data) in in_place {
-            self.view.disk.write(offset, &[data]).map_err(Fatal::new("writing data failed"))?;
+        for change in in_place {
+            change.run(&self.view.disk).map_err(Fatal::new("changing data in place failed"))?;
         }
         let mut state = self.view.state.write();
         self.view.changes.fetch_add(1, Ordering::Release);
@@ -114,7 +161,17 @@ impl<D: Disk> Store<D> {
                 let gone = old.units().filter(|(slot, unit)| {
                     extent.and_then(|extent| extent.unit(*slot)).is_none_or(|now| now.unit != unit.unit)
                 });
-                let gone = gone.map(|(_, unit)| unit.unit).collect::<Vec<_>>();
+                // The unit of a prepared change stays, or is the slot's now.
+                let resolved = old.shadows().iter().filter(|shadow| {
+                    let unit = shadow.unit.unit;
+                    let stays = |extent: &Extent| {
+                        extent.shadow(shadow.slot).is_some_and(|now| now.unit.unit == unit)
+                            || extent.unit(shadow.slot).is_some_and(|now| now.unit == unit)
+                    };
+                    !extent.is_some_and(stays)
+                });
+                let gone = gone.map(|(_, unit)| unit.unit);
+                let gone = gone.chain(resolved.map(|shadow| shadow.unit.unit)).collect::<Vec<_>>();
                 gone.iter().for_each(|unit| {
                     state.dirty.remove(unit);
                 });
@@ -127,10 +184,10 @@ impl<D: Disk> Store<D> {
             for (index, extent) in state.extents.remove_namespace(*id) {
                 let extent_id = ExtentId { namespace: *id, index };
                 self.pages.remove(extent.page, extent_id, extent.record_len());
-                for (_, unit) in extent.units() {
-                    state.dirty.remove(&unit.unit);
+                for unit in extent.all_units() {
+                    state.dirty.remove(&unit);
                     if !planted!(DeleteLeavesUnits) {
-                        self.units.release(unit.unit);
+                        self.units.release(unit);
                     }
                 }
             }
@@ -154,12 +211,26 @@ impl<D: Disk> Store<D> {
         }
         let state = self.view.state.read();
         self.pages.audit(&state.extents)?;
-        self.units
-            .audit(state.extents.iter().flat_map(|(_, extent)| extent.units().map(|(_, unit)| unit.unit)))?;
+        self.units.audit(state.extents.iter().flat_map(|(_, extent)| extent.all_units()))?;
+        let mut prepared = 0;
+        for (id, extent) in state.extents.iter() {
+            let of_extent = extent.shadows().len();
+            prepared += of_extent;
+            if state.namespaces.prepared(id).1 != of_extent {
+                return Err(format!("{id} has {of_extent} prepared changes, its namespace counts others"));
+            }
+        }
+        let counted = state.namespaces.prepared(ExtentId { namespace: Namespace(0), index: 0 }).0;
+        if counted != prepared {
+            return Err(format!("{prepared} changes are prepared, {counted} are counted"));
+        }
         for (unit, dirty) in &state.dirty {
             let descriptor = &dirty.descriptor;
             let extent = state.extents.get(descriptor.extent);
-            let found = extent.and_then(|extent| extent.unit(descriptor.slot));
+            let found = extent.and_then(|extent| {
+                let shadow = extent.shadow(descriptor.slot).map(|shadow| shadow.unit);
+                shadow.filter(|shadow| shadow.unit == *unit).or_else(|| extent.unit(descriptor.slot))
+            });
             if found.is_none_or(|found| (found.unit, found.crc) != (*unit, dirty.crc)) {
                 return Err(format!("the descriptor of unit {unit} waits to be written, and is not in use"));
             }

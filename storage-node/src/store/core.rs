@@ -13,6 +13,7 @@ use super::commit::Batch;
 use super::disk::Disk;
 use super::layout::UNIT_BYTES;
 use super::pages::Pages;
+use super::prepared::Resolve;
 use super::superblock::Superblock;
 use super::units::Units;
 use super::view::View;
@@ -208,6 +209,27 @@ impl<D: Disk> Store<D> {
                     return Ok(Prepared::refused(Failure::Invalid));
                 }
                 self.change(*extent, *version, *offset, change, Durability::Stable, true)
+            }
+            Operation::Prepare { extent, version, prev, offset, change } => {
+                if let Err(failure) = self.view.check(extent.namespace, version.generation, epoch) {
+                    return Ok(Prepared::refused(failure));
+                }
+                self.prepare_change(*extent, (*version, *prev), *offset, change)
+            }
+            Operation::Commit { extent, generation, version, offset, len }
+            | Operation::Rollback { extent, generation, version, offset, len } => {
+                if let Err(failure) = self.view.check(extent.namespace, *generation, epoch) {
+                    return Ok(Prepared::refused(failure));
+                }
+                if version.seq == 0 || version.generation == Generation(0) || version.generation > *generation
+                {
+                    return Ok(Prepared::refused(Failure::Invalid));
+                }
+                let resolve = match operation {
+                    Operation::Commit { .. } => Resolve::Commit,
+                    _ => Resolve::Rollback,
+                };
+                self.resolve(*extent, *version, (*offset, *len), resolve)
             }
         }
     }

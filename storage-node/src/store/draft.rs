@@ -18,6 +18,8 @@ pub(crate) struct Draft {
     pub(crate) descriptors: BTreeMap<u8, Descriptor>,
     /// Slots whose descriptor changes.
     pub(crate) changed: u64,
+    /// Descriptors of the units of prepared changes that are new, by slot.
+    pub(crate) shadows: BTreeMap<u8, Descriptor>,
 }
 
 /// Which change is asked for.
@@ -127,6 +129,13 @@ impl Draft {
             }
         }
         Ok(plan)
+    }
+
+    /// The version of a change that is prepared in a slot that has some of these blocks.
+    pub(crate) fn prepared_in(&self, blocks: &Range<u32>) -> Option<Version> {
+        let slots = blocks.start / UNIT_BLOCKS..blocks.end.div_ceil(UNIT_BLOCKS);
+        let shadow = self.extent.shadows().iter().find(|shadow| slots.contains(&u32::from(shadow.slot)));
+        shadow.map(|shadow| shadow.version)
     }
 
     /// Makes `slot` have a fresh unit; the one that it had. Its blocks are zeros of the version of the hole that was

@@ -6,6 +6,7 @@ use bytes::{Buf, BufMut};
 use lunette_proto::ids::{ExtentId, Namespace, Version};
 use lunette_proto::limits::EXTENT_BYTES;
 
+use super::descriptor::UNIT_BLOCKS;
 use super::layout::UNIT_BYTES;
 use super::namespaces::{get_version, put_version};
 
@@ -16,6 +17,9 @@ const _: () = assert!(SLOTS == 64);
 const HEADER_BYTES: usize = 48;
 const HOLE_BYTES: usize = 24;
 const UNIT_REF_BYTES: usize = 8;
+const SHADOW_BYTES: usize = 44;
+const OF_DATA: u8 = 1;
+const OF_ZEROS: u8 = 2;
 
 /// A unit, and the checksum that its descriptor must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +35,33 @@ struct Hole {
     version: Version,
 }
 
+/// A change of a slot that is prepared: what it brings is in a unit of its own, which no reader sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shadow {
+    pub(crate) slot: u8,
+    /// First block in the unit.
+    pub(crate) first: u8,
+    pub(crate) blocks: u8,
+    /// The blocks become zeros.
+    pub(crate) zeros: bool,
+    pub(crate) version: Version,
+    /// The newest version of the slot's blocks.
+    pub(crate) prev: Version,
+    pub(crate) unit: UnitRef,
+}
+
+impl Shadow {
+    /// The blocks in the unit.
+    pub(crate) fn range(&self) -> std::ops::Range<u32> {
+        u32::from(self.first)..u32::from(self.first) + u32::from(self.blocks)
+    }
+
+    /// Whether it changes all blocks of the slot.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.range() == (0..UNIT_BLOCKS)
+    }
+}
+
 /// One extent: 64 slots of 64 KiB, each a unit, a hole of some version, or never written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extent {
@@ -43,6 +74,8 @@ pub(crate) struct Extent {
     /// Their units, in the order of the slots.
     units: Vec<UnitRef>,
     holes: Vec<Hole>,
+    /// What is prepared, in the order of the slots.
+    shadows: Vec<Shadow>,
 }
 
 impl Extent {
@@ -64,6 +97,43 @@ impl Extent {
     pub(crate) fn units(&self) -> impl Iterator<Item = (u8, UnitRef)> {
         let slots = (0..SLOTS).filter(|slot| self.slots >> slot & 1 == 1);
         slots.zip(self.units.iter().copied())
+    }
+
+    /// All units, those of prepared changes included.
+    pub(crate) fn all_units(&self) -> impl Iterator<Item = u32> {
+        self.units.iter().map(|unit| unit.unit).chain(self.shadows.iter().map(|shadow| shadow.unit.unit))
+    }
+
+    /// What is prepared, in the order of the slots.
+    pub(crate) fn shadows(&self) -> &[Shadow] {
+        &self.shadows
+    }
+
+    /// What is prepared in a slot.
+    pub(crate) fn shadow(&self, slot: u8) -> Option<&Shadow> {
+        self.shadows.iter().find(|shadow| shadow.slot == slot)
+    }
+
+    /// Prepares a change of a slot that has none.
+    pub(crate) fn add_shadow(&mut self, shadow: Shadow) {
+        let at = self.shadows.partition_point(|other| other.slot < shadow.slot);
+        self.shadows.insert(at, shadow);
+    }
+
+    /// Takes away what is prepared in a slot.
+    pub(crate) fn take_shadow(&mut self, slot: u8) -> Option<Shadow> {
+        let at = self.shadows.iter().position(|shadow| shadow.slot == slot)?;
+        Some(self.shadows.remove(at))
+    }
+
+    /// Notes the checksum of the descriptor of a unit that a slot has, or that is prepared for it.
+    pub(crate) fn set_checksum(&mut self, slot: u8, unit: UnitRef) {
+        match self.shadows.iter_mut().find(|shadow| shadow.slot == slot && shadow.unit.unit == unit.unit) {
+            Some(shadow) => shadow.unit = unit,
+            None => {
+                self.set_unit(slot, unit);
+            }
+        }
     }
 
     /// Gives a slot a unit; the one that it had.
@@ -102,7 +172,10 @@ impl Extent {
 
     /// Bytes of its record in a page.
     pub(crate) fn record_len(&self) -> usize {
-        HEADER_BYTES + self.holes.len() * HOLE_BYTES + self.units.len() * UNIT_REF_BYTES
+        HEADER_BYTES
+            + self.holes.len() * HOLE_BYTES
+            + self.units.len() * UNIT_REF_BYTES
+            + self.shadows.len() * SHADOW_BYTES
     }
 
     pub(crate) fn encode(&self, id: ExtentId, out: &mut impl BufMut) {
@@ -111,7 +184,9 @@ impl Extent {
         put_version(out, self.newest);
         out.put_u64_le(self.slots);
         out.put_u8(u8::try_from(self.holes.len()).expect("at most one for each slot"));
-        out.put_bytes(0, 7);
+        let shadows = if planted!(PreparedNotInCheckpoint) { &[] } else { self.shadows.as_slice() };
+        out.put_u8(u8::try_from(shadows.len()).expect("at most one for each slot"));
+        out.put_bytes(0, 6);
         for hole in &self.holes {
             out.put_u64_le(hole.slots);
             put_version(out, hole.version);
@@ -119,6 +194,16 @@ impl Extent {
         for unit in &self.units {
             out.put_u32_le(unit.unit);
             out.put_u32_le(unit.crc);
+        }
+        for shadow in shadows {
+            out.put_u8(shadow.slot);
+            out.put_u8(shadow.first);
+            out.put_u8(shadow.blocks);
+            out.put_u8(if shadow.zeros { OF_ZEROS } else { OF_DATA });
+            out.put_u32_le(shadow.unit.unit);
+            out.put_u32_le(shadow.unit.crc);
+            put_version(out, shadow.version);
+            put_version(out, shadow.prev);
         }
     }
 
@@ -129,7 +214,8 @@ impl Extent {
         let newest = get_version(fields)?;
         let slots = fields.try_get_u64_le().ok()?;
         let holes = usize::from(fields.try_get_u8().ok()?);
-        if fields.try_get_uint_le(7).ok()? != 0 || holes > usize::from(SLOTS) {
+        let shadows = usize::from(fields.try_get_u8().ok()?);
+        if fields.try_get_uint_le(6).ok()? != 0 || holes.max(shadows) > usize::from(SLOTS) {
             return None;
         }
         let mut extent = Self { page, newest, slots, ..Self::default() };
@@ -148,7 +234,31 @@ impl Extent {
                 .units
                 .push(UnitRef { unit: fields.try_get_u32_le().ok()?, crc: fields.try_get_u32_le().ok()? });
         }
+        for _ in 0..shadows {
+            let shadow = Shadow::decode(fields)?;
+            if extent.shadows.last().is_some_and(|last| last.slot >= shadow.slot) {
+                return None;
+            }
+            extent.shadows.push(shadow);
+        }
         Some((id, extent))
+    }
+}
+
+impl Shadow {
+    fn decode(fields: &mut &[u8]) -> Option<Self> {
+        let slot = fields.try_get_u8().ok()?;
+        let first = fields.try_get_u8().ok()?;
+        let blocks = fields.try_get_u8().ok()?;
+        let zeros = match fields.try_get_u8().ok()? {
+            OF_DATA => false,
+            OF_ZEROS => true,
+            _ => return None,
+        };
+        let unit = UnitRef { unit: fields.try_get_u32_le().ok()?, crc: fields.try_get_u32_le().ok()? };
+        let (version, prev) = (get_version(fields)?, get_version(fields)?);
+        let shadow = Self { slot, first, blocks, zeros, version, prev, unit };
+        (slot < SLOTS && blocks > 0 && shadow.range().end <= UNIT_BLOCKS).then_some(shadow)
     }
 }
 
@@ -235,6 +345,15 @@ mod tests {
         assert_eq!(extent.holes.len(), 1);
     }
 
+    /// Guards the largest record: an extent with as many holes and prepared changes as can be fits a page, with room.
+    #[test]
+    fn the_largest_fits_a_page() {
+        let shadows = lunette_proto::limits::EXTENT_PREPARED_MAX * SHADOW_BYTES;
+        let largest = HEADER_BYTES + usize::from(SLOTS) * HOLE_BYTES + shadows;
+        const { assert!(HOLE_BYTES > UNIT_REF_BYTES) };
+        assert!(largest <= super::super::pages::FILL, "{largest}");
+    }
+
     /// Guards the format: what is written is read, and nothing is read of what is cut.
     #[test]
     fn encodes() {
@@ -244,9 +363,27 @@ mod tests {
         extent.set_unit(40, unit(8));
         extent.set_hole(0b100, version(5));
         extent.set_hole(0b1000, version(6));
+        let shadow = Shadow {
+            slot: 40,
+            first: 3,
+            blocks: 13,
+            zeros: false,
+            version: version(8),
+            prev: version(7),
+            unit: unit(9),
+        };
+        extent.add_shadow(shadow);
+        extent.add_shadow(Shadow { slot: 2, zeros: true, unit: unit(10), ..shadow });
+        assert_eq!(extent.shadows().iter().map(|shadow| shadow.slot).collect::<Vec<_>>(), [2, 40]);
+        assert_eq!(extent.all_units().collect::<Vec<_>>(), [7, 8, 10, 9]);
         let mut bytes = Vec::new();
         extent.encode(id, &mut bytes);
         assert_eq!(bytes.len(), extent.record_len());
+        let numbers = |numbers: &[u32]| numbers.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<_>>();
+        let versions = [1, 0, 8, 0, 1, 0, 7, 0];
+        let last = [&[40, 3, 13, 1], &numbers(&[9, 27])[..], &numbers(&versions)].concat();
+        assert_eq!(bytes[bytes.len() - 44..], last);
+        assert_eq!(bytes[40..48], [2, 2, 0, 0, 0, 0, 0, 0]);
         assert_eq!(Extent::decode(&mut bytes.as_slice(), 3), Some((id, extent)));
         for cut in 0..bytes.len() {
             assert_eq!(Extent::decode(&mut &bytes[..cut], 3), None);

@@ -37,6 +37,14 @@
 //! and be read the next time. Whoever needs it to change or compare anything makes the disk fail; whoever reads is told
 //! to read elsewhere.
 //!
+//! # Prepared changes
+//!
+//! A change may be prepared first, and count later, or never: its data is durable in a unit of its own that no reader
+//! sees, and the slot keeps what it has. The extent's record names it, so that its end is one record and needs no room:
+//! the unit becomes the slot's, or its blocks are copied into the slot's unit, or it is given back. Both ways are
+//! replayed like everything else, for the unit that was given back stays what it is until the next checkpoint
+//! (`prepared`).
+//!
 //! # Formats
 //!
 //! All little-endian, reserved bytes zero, CRC-32C (blocks: over XXH3). [`layout`]: where the parts lie; [`superblock`]; [`wal`]: batches
@@ -75,6 +83,7 @@ pub mod format;
 pub mod layout;
 pub mod namespaces;
 pub mod pages;
+mod prepared;
 pub mod recovery;
 pub mod superblock;
 pub mod units;

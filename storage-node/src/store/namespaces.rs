@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Buf, BufMut};
-use lunette_proto::ids::{Epoch, Generation, Namespace, Version};
+use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Version};
 use lunette_proto::node::{DirtyExtent, Failure, Sealed};
 
 /// Extents of one namespace that may await the next watermark: what one `Sealed` answer can name,
@@ -27,6 +27,9 @@ pub(crate) struct NamespaceState {
     pub(crate) watermark: Version,
     /// Extents changed beyond the watermark, with the newest version of any of their blocks.
     pub(crate) dirty: BTreeMap<u64, Version>,
+    /// Extents with prepared changes, and of how many slots: they stay dirty. It follows from the extents, and is not in a
+    /// checkpoint.
+    prepared: BTreeMap<u64, usize>,
 }
 
 /// All namespaces of a disk.
@@ -35,6 +38,7 @@ pub(crate) struct Namespaces {
     live: BTreeMap<Namespace, NamespaceState>,
     deleted: BTreeSet<Namespace>,
     dirty_extents: usize,
+    prepared: usize,
 }
 
 impl Namespaces {
@@ -135,6 +139,35 @@ impl Namespaces {
         }
     }
 
+    /// Changes that are prepared, in all extents; and in one.
+    pub(crate) fn prepared(&self, id: ExtentId) -> (usize, usize) {
+        let state = self.live.get(&id.namespace);
+        (self.prepared, state.and_then(|state| state.prepared.get(&id.index).copied()).unwrap_or(0))
+    }
+
+    /// Notes a change that is prepared: a takeover has to look at its extent, whatever the watermark says.
+    pub(crate) fn add_prepared(&mut self, id: ExtentId, version: Version) {
+        let state = self.live.entry(id.namespace).or_default();
+        let known = state.dirty.entry(id.index).or_insert_with(|| {
+            self.dirty_extents += 1;
+            version
+        });
+        *known = version.max(*known);
+        *state.prepared.entry(id.index).or_default() += 1;
+        self.prepared += 1;
+    }
+
+    /// Notes that one is not prepared any more.
+    pub(crate) fn remove_prepared(&mut self, id: ExtentId) {
+        let Some(state) = self.live.get_mut(&id.namespace) else { return };
+        let Some(slots) = state.prepared.get_mut(&id.index) else { return };
+        *slots -= 1;
+        self.prepared -= 1;
+        if *slots == 0 {
+            state.prepared.remove(&id.index);
+        }
+    }
+
     /// Everything up to `mark` is on all in-sync members; whether that is news.
     pub(crate) fn watermark(&mut self, id: Namespace, mark: Version) -> bool {
         let state = self.live.entry(id).or_default();
@@ -143,7 +176,11 @@ impl Namespaces {
         }
         state.watermark = mark;
         let before = state.dirty.len();
-        state.dirty.retain(|_, newest| *newest > mark && !planted!(WatermarkClearsTooMuch));
+        let NamespaceState { dirty, prepared, .. } = state;
+        dirty.retain(|index, newest| {
+            let is_prepared = prepared.contains_key(index) && !planted!(WatermarkHidesPrepared);
+            (*newest > mark || is_prepared) && !planted!(WatermarkClearsTooMuch)
+        });
         self.dirty_extents -= before - state.dirty.len();
         true
     }
@@ -152,6 +189,7 @@ impl Namespaces {
     pub(crate) fn delete(&mut self, id: Namespace) -> bool {
         if let Some(state) = self.live.remove(&id) {
             self.dirty_extents -= state.dirty.len();
+            self.prepared -= state.prepared.values().sum::<usize>();
         }
         self.deleted.insert(id)
     }
@@ -198,7 +236,7 @@ impl Namespaces {
                 dirty.insert(index, get_version(&mut fields)?);
             }
             all.dirty_extents += dirty.len();
-            all.live.insert(id, NamespaceState { sealed, epoch, watermark, dirty });
+            all.live.insert(id, NamespaceState { sealed, epoch, watermark, dirty, ..Default::default() });
         }
         for _ in 0..deleted {
             all.deleted.insert(Namespace(fields.try_get_u64_le().ok()?));
@@ -262,6 +300,30 @@ mod tests {
         all.changed(NS, 4, version(1, 3), version(1, 3));
         assert_eq!(all.dirty(NS).dirty.len(), 1);
         assert_eq!(all.dirty_extents, 1);
+    }
+
+    /// Guards takeovers: an extent with something prepared is named until that is resolved, wherever the watermark is; and
+    /// the counts.
+    #[test]
+    fn prepared_extents_stay_dirty() {
+        let id = ExtentId { namespace: NS, index: 4 };
+        let mut all = Namespaces::default();
+        all.seal(NS, Generation(2), Epoch(1));
+        all.watermark(NS, version(2, 7));
+        all.add_prepared(id, version(2, 6));
+        all.add_prepared(id, version(2, 8));
+        all.add_prepared(ExtentId { index: 5, ..id }, version(2, 8));
+        assert_eq!(all.prepared(id), (3, 2));
+        assert!(all.watermark(NS, version(2, 9)));
+        let named =
+            |all: &Namespaces| all.dirty(NS).dirty.iter().map(|dirty| dirty.index).collect::<Vec<_>>();
+        assert_eq!(named(&all), [4, 5]);
+        all.remove_prepared(id);
+        all.remove_prepared(ExtentId { index: 5, ..id });
+        assert!(all.watermark(NS, version(2, 10)));
+        assert_eq!((named(&all), all.prepared(id)), (vec![4], (1, 1)));
+        all.delete(NS);
+        assert_eq!((all.prepared(id), all.dirty_extents), ((0, 0), 0));
     }
 
     /// Guards invariant 10: what was deleted stays deleted, whoever asks.

@@ -12,8 +12,10 @@
 //! | 28 | 4 | CRC-32C of (disk uuid 16, the page without this field) |
 //! | 32 | 4064 | extents, then zeros |
 //!
-//! An extent: namespace 8, index 8, newest version 16, slots that have a unit 8 (a bit each), number of holes 1, zeros
-//! 7; each hole: slots 8, version 16; each unit: unit 4, CRC of its descriptor 4.
+//! An extent: namespace 8, index 8, newest version 16, slots that have a unit 8 (a bit each), number of holes 1, of prepared
+//! changes 1, zeros 6; each hole: slots 8, version 16; each unit: unit 4, CRC of its descriptor 4; each prepared change, in
+//! the order of the slots: slot 1, first block in the unit 1, blocks 1, what they become 1 (1 data, 2 zeros), unit 4,
+//! CRC of its descriptor 4, version 16, newest version of the slot's blocks 16.
 //!
 //! A checkpoint area has its checksum in the superblock:
 //!
@@ -42,7 +44,7 @@ const HEADER: usize = 32;
 const CRC: usize = 28;
 const ROOM: usize = BYTES - HEADER;
 /// A page is filled up to this with new extents; the rest is for those in it to grow.
-const FILL: usize = ROOM - 256;
+pub(crate) const FILL: usize = ROOM - 256;
 const NOT_WRITTEN: u8 = 255;
 
 /// What the directory says of a page.

@@ -1,6 +1,8 @@
 //! Opening a disk: the newest checkpoint, and the batches after it once more.
 
-use std::collections::BTreeMap;
+mod prepared;
+
+use std::collections::{BTreeMap, btree_map};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use super::superblock::{FORMAT_VERSION, NotSuper, Superblock};
 use super::units::Units;
 use super::view::{Dirty, State, View};
 use super::wal::record::Place;
-use super::wal::{Batch, Found, Point, Record, Scan, Wal};
+use super::wal::{Batch, Found, Point, Record, Scan, Wal, WriteRecord};
 use crate::engine::DiskError;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -187,7 +189,7 @@ fn load_page(
         .ok_or_else(|| damaged("a page of metadata is not what the directory says"))?;
     loaded.pages.restore(reference, extents.iter().map(|(id, extent)| (*id, extent)));
     for (id, extent) in extents {
-        for (_, UnitRef { unit, .. }) in extent.units() {
+        for unit in extent.all_units() {
             let word = used.get_mut(unit as usize / 64).filter(|_| unit < layout.units);
             let word = word.ok_or_else(|| damaged("an extent has a unit that is not there"))?;
             if *word >> (unit % 64) & 1 == 1 {
@@ -195,6 +197,7 @@ fn load_page(
             }
             *word |= 1 << (unit % 64);
         }
+        extent.shadows().iter().for_each(|shadow| loaded.namespaces.add_prepared(id, shadow.version));
         if loaded.extents.insert(id, extent).is_some() {
             return Err(damaged("an extent is in two pages"));
         }
@@ -222,7 +225,7 @@ impl<D: Disk> Store<D> {
         let next = replay.run()?;
         let Replay { namespaces, extents, descriptors, before, recovered, .. } = replay;
         let (state, pages) = settle(&superblock, pages, namespaces, extents, descriptors, &before)?;
-        let used = state.extents.iter().flat_map(|(_, extent)| extent.units().map(|(_, unit)| unit.unit));
+        let used = state.extents.iter().flat_map(|(_, extent)| extent.all_units());
         let units = Units::new(superblock.layout.units, used.collect::<Vec<_>>().into_iter());
         // What is left of a batch that is given up can never be taken for one that follows.
         let next = Point { number: next.number + 1, ..next };
@@ -320,36 +323,46 @@ impl<D: Disk> Replay<'_, D> {
                     self.place(place, lsn, zeros)?;
                 }
                 Record::Write(write) => {
-                    let place = &write.place;
-                    let base = u32::from(place.slot) * UNIT_BLOCKS + u32::from(place.first);
-                    let mut entries = (base..)
-                        .zip(&write.digests)
-                        .map(|(block, digest)| Entry::data(place.extent, block, place.version, *digest))
-                        .collect::<Vec<_>>();
-                    if !write.placed {
-                        for (index, entry) in (at..).zip(&mut entries) {
-                            if batch.damaged.contains(&index) {
-                                entry.state = BlockState::Lost;
-                            }
-                        }
-                        let data = &batch.data[at as usize * BLOCK..][..entries.len() * BLOCK];
-                        at += u32::from(place.blocks);
-                        let offset = self.superblock.layout.unit(place.unit);
-                        let offset = offset + u64::from(place.first) * u64::from(BLOCK_BYTES);
-                        self.check_unit(place.unit)?;
-                        let data = Bytes::copy_from_slice(data);
-                        let written = if planted!(ReplayWithoutData) {
-                            Ok(())
-                        } else {
-                            self.disk.write(offset, &[data])
-                        };
-                        written.map_err(OpenError::io("write data again"))?;
-                    }
-                    self.place(place, lsn, entries)?;
+                    let entries = self.written(batch, write, record.data().map(|_| at))?;
+                    self.place(&write.place, lsn, entries)?;
                 }
+                Record::Prepare { write, prev, zeros } => {
+                    let entries = self.written(batch, write, record.data().map(|_| at))?;
+                    self.prepare(write, *prev, *zeros, lsn, entries)?;
+                }
+                Record::Commit { extent, slot, version, how } => {
+                    self.commit(*extent, *slot, *version, *how, lsn)?;
+                }
+                Record::Rollback { extent, slot, version } => self.rollback(*extent, *slot, *version)?,
             }
+            at += record.data_blocks();
         }
         Ok(())
+    }
+
+    /// What blocks are after a record; their data, which begins at block `at` of the batch's, if it is there, is written
+    /// again.
+    fn written(&self, batch: &Batch, write: &WriteRecord, at: Option<u32>) -> Result<Vec<Entry>, OpenError> {
+        let place = &write.place;
+        let base = u32::from(place.slot) * UNIT_BLOCKS + u32::from(place.first);
+        let mut entries = (base..)
+            .zip(&write.digests)
+            .map(|(block, digest)| Entry::data(place.extent, block, place.version, *digest))
+            .collect::<Vec<_>>();
+        let Some(at) = at else { return Ok(entries) };
+        for (index, entry) in (at..).zip(&mut entries) {
+            if batch.damaged.contains(&index) {
+                entry.state = BlockState::Lost;
+            }
+        }
+        let data = &batch.data[at as usize * BLOCK..][..entries.len() * BLOCK];
+        let offset = self.superblock.layout.unit(place.unit);
+        let offset = offset + u64::from(place.first) * u64::from(BLOCK_BYTES);
+        self.check_unit(place.unit)?;
+        let data = Bytes::copy_from_slice(data);
+        let written = if planted!(ReplayWithoutData) { Ok(()) } else { self.disk.write(offset, &[data]) };
+        written.map_err(OpenError::io("write data again"))?;
+        Ok(entries)
     }
 
     fn wrong(&self, what: &'static str) -> OpenError {
@@ -381,8 +394,8 @@ impl<D: Disk> Replay<'_, D> {
         for (index, extent) in indexes {
             let was = Some((extent.page, extent.record_len()));
             self.before.entry(ExtentId { namespace: id, index }).or_insert(was);
-            for (_, unit) in extent.units() {
-                self.descriptors.remove(&unit.unit);
+            for unit in extent.all_units() {
+                self.descriptors.remove(&unit);
             }
         }
     }
@@ -407,12 +420,7 @@ impl<D: Disk> Replay<'_, D> {
         };
         extent.newest = extent.newest.max(place.version);
         let newest = extent.newest;
-        let descriptor = match self.descriptors.entry(place.unit) {
-            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::btree_map::Entry::Vacant(free) => {
-                free.insert(load_descriptor(self.disk, self.superblock, place, unit.crc)?)
-            }
-        };
+        let descriptor = self.descriptor(place.extent, place.slot, unit)?;
         let base = descriptor.first_block();
         for (index, entry) in (u32::from(place.first)..).zip(entries) {
             let old = descriptor.blocks[index as usize];
@@ -422,6 +430,16 @@ impl<D: Disk> Replay<'_, D> {
         self.namespaces.changed(place.extent.namespace, place.extent.index, place.version, newest);
         Ok(())
     }
+
+    /// The descriptor of a unit, to be changed.
+    fn descriptor(&mut self, id: ExtentId, slot: u8, unit: UnitRef) -> Result<&mut Descriptor, OpenError> {
+        Ok(match self.descriptors.entry(unit.unit) {
+            btree_map::Entry::Occupied(known) => known.into_mut(),
+            btree_map::Entry::Vacant(free) => {
+                free.insert(load_descriptor(self.disk, self.superblock, id, slot, unit)?)
+            }
+        })
+    }
 }
 
 /// The descriptor that a record changes: as the checkpoint has it, or newer, if the next checkpoint was being
@@ -429,11 +447,12 @@ impl<D: Disk> Replay<'_, D> {
 fn load_descriptor<D: Disk>(
     disk: &D,
     superblock: &Superblock,
-    place: &Place,
-    crc: u32,
+    extent: ExtentId,
+    slot: u8,
+    UnitRef { unit, crc }: UnitRef,
 ) -> Result<Descriptor, OpenError> {
     let mut sector = [0; DESCRIPTOR_BYTES as usize];
-    let (uuid, Place { unit, extent, slot, .. }) = (superblock.identity.uuid, *place);
+    let uuid = superblock.identity.uuid;
     match disk.read(superblock.layout.descriptor(unit), &mut sector) {
         Err(_) if planted!(ReadErrorIsLoss) => return Ok(Descriptor::lost(unit, extent, slot)),
         // What it says is not known now, and may be right.
@@ -465,7 +484,7 @@ fn settle(
     for (unit, descriptor) in descriptors {
         let (sector, crc) = descriptor.encode(superblock.identity.uuid);
         if let Some(extent) = extents.get_mut(descriptor.extent) {
-            extent.set_unit(descriptor.slot, UnitRef { unit, crc });
+            extent.set_checksum(descriptor.slot, UnitRef { unit, crc });
         }
         state.dirty.insert(unit, Arc::new(Dirty { descriptor: Arc::new(descriptor), sector, crc }));
     }

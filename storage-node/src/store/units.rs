@@ -177,8 +177,9 @@ impl Units {
         Ok(())
     }
 
-    /// Gives back units that were taken and not used.
+    /// Gives back units that were taken and not used: the next to be taken.
     pub(crate) fn put_back(&mut self, unit: u32) {
+        self.cursor = self.cursor.min(unit);
         self.counts[unit as usize] = 0;
         self.allocated -= 1;
         self.free.set(unit, true);

@@ -4,6 +4,7 @@
 //! checksum fail; then it looks again, the last time with changes kept out. So a slow medium never makes a change
 //! wait for a read.
 
+mod prepared;
 mod scrub;
 
 use std::collections::{BTreeMap, HashMap};

@@ -100,6 +100,8 @@ impl Owner {
             // A newer map is on its way to us.
             Failure::Epoch { .. } | Failure::Busy => self.back_off(disk),
             Failure::NoSpace | Failure::Corrupt { .. } => {}
+            // Only who prepares changes is answered so.
+            Failure::Version { .. } => self.distrust(disk),
         }
     }
 

@@ -68,6 +68,12 @@ impl ModelDisk {
         let epoch = request.epoch;
         match &request.body {
             RequestBody::Identify { .. } => Ok(ReplyBody::Done),
+            RequestBody::Prepare { .. }
+            | RequestBody::Commit { .. }
+            | RequestBody::Rollback { .. }
+            | RequestBody::Prepared { .. } => {
+                unreachable!("the owner of a replicated volume prepares nothing")
+            }
             RequestBody::Space => Ok(ReplyBody::Space { capacity_bytes: 0, used_bytes: 0 }),
             RequestBody::Seal { namespace, generation } => self.seal(*namespace, *generation, epoch),
             RequestBody::Change { extent, version, offset, change, durability } => {

@@ -43,12 +43,17 @@ kinds! {
     Watermark = 23,
     Delete = 24,
     Space = 25,
+    Prepare = 26,
+    Commit = 27,
+    Rollback = 28,
+    Prepared = 29,
     DoneReply = 128,
     DataReply = 129,
     SealedReply = 130,
     VersionsReply = 131,
     SpaceReply = 132,
     DamagedReply = 133,
+    PreparedReply = 134,
     FailureReply = 143,
 }
 

@@ -7,8 +7,11 @@ use super::header::{Header, Kind};
 use super::request::put_version;
 use super::{EncodeError, FrameError, SEALED_EXTENTS_MAX};
 use crate::ids::{Epoch, Generation, Version};
-use crate::limits::{EXTENT_BLOCKS, FRAME_BODY_BYTES_MAX, FRAME_DATA_BYTES_MAX, NODE_DAMAGED_RUNS_MAX};
-use crate::node::{BlockVersion, DamagedRun, DirtyExtent, Failure, Reply, ReplyBody, Sealed};
+use crate::limits::{
+    BLOCK_BYTES, EXTENT_BLOCKS, EXTENT_BYTES, EXTENT_PREPARED_MAX, FRAME_BODY_BYTES_MAX,
+    FRAME_DATA_BYTES_MAX, NODE_DAMAGED_RUNS_MAX, UNIT_BYTES,
+};
+use crate::node::{BlockVersion, DamagedRun, DirtyExtent, Failure, PreparedChange, Reply, ReplyBody, Sealed};
 
 /// An entry of the list in `Sealed`.
 pub(super) const DIRTY_BYTES: usize = 24;
@@ -16,6 +19,8 @@ pub(super) const DIRTY_BYTES: usize = 24;
 const RUN_BYTES: usize = 24;
 /// An entry of the list in `Damaged`.
 const DAMAGED_BYTES: usize = 16;
+/// An entry of the list in `Prepared`.
+const PREPARED_BYTES: usize = 48;
 const LIST_HEAD_BYTES: usize = 8;
 const RUNS_MAX: usize = (FRAME_BODY_BYTES_MAX as usize - LIST_HEAD_BYTES) / RUN_BYTES;
 
@@ -28,6 +33,7 @@ const DISK_FAILED: u8 = 6;
 const NO_SUCH_DISK: u8 = 7;
 const INVALID: u8 = 8;
 const BUSY: u8 = 9;
+const VERSION: u8 = 10;
 
 /// Appends the body to `out`; gives back kind, status and data. Writes nothing if it fails.
 pub(super) fn encode(reply: &Reply, out: &mut BytesMut) -> Result<(Kind, u8, Bytes), EncodeError> {
@@ -86,6 +92,23 @@ pub(super) fn encode(reply: &Reply, out: &mut BytesMut) -> Result<(Kind, u8, Byt
             }
             (Kind::DamagedReply, 0, none)
         }
+        ReplyBody::Prepared(changes) => {
+            if !is_list_of_units(changes) {
+                return Err(EncodeError::NotSent);
+            }
+            let count = count(changes.len(), EXTENT_PREPARED_MAX)?;
+            out.put_u32_le(count);
+            out.put_u32_le(0);
+            for change in changes {
+                put_version(out, change.version);
+                put_version(out, change.prev);
+                out.put_u32_le(change.offset);
+                out.put_u32_le(change.len);
+                out.put_u8(u8::from(change.hole));
+                out.put_bytes(0, 7);
+            }
+            (Kind::PreparedReply, 0, none)
+        }
     })
 }
 
@@ -133,6 +156,20 @@ pub(super) fn decode(header: &Header, body: &[u8], data: Bytes) -> Result<Reply,
             }
             Ok(ReplyBody::Damaged(runs))
         }
+        Kind::PreparedReply => {
+            let count = list_head(&mut fields)?;
+            if count > EXTENT_PREPARED_MAX || count.checked_mul(PREPARED_BYTES) != Some(fields.remaining()) {
+                return Err(FrameError::Field("count"));
+            }
+            let mut changes = Vec::with_capacity(count);
+            for _ in 0..count {
+                changes.push(prepared(&mut fields)?);
+            }
+            if !is_list_of_units(&changes) {
+                return Err(FrameError::Field("changes"));
+            }
+            Ok(ReplyBody::Prepared(changes))
+        }
         Kind::FailureReply => Err(decode_failure(header.status, &mut fields)?),
         _ => return Err(FrameError::Kind(kind.code())),
     };
@@ -151,6 +188,7 @@ fn encode_failure(failure: &Failure, out: &mut BytesMut) -> Result<u8, EncodeErr
         Failure::NoSuchDisk => (NO_SUCH_DISK, 0, 0, 0),
         Failure::Invalid => (INVALID, 0, 0, 0),
         Failure::Busy => (BUSY, 0, 0, 0),
+        Failure::Version { present } => (VERSION, present.generation.0, present.seq, 0),
         Failure::Disconnected => return Err(EncodeError::NotSent),
     };
     out.put_u64_le(sealed);
@@ -175,6 +213,10 @@ fn decode_failure(status: u8, fields: &mut Fields<'_>) -> Result<Failure, FrameE
         NO_SUCH_DISK => (Failure::NoSuchDisk, false, false),
         INVALID => (Failure::Invalid, false, false),
         BUSY => (Failure::Busy, false, false),
+        VERSION => {
+            let present = Version { generation: Generation(sealed), seq: got };
+            (Failure::Version { present }, true, false)
+        }
         _ => return Err(FrameError::Field("status")),
     };
     if (!pair_used && (sealed, got) != (0, 0)) || (!offset_used && offset != 0) {
@@ -195,6 +237,20 @@ fn is_sendable(runs: &[DamagedRun]) -> bool {
         && runs.iter().all(|run| run.blocks > 0 && end(run) <= u64::from(EXTENT_BLOCKS))
 }
 
+/// Whether it is a list of changes that each lie in a unit, after that of the one before.
+fn is_list_of_units(changes: &[PreparedChange]) -> bool {
+    let unit = |change: &PreparedChange| change.offset / UNIT_BYTES;
+    let is_inside = |change: &PreparedChange| {
+        let end = u64::from(change.offset) + u64::from(change.len);
+        change.offset < EXTENT_BYTES
+            && change.len != 0
+            && end <= (u64::from(unit(change)) + 1) * u64::from(UNIT_BYTES)
+            && change.offset.is_multiple_of(BLOCK_BYTES)
+            && change.len.is_multiple_of(BLOCK_BYTES)
+    };
+    changes.iter().all(is_inside) && changes.windows(2).all(|pair| unit(&pair[0]) < unit(&pair[1]))
+}
+
 fn count(len: usize, max: usize) -> Result<u32, EncodeError> {
     u32::try_from(len).ok().filter(|_| len <= max).ok_or(EncodeError::ListTooLong(len))
 }
@@ -213,14 +269,26 @@ fn dirty(mut entry: &[u8]) -> DirtyExtent {
     }
 }
 
+fn prepared(fields: &mut Fields<'_>) -> Result<PreparedChange, FrameError> {
+    let (version, prev) = (fields.version()?, fields.version()?);
+    let (offset, len) = (fields.u32()?, fields.u32()?);
+    let hole = hole(fields)?;
+    fields.reserved(7)?;
+    Ok(PreparedChange { offset, len, version, prev, hole })
+}
+
+fn hole(fields: &mut Fields<'_>) -> Result<bool, FrameError> {
+    match fields.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(FrameError::Field("hole")),
+    }
+}
+
 fn run(fields: &mut Fields<'_>) -> Result<BlockVersion, FrameError> {
     let version = fields.version()?;
     let blocks = fields.u32()?;
-    let hole = match fields.u8()? {
-        0 => false,
-        1 => true,
-        _ => return Err(FrameError::Field("hole")),
-    };
+    let hole = hole(fields)?;
     fields.reserved(3)?;
     if blocks == 0 {
         return Err(FrameError::Field("blocks"));

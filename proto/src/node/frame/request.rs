@@ -5,7 +5,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::fields::Fields;
 use super::header::{Header, Kind};
 use super::{EncodeError, FrameError};
-use crate::ids::{DiskId, Epoch, ExtentId, Version};
+use crate::ids::{DiskId, Epoch, ExtentId, Generation, Version};
 use crate::limits::FRAME_DATA_BYTES_MAX;
 use crate::node::{Change, Durability, Request, RequestBody};
 
@@ -83,6 +83,31 @@ pub(super) fn encode(request: &RequestBody, out: &mut BytesMut) -> Result<(Kind,
             (Kind::Delete, none)
         }
         RequestBody::Space => (Kind::Space, none),
+        RequestBody::Prepare { extent, version, prev, offset, change } => {
+            let len = change_len(change)?;
+            put_extent(out, *extent);
+            put_version(out, *version);
+            put_version(out, *prev);
+            out.put_u32_le(*offset);
+            out.put_u32_le(len);
+            let (content, data) = content(change);
+            out.put_u8(content);
+            out.put_bytes(0, 7);
+            (Kind::Prepare, data)
+        }
+        RequestBody::Commit { extent, generation, version, offset, len } => {
+            put_resolved(out, *extent, *generation, *version, *offset, *len);
+            (Kind::Commit, none)
+        }
+        RequestBody::Rollback { extent, generation, version, offset, len } => {
+            put_resolved(out, *extent, *generation, *version, *offset, *len);
+            (Kind::Rollback, none)
+        }
+        RequestBody::Prepared { extent, generation } => {
+            put_extent(out, *extent);
+            out.put_u64_le(generation.0);
+            (Kind::Prepared, none)
+        }
     })
 }
 
@@ -144,6 +169,35 @@ pub(super) fn decode(header: &Header, body: &[u8], data: Bytes) -> Result<Reques
             RequestBody::Delete { namespace: fields.namespace()?, generation: fields.generation()? }
         }
         Kind::Space => RequestBody::Space,
+        Kind::Prepare => {
+            let extent = fields.extent()?;
+            let version = fields.version()?;
+            let prev = fields.version()?;
+            let offset = fields.u32()?;
+            let len = fields.u32()?;
+            let content = fields.u8()?;
+            fields.reserved(7)?;
+            let change = change(content, len, data)?;
+            fields.end()?;
+            return Ok(request(header, RequestBody::Prepare { extent, version, prev, offset, change }));
+        }
+        Kind::Commit => RequestBody::Commit {
+            extent: fields.extent()?,
+            generation: fields.generation()?,
+            version: fields.version()?,
+            offset: fields.u32()?,
+            len: fields.u32()?,
+        },
+        Kind::Rollback => RequestBody::Rollback {
+            extent: fields.extent()?,
+            generation: fields.generation()?,
+            version: fields.version()?,
+            offset: fields.u32()?,
+            len: fields.u32()?,
+        },
+        Kind::Prepared => {
+            RequestBody::Prepared { extent: fields.extent()?, generation: fields.generation()? }
+        }
         _ => return Err(FrameError::Kind(kind.code())),
     };
     if has_data {
@@ -160,6 +214,21 @@ fn request(header: &Header, body: RequestBody) -> Request {
 fn put_extent(out: &mut BytesMut, extent: ExtentId) {
     out.put_u64_le(extent.namespace.0);
     out.put_u64_le(extent.index);
+}
+
+fn put_resolved(
+    out: &mut BytesMut,
+    extent: ExtentId,
+    generation: Generation,
+    version: Version,
+    offset: u32,
+    len: u32,
+) {
+    put_extent(out, extent);
+    out.put_u64_le(generation.0);
+    put_version(out, version);
+    out.put_u32_le(offset);
+    out.put_u32_le(len);
 }
 
 pub(super) fn put_version(out: &mut BytesMut, version: Version) {

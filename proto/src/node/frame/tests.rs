@@ -5,7 +5,8 @@ use super::*;
 use crate::checksum::crc32c;
 use crate::ids::{ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Version};
 use crate::node::{
-    BlockVersion, Change, DamagedRun, DirtyExtent, Durability, Failure, ReplyBody, RequestBody, Sealed,
+    BlockVersion, Change, DamagedRun, DirtyExtent, Durability, Failure, PreparedChange, ReplyBody,
+    RequestBody, Sealed,
 };
 
 fn hex(text: &str) -> Vec<u8> {
@@ -51,24 +52,59 @@ fn change() -> Request {
 /// checksums by an independent bitwise CRC-32C.
 #[test]
 fn golden() {
-    let mut expected = hex("4c554e4502120000300000000010000088776655443322114d00000000000000\
-         050000004016b51e93413794074fbf120700000000000001090000000000000003000000000000002a00000000000000\
+    let mut expected = hex("4c554e4503120000300000000010000088776655443322114d00000000000000\
+         050000004016b51e934137942c5a7fcf0700000000000001090000000000000003000000000000002a00000000000000\
          00200000001000000102000000000000");
     expected.extend([0xab; 4096]);
     assert_eq!(request_bytes(0x1122_3344_5566_7788, &change()), expected);
 
     let mut out = Outgoing::new();
     out.reply(6, &Err(Failure::Generation { sealed: Generation(9), got: Generation(8) })).unwrap();
-    let failure = "4c554e45028f01001800000000000000060000000000000000000000000000000000000002b87277000000006f6cee09\
+    let failure = "4c554e45038f01001800000000000000060000000000000000000000000000000000000002b872770000000044792ed4\
          090000000000000008000000000000000000000000000000";
     assert_eq!(bytes_of(out), hex(failure));
 
     let mut out = Outgoing::new();
     out.hello(&Hello::new(ClusterId(0xaaaa_bbbb_cccc_dddd_1111_2222_3333_4444), "gw1")).unwrap();
-    let hello = "4c554e450101000017000000000000000000000000000000000000000000000000000000106ecb3d00000000cfc70d2e\
-         444433332222\
-         1111ddddccccbbbbaaaa02020300677731";
+    let hello = "4c554e450101000017000000000000000000000000000000000000000000000000000000c129f8ba00000000886f841d\
+         4444333322221111ddddccccbbbbaaaa03030300677731";
     assert_eq!(bytes_of(out), hex(hello));
+}
+
+/// Guards the layout of what prepares changes, in the same way.
+#[test]
+fn golden_prepared() {
+    let extent = ExtentId { namespace: Namespace(7), index: 9 };
+    let [version, prev] = [42, 41].map(|seq| Version { generation: Generation(3), seq });
+    let request = |body| request_bytes(1, &Request { disk: DiskId(5), epoch: Epoch(77), body });
+    let (offset, len) = (0x11000, 8192);
+    let change = Change::Zeros { len };
+    let prepare = "4c554e45031a0000400000000000000001000000000000004d000000000000000500000027bca8b500000000cb1ddedf\
+         0700000000000000090000000000000003000000000000002a0000000000000003000000000000002900000000000000\
+         00100100002000000200000000000000";
+    assert_eq!(request(RequestBody::Prepare { extent, version, prev, offset, change }), hex(prepare));
+    let (generation, all) = (Generation(4), 0x10000);
+    let commit = "4c554e45031b0000300000000000000001000000000000004d0000000000000005000000857192d600000000991b0b5e\
+         07000000000000000900000000000000040000000000000003000000000000002a000000000000000000010000000100";
+    let body = RequestBody::Commit { extent, generation, version, offset: all, len: all };
+    assert_eq!(request(body), hex(commit));
+    let rollback = "4c554e45031c0000300000000000000001000000000000004d0000000000000005000000857192d600000000e31df1bc\
+         07000000000000000900000000000000040000000000000003000000000000002a000000000000000000010000000100";
+    let body = RequestBody::Rollback { extent, generation, version, offset: all, len: all };
+    assert_eq!(request(body), hex(rollback));
+    let reply = |reply| {
+        let mut out = Outgoing::new();
+        out.reply(6, &reply).unwrap();
+        bytes_of(out)
+    };
+    let prepared = "4c554e4503860000380000000000000006000000000000000000000000000000000000004cd540d40000000074958c5c\
+         010000000000000003000000000000002a00000000000000030000000000000029000000000000000010010000200000\
+         0100000000000000";
+    let change = PreparedChange { offset, len, version, prev, hole: true };
+    assert_eq!(reply(Ok(ReplyBody::Prepared(vec![change]))), hex(prepared));
+    let refused = "4c554e45038f0a00180000000000000006000000000000000000000000000000000000002aae62180000000070987920\
+         030000000000000029000000000000000000000000000000";
+    assert_eq!(reply(Err(Failure::Version { present: prev })), hex(refused));
 }
 
 /// Guards detection of damage: every single-bit flip of a frame is an error, and none makes the
@@ -106,8 +142,8 @@ fn lengths_beyond_the_limits() {
 #[test]
 fn unknown_values() {
     let cases: [(usize, &[u8], FrameError); 9] = [
-        (4, &[1], FrameError::Version(1)),
-        (4, &[3], FrameError::Version(3)),
+        (4, &[2], FrameError::Version(2)),
+        (4, &[4], FrameError::Version(4)),
         (5, &[99], FrameError::Kind(99)),
         (6, &[1], FrameError::Field("status")),
         (7, &[1], FrameError::Field("reserved")),
@@ -153,12 +189,12 @@ fn greeting_comes_first_and_once() {
 #[test]
 fn greetings_are_answered_by_name() {
     let hello = Hello::new(ClusterId(1), "gw");
-    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 2, .. }));
+    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 3, .. }));
     let wrong = hello.answer(ClusterId(2), "n1");
     assert_eq!(wrong.to_string(), "this node belongs to cluster 00000000000000000000000000000002");
-    let newer = Hello { versions: ProtocolVersions { min: 3, max: 4 }, ..hello };
+    let newer = Hello { versions: ProtocolVersions { min: 4, max: 5 }, ..hello };
     let refused = newer.answer(ClusterId(1), "n1");
-    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 2");
+    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 3");
     for ack in [wrong, refused, HelloAck::Accepted { cluster: ClusterId(3), version: 2, name: "n".into() }] {
         let mut out = Outgoing::new();
         out.hello_ack(&ack).unwrap();
@@ -168,10 +204,10 @@ fn greetings_are_answered_by_name() {
     }
 }
 
-/// Guards versions: a peer of version 1 greets in a header that this side reads, and is refused by name.
+/// Guards versions: a peer of version 2 greets in a header that this side reads, and is refused by name.
 #[test]
 fn an_older_peer_is_refused_by_name() {
-    let hello = Hello { versions: ProtocolVersions { min: 1, max: 1 }, ..Hello::new(ClusterId(1), "old") };
+    let hello = Hello { versions: ProtocolVersions { min: 2, max: 2 }, ..Hello::new(ClusterId(1), "old") };
     let mut out = Outgoing::new();
     out.hello(&hello).unwrap();
     let bytes = bytes_of(out);
@@ -179,7 +215,7 @@ fn an_older_peer_is_refused_by_name() {
     let mut decoder = Decoder::new();
     decoder.push(&bytes);
     assert_eq!(decoder.next_frame(), Ok(Some(Frame::Hello(hello.clone()))));
-    let versions = ProtocolVersions { min: 2, max: 2 };
+    let versions = ProtocolVersions { min: 3, max: 3 };
     assert_eq!(
         hello.answer(ClusterId(1), "n1"),
         HelloAck::NoCommonVersion { cluster: ClusterId(1), versions }
@@ -239,6 +275,47 @@ fn impossible_damage_is_refused() {
     }
     assert_eq!(decoded(&body(2, &good)), Err(FrameError::Field("count")));
     assert_eq!(decoded(&body(u32::MAX, &good)), Err(FrameError::Field("count")));
+}
+
+/// Guards the owner against lists of prepared changes that no disk makes: beyond a unit or the extent, no whole blocks,
+/// two of one unit, or out of order.
+#[test]
+fn impossible_prepared_changes_are_refused() {
+    let change = |offset, len| PreparedChange {
+        offset,
+        len,
+        version: Version { generation: Generation(2), seq: 9 },
+        prev: Version { generation: Generation(1), seq: 8 },
+        hole: false,
+    };
+    let sent = |changes: &[PreparedChange]| {
+        let mut out = Outgoing::new();
+        out.reply(1, &Ok(ReplyBody::Prepared(changes.to_vec())))?;
+        Ok::<_, EncodeError>(bytes_of(out))
+    };
+    let mut good = sent(&[change(61_440, 4096), change(65_536, 65_536)]).unwrap();
+    for (offset, len) in [
+        (61_440, 8192),
+        (4 << 20, 4096),
+        (u32::MAX - 4095, 4096),
+        (0, 0),
+        (100, 4096),
+        (0, 100),
+        (65_536, 4096),
+        (131_072, 4096),
+    ] {
+        assert!(sent(&[change(offset, len), change(65_536, 65_536)]).is_err(), "{offset} {len}");
+        // The first change of the list, with its checksums.
+        good[48 + 8 + 32..48 + 8 + 36].copy_from_slice(&u32::to_le_bytes(offset));
+        good[48 + 8 + 36..48 + 8 + 40].copy_from_slice(&u32::to_le_bytes(len));
+        let body_crc = crc32c(&good[48..]);
+        good[36..40].copy_from_slice(&body_crc.to_le_bytes());
+        let header_crc = crc32c(&good[..44]);
+        good[44..48].copy_from_slice(&header_crc.to_le_bytes());
+        let mut decoder = greeted();
+        decoder.push(&good);
+        assert_eq!(decoder.next_frame(), Err(FrameError::Field("changes")), "{offset} {len}");
+    }
 }
 
 /// Guards the sender: what cannot be sent is an error and leaves the queue as it was.
@@ -328,6 +405,35 @@ fn requests() -> impl Strategy<Value = Request> {
         (namespaces(), generations())
             .prop_map(|(namespace, generation)| RequestBody::Delete { namespace, generation }),
         Just(RequestBody::Space),
+        (extents(), versions(), versions(), any::<u32>(), changes()).prop_map(
+            |(extent, version, prev, offset, change)| RequestBody::Prepare {
+                extent,
+                version,
+                prev,
+                offset,
+                change
+            }
+        ),
+        (extents(), generations(), versions(), any::<u32>(), any::<u32>()).prop_map(
+            |(extent, generation, version, offset, len)| RequestBody::Commit {
+                extent,
+                generation,
+                version,
+                offset,
+                len
+            }
+        ),
+        (extents(), generations(), versions(), any::<u32>(), any::<u32>()).prop_map(
+            |(extent, generation, version, offset, len)| RequestBody::Rollback {
+                extent,
+                generation,
+                version,
+                offset,
+                len
+            }
+        ),
+        (extents(), generations())
+            .prop_map(|(extent, generation)| RequestBody::Prepared { extent, generation }),
     ];
     (any::<u32>(), any::<u64>(), bodies).prop_map(|(disk, epoch, body)| Request {
         disk: DiskId(disk),
@@ -352,9 +458,25 @@ fn replies() -> impl Strategy<Value = Reply> {
             });
             Ok(ReplyBody::Damaged(runs.collect()))
         });
+    let prepared = (0..64u32, 0..16u32, versions(), versions(), any::<bool>()).prop_map(
+        |(unit, first, version, prev, hole)| PreparedChange {
+            offset: unit * 65_536 + first * 4096,
+            len: (16 - first) * 4096,
+            version,
+            prev,
+            hole,
+        },
+    );
+    let prepared = proptest::collection::vec(prepared, 0..40).prop_map(|mut changes| {
+        changes.sort_by_key(|change| change.offset / 65_536);
+        changes.dedup_by_key(|change| change.offset / 65_536);
+        Ok(ReplyBody::Prepared(changes))
+    });
     prop_oneof![
         Just(Ok(ReplyBody::Done)),
         damaged,
+        prepared,
+        versions().prop_map(|present| Err(Failure::Version { present })),
         proptest::collection::vec(any::<u8>(), 0..300).prop_map(|data| Ok(ReplyBody::Data(data.into()))),
         proptest::collection::vec(dirty, 0..20).prop_map(|dirty| Ok(ReplyBody::Sealed(Sealed { dirty }))),
         proptest::collection::vec(run, 0..20).prop_map(|runs| Ok(ReplyBody::Versions(runs))),
@@ -436,7 +558,7 @@ proptest! {
     /// Guards against panics behind the checksums: a body of any bytes is a frame or an error.
     #[test]
     fn any_body_is_a_frame_or_an_error(
-        kind in prop_oneof![16u8..26, 128u8..144], status in 0u8..12,
+        kind in prop_oneof![16u8..30, 128u8..144], status in 0u8..12,
         body in proptest::collection::vec(prop_oneof![4 => Just(0u8), 1 => any::<u8>()], 0..80),
     ) {
         let Some(kind) = header::Kind::from_code(kind) else { return Ok(()) };

@@ -35,6 +35,7 @@ pub(super) struct WaitingRead {
 pub(super) enum ReadWhat {
     Data { offset: u32, len: u32 },
     Versions,
+    Prepared,
 }
 
 impl Shared {
@@ -98,6 +99,7 @@ impl Shared {
                 let blocks = first..first + len / BLOCK_BYTES;
                 self.view.read(read.extent, blocks, wait).map(ReplyBody::Data)
             }
+            ReadWhat::Prepared => Ok(ReplyBody::Prepared(self.view.prepared(read.extent))),
             ReadWhat::Versions => self.view.versions(read.extent, wait).map(ReplyBody::Versions),
         };
         // A takeover may have sealed, a delete emptied it, or the disk failed while the data was on its way.

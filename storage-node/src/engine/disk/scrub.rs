@@ -142,7 +142,11 @@ impl Scrub {
 
     /// Has a change of an extent with bad blocks noticed once it is made.
     pub(super) fn watch(self: &Arc<Self>, operation: &Operation, done: Completion) -> Completion {
-        let (Operation::Change { extent, .. } | Operation::Put { extent, .. }) = operation else {
+        let (Operation::Change { extent, .. }
+        | Operation::Put { extent, .. }
+        | Operation::Prepare { extent, .. }
+        | Operation::Commit { extent, .. }) = operation
+        else {
             return done;
         };
         if !self.any_bad.load(Ordering::Acquire) || !self.state.lock().damaged.contains(*extent) {

@@ -77,23 +77,26 @@ fn other_formats_are_named() {
     ];
     for outcome in outcomes {
         let error = outcome.expect_err("refused").to_string();
-        assert!(error.contains("format version 1, and this program knows version 2"), "{error}");
+        assert!(error.contains("format version 1, and this program knows version 3"), "{error}");
     }
     assert_eq!(fs::read_dir(&old).expect("listed").count(), 2);
 
-    let later = blank_file(root.path(), "later");
-    format_disk(&later, &IDENTITY, &OPTIONS).expect("formatted");
-    for copy in 0..2 {
-        let file = OpenOptions::new().read(true).write(true).open(&later).expect("opened");
-        let mut page = [0; PAGE];
-        file.read_exact_at(&mut page, Layout::superblock(copy)).expect("read");
-        page[8] = 3;
-        let crc = lunette_proto::checksum::crc32c(&page[..PAGE - 4]);
-        page[PAGE - 4..].copy_from_slice(&crc.to_le_bytes());
-        file.write_all_at(&page, Layout::superblock(copy)).expect("written");
+    for other in [2, 4] {
+        let disk = blank_file(root.path(), &format!("format {other}"));
+        format_disk(&disk, &IDENTITY, &OPTIONS).expect("formatted");
+        for copy in 0..2 {
+            let file = OpenOptions::new().read(true).write(true).open(&disk).expect("opened");
+            let mut page = [0; PAGE];
+            file.read_exact_at(&mut page, Layout::superblock(copy)).expect("read");
+            page[8] = other;
+            let crc = lunette_proto::checksum::crc32c(&page[..PAGE - 4]);
+            page[PAGE - 4..].copy_from_slice(&crc.to_le_bytes());
+            file.write_all_at(&page, Layout::superblock(copy)).expect("written");
+        }
+        let is_named = |outcome: DiskError| matches!(outcome, DiskError::Version { version, .. } if version == u32::from(other));
+        assert!(is_named(inspect_identity(&disk).expect_err("refused")));
+        assert!(is_named(format_disk(&disk, &IDENTITY, &OPTIONS).expect_err("refused")));
     }
-    assert!(matches!(inspect_identity(&later), Err(DiskError::Version { version: 3, .. })));
-    assert!(matches!(format_disk(&later, &IDENTITY, &OPTIONS), Err(DiskError::Version { version: 3, .. })));
 }
 
 /// Guards what is of others: it is refused by name and not changed.

@@ -30,7 +30,7 @@ use lunette_proto::checksum::crc32c_of_parts;
 use lunette_proto::ids::DiskUuid;
 use lunette_proto::limits::BLOCK_BYTES;
 
-pub(crate) use record::{Record, WriteRecord};
+pub(crate) use record::{How, Record, WriteRecord};
 pub(crate) use scan::{Batch, Found, Scan};
 
 use super::layout::PAGE_BYTES;

@@ -8,10 +8,17 @@
 //! | 4 | seal | namespace 8, generation 8, epoch 8 |
 //! | 5 | delete | namespace 8 |
 //! | 6 | watermark | namespace 8, version 16 |
+//! | 7 | a change of blocks of one slot is prepared | as kind 1, and between unit and digests: the slot's newest version 16; flags also 4: the blocks become zeros, and there are no digests |
+//! | 8 | what is prepared in a slot is committed | how 1, slot 1, zeros 2, namespace 8, index 8, version 16 |
+//! | 9 | what is prepared in a slot is dropped | zero 1, slot 1, zeros 2, namespace 8, index 8, version 16 |
 //!
 //! A record is a plain instruction: everything was decided before. A fresh unit takes the place of
 //! whatever the slot had; of a whole unit of data, nothing of that remains, and of less, the other blocks are zeros of the
 //! version of the hole that was there.
+//!
+//! How a prepared change is committed: 1: its unit takes the place of whatever the slot had; 2: the slot becomes a hole; 3:
+//! its blocks are copied into the slot's unit, and what they are into its descriptor. The unit that is given back stays what
+//! it is until no record can be replayed that copies from it.
 
 use bytes::{Buf, BufMut};
 use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Version};
@@ -26,10 +33,14 @@ const HOLE: u8 = 3;
 const SEAL: u8 = 4;
 const DELETE: u8 = 5;
 const WATERMARK: u8 = 6;
+const PREPARE: u8 = 7;
+const COMMIT: u8 = 8;
+const ROLLBACK: u8 = 9;
 const FRESH: u8 = 1;
 const PLACED: u8 = 2;
+const ZEROS: u8 = 4;
 /// Bytes of the longest record.
-pub(crate) const RECORD_BYTES_MAX: usize = 41 + 7 * UNIT_BLOCKS as usize;
+pub(crate) const RECORD_BYTES_MAX: usize = 57 + 7 * UNIT_BLOCKS as usize;
 
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +57,23 @@ pub(crate) enum Record {
     Delete(Namespace),
     /// A namespace's watermark moves.
     Watermark(Namespace, Version),
+    /// A change is prepared: `write` into a unit that no reader sees, or zeros, without digests.
+    Prepare { write: WriteRecord, prev: Version, zeros: bool },
+    /// What is prepared in a slot counts.
+    Commit { extent: ExtentId, slot: u8, version: Version, how: How },
+    /// What is prepared in a slot is dropped.
+    Rollback { extent: ExtentId, slot: u8, version: Version },
+}
+
+/// How a prepared change is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// Its unit takes the place of whatever the slot had.
+    Adopt,
+    /// The slot becomes a hole.
+    Hole,
+    /// Its blocks are copied into the slot's unit.
+    Copy,
 }
 
 /// Blocks of a unit.
@@ -73,24 +101,39 @@ pub(crate) struct WriteRecord {
 }
 
 impl Record {
+    /// What it writes whose data is in its batch.
+    pub(crate) fn data(&self) -> Option<&WriteRecord> {
+        match self {
+            Self::Write(write) | Self::Prepare { write, zeros: false, .. } if !write.placed => Some(write),
+            _ => None,
+        }
+    }
+
     /// Blocks of data that it has in its batch.
     pub(crate) fn data_blocks(&self) -> u32 {
-        match self {
-            Self::Write(write) if !write.placed => u32::from(write.place.blocks),
-            _ => 0,
-        }
+        self.data().map_or(0, |write| u32::from(write.place.blocks))
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Write(write) => {
                 out.put_u8(WRITE);
-                let placed = if write.placed { PLACED } else { 0 };
-                write.place.encode(placed, out);
-                for digest in &write.digests {
-                    out.put_u32_le(digest.value);
-                    out.put_uint_le(u64::from(digest.tags), 3);
-                }
+                write.place.encode(write.flags(), out);
+                put_digests(&write.digests, out);
+            }
+            Self::Prepare { write, prev, zeros } => {
+                out.put_u8(PREPARE);
+                write.place.encode(write.flags() | if *zeros { ZEROS } else { 0 }, out);
+                put_version(out, *prev);
+                put_digests(&write.digests, out);
+            }
+            Self::Commit { extent, slot, version, how } => {
+                out.put_slice(&[COMMIT, how.code()]);
+                put_slot(*extent, *slot, *version, out);
+            }
+            Self::Rollback { extent, slot, version } => {
+                out.put_slice(&[ROLLBACK, 0]);
+                put_slot(*extent, *slot, *version, out);
             }
             Self::Zero(place) => {
                 out.put_u8(ZERO);
@@ -130,13 +173,31 @@ impl Record {
                 if flags & !(FRESH | PLACED) != 0 {
                     return None;
                 }
-                let mut digests = Vec::with_capacity(usize::from(place.blocks));
-                for _ in 0..place.blocks {
-                    let value = fields.try_get_u32_le().ok()?;
-                    let tags = u32::try_from(fields.try_get_uint_le(3).ok()?).ok()?;
-                    digests.push(Digest { value, tags });
-                }
+                let digests = get_digests(place.blocks, fields)?;
                 Self::Write(WriteRecord { place, placed: flags & PLACED != 0, digests })
+            }
+            PREPARE => {
+                let (place, flags) = Place::decode(fields)?;
+                let zeros = flags & ZEROS != 0;
+                if flags & !(FRESH | PLACED | ZEROS) != 0 || flags & FRESH == 0 {
+                    return None;
+                }
+                let prev = get_version(fields)?;
+                let digests = get_digests(if zeros { 0 } else { place.blocks }, fields)?;
+                let write = WriteRecord { place, placed: flags & PLACED != 0, digests };
+                Self::Prepare { write, prev, zeros }
+            }
+            COMMIT => {
+                let how = How::of(fields.try_get_u8().ok()?)?;
+                let (extent, slot, version) = get_slot(fields)?;
+                Self::Commit { extent, slot, version, how }
+            }
+            ROLLBACK => {
+                if fields.try_get_u8().ok()? != 0 {
+                    return None;
+                }
+                let (extent, slot, version) = get_slot(fields)?;
+                Self::Rollback { extent, slot, version }
             }
             ZERO => match Place::decode(fields)? {
                 (place, flags) if flags & !FRESH == 0 => Self::Zero(place),
@@ -158,6 +219,26 @@ impl Record {
             WATERMARK => Self::Watermark(Namespace(fields.try_get_u64_le().ok()?), get_version(fields)?),
             _ => return None,
         })
+    }
+}
+
+impl How {
+    fn code(self) -> u8 {
+        match self {
+            Self::Adopt => 1,
+            Self::Hole => 2,
+            Self::Copy => 3,
+        }
+    }
+
+    fn of(code: u8) -> Option<Self> {
+        [Self::Adopt, Self::Hole, Self::Copy].into_iter().find(|how| how.code() == code)
+    }
+}
+
+impl WriteRecord {
+    fn flags(&self) -> u8 {
+        if self.placed { PLACED } else { 0 }
     }
 }
 
@@ -189,6 +270,39 @@ impl Place {
     }
 }
 
+fn put_digests(digests: &[Digest], out: &mut Vec<u8>) {
+    for digest in digests {
+        out.put_u32_le(digest.value);
+        out.put_uint_le(u64::from(digest.tags), 3);
+    }
+}
+
+fn get_digests(blocks: u8, fields: &mut &[u8]) -> Option<Vec<Digest>> {
+    let mut digests = Vec::with_capacity(usize::from(blocks));
+    for _ in 0..blocks {
+        let value = fields.try_get_u32_le().ok()?;
+        let tags = u32::try_from(fields.try_get_uint_le(3).ok()?).ok()?;
+        digests.push(Digest { value, tags });
+    }
+    Some(digests)
+}
+
+fn put_slot(extent: ExtentId, slot: u8, version: Version, out: &mut Vec<u8>) {
+    out.put_u8(slot);
+    out.put_u16_le(0);
+    out.put_u64_le(extent.namespace.0);
+    out.put_u64_le(extent.index);
+    put_version(out, version);
+}
+
+fn get_slot(fields: &mut &[u8]) -> Option<(ExtentId, u8, Version)> {
+    let slot = fields.try_get_u8().ok()?;
+    let is_valid = slot < SLOTS && fields.try_get_u16_le().ok()? == 0;
+    let extent = get_extent(fields)?;
+    let version = get_version(fields)?;
+    is_valid.then_some((extent, slot, version))
+}
+
 fn get_extent(fields: &mut &[u8]) -> Option<ExtentId> {
     let namespace = Namespace(fields.try_get_u64_le().ok()?);
     Some(ExtentId { namespace, index: fields.try_get_u64_le().ok()? })
@@ -197,6 +311,37 @@ fn get_extent(fields: &mut &[u8]) -> Option<ExtentId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Guards the layout of what prepares changes against the table.
+    #[test]
+    fn prepared_changes_have_these_bytes() {
+        let extent = ExtentId { namespace: Namespace(0x0102), index: 3 };
+        let [version, prev] = [5, 4].map(|seq| Version { generation: Generation(6), seq });
+        let place = Place { extent, version, slot: 63, first: 14, blocks: 2, unit: 7, fresh: true };
+        let numbers = |numbers: &[u64]| numbers.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<_>>();
+        let write = WriteRecord { place, placed: true, digests: Vec::new() };
+        let of_zeros = [&[7, 1 | 2 | 4, 63, 14, 2], &numbers(&[0x0102, 3, 6, 5])[..], &[7, 0, 0, 0]].concat();
+        let digests = vec![Digest { value: 8, tags: 9 }, Digest { value: 10, tags: 0x0c_0b }];
+        let of_data = [&[7, 1, 63, 14, 2], &of_zeros[5..], &numbers(&[6, 4])[..]].concat();
+        let sums = [8, 0, 0, 0, 9, 0, 0, 10, 0, 0, 0, 0x0b, 0x0c, 0];
+        let resolved = |head: &[u8]| [head, &[63, 0, 0], &numbers(&[0x0102, 3, 6, 5])].concat();
+        let records = [
+            (Record::Prepare { write, prev, zeros: true }, [&of_zeros[..], &numbers(&[6, 4])].concat()),
+            (
+                Record::Prepare { write: WriteRecord { place, placed: false, digests }, prev, zeros: false },
+                [&of_data[..], &sums].concat(),
+            ),
+            (Record::Commit { extent, slot: 63, version, how: How::Adopt }, resolved(&[8, 1])),
+            (Record::Commit { extent, slot: 63, version, how: How::Hole }, resolved(&[8, 2])),
+            (Record::Commit { extent, slot: 63, version, how: How::Copy }, resolved(&[8, 3])),
+            (Record::Rollback { extent, slot: 63, version }, resolved(&[9, 0])),
+        ];
+        for (record, expected) in records {
+            let mut bytes = Vec::new();
+            record.encode(&mut bytes);
+            assert_eq!(bytes, expected, "{record:?}");
+        }
+    }
 
     /// Guards the format: every kind says the same when it is read, and nothing when it is cut.
     #[test]
@@ -214,6 +359,27 @@ mod tests {
             Record::Seal(extent.namespace, Generation(5), Epoch(6)),
             Record::Delete(extent.namespace),
             Record::Watermark(extent.namespace, version),
+            Record::Prepare {
+                write: WriteRecord { place, placed: false, digests: digests.clone() },
+                prev: version,
+                zeros: false,
+            },
+            Record::Prepare {
+                write: WriteRecord {
+                    place: Place { fresh: true, ..whole },
+                    placed: true,
+                    digests: digests.repeat(16),
+                },
+                prev: version,
+                zeros: false,
+            },
+            Record::Prepare {
+                write: WriteRecord { place, placed: true, digests: Vec::new() },
+                prev: version,
+                zeros: true,
+            },
+            Record::Commit { extent, slot: 63, version, how: How::Copy },
+            Record::Rollback { extent, slot: 0, version },
         ];
         for record in records {
             let mut bytes = Vec::new();
@@ -224,6 +390,6 @@ mod tests {
                 assert_eq!(Record::decode(&mut &bytes[..cut]), None);
             }
         }
-        assert_eq!(Record::decode(&mut [9u8; 60].as_slice()), None);
+        assert_eq!(Record::decode(&mut [10u8; 60].as_slice()), None);
     }
 }

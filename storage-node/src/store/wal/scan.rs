@@ -170,11 +170,7 @@ impl<'a, D: Disk> Scan<'a, D> {
         self.disk.read(self.layout.wal_offset + data_place, &mut data)?;
         let mut damaged = Vec::new();
         let mut content = (0..).zip(data.chunks_exact(BLOCK_BYTES as usize));
-        for record in &records {
-            let Record::Write(write) = record else { continue };
-            if write.placed {
-                continue;
-            }
+        for write in records.iter().filter_map(Record::data) {
             for (digest, (index, block)) in write.digests.iter().zip(&mut content) {
                 if Digest::of(block) != *digest {
                     damaged.push(index);

@@ -1,0 +1,224 @@
+//! Looks at a store: whether everything is what the model says that it may be.
+
+use std::collections::BTreeMap;
+
+use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
+use lunette_proto::node::{DirtyExtent, Failure, ReplyBody};
+
+use super::{BLOCK, Block, Deleted, Extent, Model, Seen, Value, ZEROS, named, prepared};
+use crate::engine::Operation;
+use crate::store::disk::Disk;
+use crate::store::{Missed, Prepared, Store, View};
+
+impl Model {
+    /// Looks at everything, after a crash; what it is, or what it may not be.
+    pub(in crate::sim) fn check<D: Disk>(&self, store: &mut Store<D>) -> Result<Seen, String> {
+        self.look(store, None)
+    }
+
+    /// The same of a medium that was spoiled: what may not be, or blocks that are said to be corrupt.
+    pub(in crate::sim) fn check_spoiled<D: Disk>(
+        &self,
+        store: &mut Store<D>,
+    ) -> Result<Vec<(ExtentId, u32)>, String> {
+        let mut bad = Vec::new();
+        self.look(store, Some(&mut bad))?;
+        Ok(bad)
+    }
+
+    fn look<D: Disk>(
+        &self,
+        store: &mut Store<D>,
+        mut bad: Option<&mut Vec<(ExtentId, u32)>>,
+    ) -> Result<Seen, String> {
+        let mut seen = Seen::new();
+        let view = store.view().clone();
+        for (id, namespace) in &self.namespaces {
+            let newest = Generation(u64::MAX);
+            let (sealed, epoch) = match view.check(*id, newest, Epoch(u64::MAX)) {
+                Err(Failure::Deleted) if namespace.deleted != Deleted::No => {
+                    seen.push(1);
+                    continue;
+                }
+                Err(Failure::Generation { sealed, .. }) => {
+                    let epoch = match view.check(*id, sealed, Epoch(0)) {
+                        Err(Failure::Epoch { sealed, .. }) => sealed,
+                        _ => Epoch(0),
+                    };
+                    (sealed, epoch)
+                }
+                other => return Err(format!("{id}: {other:?} of a namespace that is not deleted")),
+            };
+            if namespace.deleted == Deleted::Yes {
+                return Err(format!("{id}: it was deleted and is there"));
+            }
+            seen.push(0);
+            let Some(at) = namespace.seals.iter().position(|seal| *seal == (sealed, epoch)) else {
+                let legal = &namespace.seals;
+                return Err(format!("{id}: sealed to {sealed} under {epoch}, may be {legal:?}"));
+            };
+            seen.push(u8::try_from(at).expect("few seals"));
+            let mut newest = BTreeMap::new();
+            for (index, extent) in &namespace.extents {
+                let id = ExtentId { namespace: *id, index: *index };
+                let found = match bad.as_deref_mut() {
+                    None => check_extent(&view, id, extent, &mut seen)?,
+                    Some(bad) => check_spoiled_extent(&view, id, extent, bad)?,
+                };
+                // What is prepared is named, wherever the watermark is.
+                let prepared = view.prepared(id).into_iter().map(|change| change.version);
+                let named = prepared.chain([found].into_iter().filter(|found| *found > namespace.mark));
+                newest.extend(named.max().map(|named| (*index, named)));
+            }
+            if sealed != Generation(0) {
+                check_dirty(store, *id, (sealed, epoch), &newest)?;
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Looks at what readers see without a crash: the last values.
+    pub(in crate::sim) fn check_live<D: Disk>(&self, view: &View<D>) -> Result<(), String> {
+        for (namespace, state) in &self.namespaces {
+            if state.deleted != Deleted::No {
+                continue;
+            }
+            for (index, extent) in &state.extents {
+                let id = ExtentId { namespace: *namespace, index: *index };
+                let last = |block: &Block| Block(vec![block.last().clone()]);
+                let blocks = extent.blocks.iter().map(|(index, block)| (*index, last(block))).collect();
+                let slots = extent.slots.iter().map(|(slot, steps)| (*slot, steps.last_only())).collect();
+                let extent = Extent { blocks, rest: last(&extent.rest), slots };
+                check_extent(view, id, &extent, &mut Seen::new()).map_err(|what| format!("live: {what}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every block is one of what it may be; the newest version of any.
+fn check_extent<D: Disk>(
+    view: &View<D>,
+    id: ExtentId,
+    extent: &Extent,
+    seen: &mut Seen,
+) -> Result<Version, String> {
+    let missed = |what: &str, missed: Missed| match missed {
+        Missed::Wait => format!("{id}: {what} says wait"),
+        Missed::Failed(failure) => format!("{id}: {what}: {failure}"),
+    };
+    let mut versions = vec![Version::NONE; EXTENT_BLOCKS as usize];
+    let mut at = 0;
+    for run in view.versions(id, true).map_err(|why| missed("versions", why))? {
+        let end = at + run.blocks as usize;
+        if run.blocks == 0 || end > versions.len() {
+            return Err(format!("{id}: versions of {end} blocks"));
+        }
+        versions[at..end].fill(run.version);
+        at = end;
+    }
+    let mut newest = Version::NONE;
+    let mut found = BTreeMap::new();
+    let mut rest = None;
+    for run in extent.looked_at() {
+        let data = view.read(id, run.clone(), true).map_err(|why| missed(&format!("read {run:?}"), why))?;
+        if data.len() != run.len() * BLOCK {
+            return Err(format!("{id}: read of {run:?} gives {} bytes", data.len()));
+        }
+        for (index, data) in run.zip(data.chunks_exact(BLOCK)) {
+            let version = versions[index as usize];
+            newest = newest.max(version);
+            let block = extent.block(index);
+            let Some(which) = block.find(version, data) else {
+                return Err(format!(
+                    "{id}: block {index} is {version} {}, may be {}",
+                    named(data),
+                    legal(block)
+                ));
+            };
+            let which = u8::try_from(which).expect("few values");
+            if extent.blocks.contains_key(&index) {
+                found.insert(index, which);
+            } else if *rest.get_or_insert(which) != which {
+                return Err(format!("{id}: a discard of the extent is in some blocks and not in others"));
+            }
+        }
+    }
+    seen.extend(found.into_values());
+    seen.push(rest.unwrap_or(0));
+    prepared::check(view, id, extent, &versions, seen)?;
+    Ok(newest)
+}
+
+/// Every block is one of what it may be, or is said to be corrupt; the newest version of any.
+fn check_spoiled_extent<D: Disk>(
+    view: &View<D>,
+    id: ExtentId,
+    extent: &Extent,
+    bad: &mut Vec<(ExtentId, u32)>,
+) -> Result<Version, String> {
+    let runs = match view.versions(id, true) {
+        Ok(runs) => runs,
+        // The medium cannot read it now: nothing is known.
+        Err(Missed::Failed(Failure::DiskFailed)) => {
+            bad.push((id, 0));
+            return Ok(Version::NONE);
+        }
+        Err(other) => return Err(format!("{id}: versions: {other:?}")),
+    };
+    let versions: Vec<Version> =
+        runs.iter().flat_map(|run| std::iter::repeat_n(run.version, run.blocks as usize)).collect();
+    let mut newest = Version::NONE;
+    for index in extent.looked_at().into_iter().flatten() {
+        let version = versions.get(index as usize).copied().unwrap_or(Version::NONE);
+        match view.read(id, index..index + 1, true) {
+            Ok(data) => {
+                let block = extent.block(index);
+                if block.find(version, &data).is_none() {
+                    let legal = legal(block);
+                    return Err(format!("{id}: block {index} is {version} {}, may be {legal}", named(&data)));
+                }
+                newest = newest.max(version);
+            }
+            Err(Missed::Failed(Failure::Corrupt { offset })) if offset / BLOCK_BYTES == index => {
+                bad.push((id, index));
+            }
+            Err(other) => return Err(format!("{id}: block {index}: {other:?}")),
+        }
+    }
+    prepared::check_spoiled(view, id, extent)?;
+    Ok(newest)
+}
+
+/// What a seal answers names every extent that has something beyond the watermark, or prepared: these, up to these.
+fn check_dirty<D: Disk>(
+    store: &mut Store<D>,
+    namespace: Namespace,
+    (generation, epoch): (Generation, Epoch),
+    newest: &BTreeMap<u64, Version>,
+) -> Result<(), String> {
+    let prepared = store.prepare(epoch, &Operation::Seal { namespace, generation });
+    let reply = match prepared {
+        Ok(Prepared::Answer { reply, .. }) => reply,
+        Ok(Prepared::Blocked) => return Ok(()),
+        Err(fatal) => return Err(format!("{namespace}: a seal: {}", fatal.0)),
+    };
+    let Ok(ReplyBody::Sealed(sealed)) = reply else {
+        return Err(format!("{namespace}: a seal answers {reply:?}"));
+    };
+    for (index, newest) in newest {
+        let named = |dirty: &DirtyExtent| dirty.index == *index && dirty.newest >= *newest;
+        if !sealed.dirty.iter().any(named) {
+            let dirty = &sealed.dirty;
+            return Err(format!("{namespace}: extent {index} has {newest}, and dirty is {dirty:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn legal(block: &Block) -> String {
+    let name =
+        |value: &Value| format!("{} {}", value.version, named(value.data.as_deref().unwrap_or(&ZEROS)));
+    block.0.iter().map(name).collect::<Vec<_>>().join(" or ")
+}
