@@ -249,6 +249,21 @@ fn conformance_inquiry_and_modes() {
 }
 
 #[test]
+fn conformance_reservations() {
+    // Guards against reservations that let through what they should not, or keep out what they should not.
+    conforms(&[
+        "SCSI.PrinReadKeys",
+        "SCSI.PrinServiceactionRange",
+        "SCSI.PrinReportCapabilities",
+        "SCSI.ProutRegister",
+        "SCSI.ProutReserve",
+        "SCSI.ProutClear",
+        "SCSI.ProutPreempt",
+        "SCSI.Reserve6",
+    ]);
+}
+
+#[test]
 fn conformance_reads() {
     // Guards against READ commands that miss a bound, a flag or a length.
     conforms(&["SCSI.Read6", "SCSI.Read10", "SCSI.Read12", "SCSI.Read16"]);

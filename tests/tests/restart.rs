@@ -159,6 +159,42 @@ fn an_answered_write_survives_a_kill_at_once() {
 }
 
 #[test]
+fn a_reservation_survives_a_kill_at_once() {
+    // Guards against GOOD before a persistent reservation is committed, and one that a restart does not enforce.
+    const CONFLICT: u8 = 0x18;
+    let out = |initiator: &mut Initiator, action: u8, kind: u8, key: u64, new_key: u64| {
+        let mut list = [0; 24];
+        list[..8].copy_from_slice(&key.to_be_bytes());
+        list[8..16].copy_from_slice(&new_key.to_be_bytes());
+        let cdb = [0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0];
+        initiator.scsi(&cdb, Transfer::Out(&list)).expect("a connection").status
+    };
+    let (register, reserve, preempt) = (0, 1, 4);
+    let mut lunette = Lunette::build().volume("alpha", "64M").start();
+    let ready = |lunette: &Lunette| {
+        let mut initiator = lunette.initiator("alpha");
+        initiator.ready().expect("a connection");
+        initiator
+    };
+    for key in 1..=3 {
+        let mut initiator = ready(&lunette);
+        assert_eq!(out(&mut initiator, register, 0, 0, key), 0);
+        let taken = if key == 1 {
+            out(&mut initiator, reserve, 3, key, 0)
+        } else {
+            out(&mut initiator, preempt, 3, key, key - 1)
+        };
+        assert_eq!(taken, 0);
+        lunette.kill();
+        lunette.restart();
+        let mut other = ready(&lunette);
+        assert_eq!(other.read(0, 1).expect("a connection").status, CONFLICT);
+        let read = other.scsi(&[0x5e, 1, 0, 0, 0, 0, 0, 0, 24, 0], Transfer::In(24)).expect("a connection");
+        assert_eq!((read.data[15], read.data[21]), (u8::try_from(key).expect("small"), 3), "{read:x?}");
+    }
+}
+
+#[test]
 fn a_stop_with_sessions_open_is_clean_and_soon() {
     // Guards against a stop that waits for initiators, which stay logged in for months.
     let mut lunette = Lunette::build().volume("alpha", "64M").start();

@@ -14,6 +14,7 @@
 //! Sessions know each other only through the [`Registry`] and through [`Event`]s, which the shell
 //! carries: a login waits for the session that it reinstates, a reset for the tasks of others.
 
+mod changes;
 mod chap;
 mod connection;
 mod data_out;

@@ -20,7 +20,7 @@ use super::tasks::Active;
 use super::transmit::StatSn;
 use super::{Action, FUNCTIONS_MAX, Ticket};
 use crate::scsi::lun::{Address, decode};
-use crate::scsi::{Attention, Changed, LogicalUnit, Scope, Settled};
+use crate::scsi::{Attention, LogicalUnit, Scope, Settled};
 
 /// Something that waits for aborted tasks.
 pub(super) struct Function {
@@ -53,6 +53,11 @@ impl Function {
     /// A command whose change the other sessions are told of.
     pub(super) fn command(tag: u64, settled: Settled, waits: Vec<u64>, token: u64) -> Self {
         Self { waits, peers: Some(token), end: End::Command(tag, settled) }
+    }
+
+    /// What the session that holds `ticket` waits for.
+    pub(super) fn foreign(waits: Vec<u64>, ticket: Ticket) -> Self {
+        Self { waits, peers: None, end: End::Foreign(ticket) }
     }
 
     /// Whether the initiator asked for it as such.
@@ -149,28 +154,7 @@ impl Session {
         }
         let mut waits = self.abort(io, affected);
         waits.extend(self.clear_elsewhere(volumes, io));
-        self.begin(Function { waits, peers: None, end: End::Foreign(ticket) }, io);
-    }
-
-    /// Another session, or gateway, has changed what a unit keeps.
-    pub(super) fn changed_by_peer(&mut self, changed: &Changed, ticket: Option<Ticket>, io: &mut Io) {
-        let Some(notice) = changed.notice(self.nexus.id()) else { return };
-        let units = self.view.iter().flat_map(|view| &view.luns);
-        let luns = units.filter(|(_, unit)| unit.volume == changed.volume).map(|(lun, _)| *lun);
-        for lun in luns.collect::<Vec<_>>() {
-            if let Some(attention) = notice.attention {
-                self.nexus.attention(Scope::Lun(lun), attention);
-            }
-        }
-        if notice.aborted {
-            let volume = changed.volume;
-            let mut waits =
-                self.abort(io, |active| active.unit.as_ref().is_some_and(|unit| unit.volume == volume));
-            waits.extend(self.clear_elsewhere(&[volume], io));
-            if let Some(ticket) = ticket {
-                self.begin(Function { waits, peers: None, end: End::Foreign(ticket) }, io);
-            }
-        }
+        self.begin(Function::foreign(waits, ticket), io);
     }
 
     /// All other sessions have done what was asked under `token`.

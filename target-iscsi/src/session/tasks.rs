@@ -5,7 +5,7 @@
 //!                         +-> device -> Task::completed ----------------+-> Data-In, status
 //! ```
 //!
-//! A copy also has commands for the devices of other logical units of the target, one at a time.
+//! What a unit keeps is changed in `changes.rs`. A copy also has commands for the devices of other logical units of the target, one at a time.
 //!
 //! Memory is reserved before an R2T is sent or a read submitted, and given back when the command
 //! has been answered; commands that find no room wait at the gate, in order.
@@ -25,38 +25,35 @@ use smallvec::SmallVec;
 use super::connection::Io;
 use super::data_out::{Collector, Violation};
 use super::full::Session;
-use super::permission::{device, shows};
+use super::permission::device;
 use super::stats::count;
-use super::task_management::Function;
 use super::transmit::{Ending, StatSn};
 use super::{Action, SESSION_BYTES_MAX, TASKS_MAX};
 use crate::scsi::lun::{Address, decode};
-use crate::scsi::{
-    CHECK_CONDITION, Elsewhere, GOOD, LogicalUnit, Refusal, Response, Settled, Step, Task, Transition,
-};
+use crate::scsi::{CHECK_CONDITION, Elsewhere, GOOD, LogicalUnit, Response, Step, Task};
 
 /// A command in execution.
 pub(super) struct Active {
     pub(super) task_tag: u32,
     pub(super) lun: u64,
-    generation: u32,
+    pub(super) generation: u32,
     /// Expected data transfer length, in whichever direction.
     expected: u32,
     read: bool,
     pub(super) unit: Option<Arc<LogicalUnit>>,
-    task: Task,
+    pub(super) task: Task,
     /// The LUN and the logical unit that its present command is for, if not `unit`.
     pub(super) elsewhere: Option<(u16, Arc<LogicalUnit>)>,
     /// Volumes that it works on and that were reset while a device had a command of it.
     cleared: Vec<VolumeId>,
-    state: State,
+    pub(super) state: State,
     /// Of the session's memory.
     reserved: u64,
     r2t_count: Serial,
     pub(super) aborted: bool,
 }
 
-enum State {
+pub(super) enum State {
     /// Data-Out is coming.
     Collecting(Box<Collecting>),
     /// A command waits for so much memory.
@@ -69,7 +66,7 @@ enum State {
     Answering,
 }
 
-struct Collecting {
+pub(super) struct Collecting {
     collector: Collector,
     /// What follows if the task does not want the data.
     then: Option<Step>,
@@ -271,7 +268,7 @@ impl Session {
         }
     }
 
-    fn step(&mut self, slot: usize, step: Step, io: &mut Io) {
+    pub(super) fn step(&mut self, slot: usize, step: Step, io: &mut Io) {
         match step {
             Step::Submit(command) => {
                 let bytes = cost(&command);
@@ -330,72 +327,6 @@ impl Session {
         active.state = State::AtDevice;
         self.at_devices += 1;
         io.actions.push_back(Action::Submit { device, tag, command });
-    }
-
-    fn change(&mut self, slot: usize, transition: Box<dyn Transition>, io: &mut Io) {
-        let Some(active) = self.tasks.get_mut(slot) else { return };
-        let is_shown = |unit: &&Arc<LogicalUnit>| match (&self.view, decode(active.lun)) {
-            (Some(view), Address::Unit(lun)) => shows(view, lun, unit, false),
-            _ => false,
-        };
-        let unit = active.unit.as_ref().filter(is_shown);
-        let Some(unit) = unit.map(|unit| Arc::clone(&unit.shared)) else {
-            let step = active.task.settled(Err(Refusal::BUSY));
-            return self.step(slot, step, io);
-        };
-        let tag = tag(slot, active.generation);
-        active.state = State::AtDevice;
-        self.at_devices += 1;
-        io.actions.push_back(Action::Change { unit, tag, transition });
-    }
-
-    /// The change under `tag` was made, or refused. The command is answered when the other sessions know of it.
-    pub(super) fn settled(&mut self, tag: u64, settled: Settled, io: &mut Io) {
-        let slot = (tag & u64::from(u32::MAX)) as usize;
-        let Some(active) = self.tasks.get_mut(slot) else { return };
-        if self::tag(slot, active.generation) != tag || !matches!(active.state, State::AtDevice) {
-            return;
-        }
-        self.at_devices -= 1;
-        active.state = State::Telling;
-        let was_aborted = active.aborted;
-        let changed = settled.as_ref().ok().and_then(Option::as_ref);
-        let told = changed.filter(|changed| changed.concerns_anyone()).map(Arc::clone);
-        let mut waits = Vec::new();
-        let mut token = None;
-        if let Some(changed) = told {
-            if changed.notice(self.nexus.id()).is_some_and(|notice| notice.aborted) {
-                // A nexus may preempt itself: its other tasks are aborted, too.
-                let is_other = |active: &Active| self::tag(slot, active.generation) != tag;
-                let volume = changed.volume;
-                waits = self.abort(io, |active| {
-                    is_other(active) && active.unit.as_ref().is_some_and(|unit| unit.volume == volume)
-                });
-                waits.extend(self.clear_elsewhere(&[volume], io));
-            }
-            token = Some(self.token());
-            io.actions.extend(token.map(|token| Action::Tell { token, changed }));
-        }
-        if was_aborted {
-            self.answered(slot, io);
-            self.function_waits_over(tag);
-            return self.settle(io);
-        }
-        match token {
-            Some(token) => self.begin(Function::command(tag, settled, waits, token), io),
-            None => self.told(tag, settled, io),
-        }
-    }
-
-    /// Everybody knows of the change under `tag`.
-    pub(super) fn told(&mut self, tag: u64, settled: Settled, io: &mut Io) {
-        let slot = (tag & u64::from(u32::MAX)) as usize;
-        let Some(active) = self.tasks.get_mut(slot) else { return };
-        if self::tag(slot, active.generation) == tag && matches!(active.state, State::Telling) {
-            active.state = State::Answering;
-            let step = active.task.settled(settled);
-            self.step(slot, step, io);
-        }
     }
 
     /// A device has completed the command under `tag`.
@@ -532,7 +463,7 @@ impl Session {
     }
 }
 
-fn tag(slot: usize, generation: u32) -> u64 {
+pub(super) fn tag(slot: usize, generation: u32) -> u64 {
     // There are at most TASKS_MAX slots.
     u64::from(generation) << 32 | slot as u64
 }

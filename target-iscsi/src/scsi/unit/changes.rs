@@ -37,6 +37,19 @@ pub(super) struct Changes {
     is_busy: bool,
     /// What was given to be kept last, and is not installed.
     proposed: Option<Arc<Proposed>>,
+    asked: Asked,
+}
+
+/// How the question stands whether `proposed` is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Asked {
+    /// It was answered, or given up.
+    #[default]
+    Over,
+    /// The answer is to come.
+    Waits,
+    /// The answer is to come, but a map has brought what was proposed.
+    Arrived,
 }
 
 struct Waiting {
@@ -58,7 +71,7 @@ impl SharedUnit {
             let mut changes = self.changes.lock();
             if changes.waiting.len() >= WAITING_MAX {
                 drop(changes);
-                return done(Err(Refusal(Failure::Busy)));
+                return done(Err(Refusal::BUSY));
             }
             changes.waiting.push_back(Waiting { transition, done, tries: 0 });
             if std::mem::replace(&mut changes.is_busy, true) {
@@ -79,8 +92,9 @@ impl SharedUnit {
         self.install(Arc::clone(state));
         match own {
             // The answer is still to come, and then they are told.
-            Some(proposed) if changes.is_busy => {
+            Some(proposed) if changes.asked != Asked::Over => {
                 changes.proposed = Some(proposed);
+                changes.asked = Asked::Arrived;
                 None
             }
             // It had been given up, but had been kept all the same.
@@ -121,7 +135,11 @@ impl SharedUnit {
     /// Has a state kept. Gives whether the answer came at once, and the queue goes on here.
     fn keep(self: &Arc<Self>, waiting: Waiting, proposed: Arc<Proposed>) -> bool {
         let after = Arc::clone(&proposed.after);
-        self.changes.lock().proposed = Some(Arc::clone(&proposed));
+        {
+            let mut changes = self.changes.lock();
+            changes.proposed = Some(Arc::clone(&proposed));
+            changes.asked = Asked::Waits;
+        }
         let exchange = Arc::new(Mutex::new(Exchange::Asking));
         let answer = Answer { unit: Arc::clone(self), exchange: Arc::clone(&exchange), is_given: false };
         self.devices.keep(self.volume, Change::State(after), Box::new(move |result| answer.give(result)));
@@ -140,20 +158,19 @@ impl SharedUnit {
     }
 
     fn kept(&self, mut waiting: Waiting, proposed: Arc<Proposed>, result: Result<(), KeepError>) {
+        let mut given_up = VecDeque::new();
         let settled = {
             let mut changes = self.changes.lock();
             let present = self.state();
+            // What a map has brought was kept, whatever became of the answer.
+            let has_arrived = std::mem::take(&mut changes.asked) == Asked::Arrived;
+            let result = if has_arrived { Ok(()) } else { result };
             match result {
                 Ok(()) => {
                     changes.proposed = None;
                     if present.revision < proposed.after.revision {
                         self.install(Arc::clone(&proposed.after));
                     }
-                    Ok(Some(self.changed(&proposed)))
-                }
-                Err(KeepError::Unavailable(_) | KeepError::Conflict) if present == proposed.after => {
-                    // A map has brought it, so it was kept, and only the answer went astray.
-                    changes.proposed = None;
                     Ok(Some(self.changed(&proposed)))
                 }
                 Err(KeepError::Conflict) => {
@@ -169,12 +186,17 @@ impl SharedUnit {
                 Err(KeepError::Gone) => Err(Sense::LUN_NOT_SUPPORTED.into()),
                 // It may have been kept: not BUSY, which promises that it was not.
                 Err(KeepError::Unavailable(reason)) => {
+                    // Those behind it have not been asked for: they need not wait as long, one after the other.
+                    given_up = std::mem::take(&mut changes.waiting);
                     tracing::warn!(volume = %self.volume, reason, "a change of the logical unit is in doubt");
                     Err(Sense::COMMUNICATION_TIMEOUT.into())
                 }
             }
         };
         (waiting.done)(settled.map_err(Refusal));
+        for behind in given_up {
+            (behind.done)(Err(Refusal::BUSY));
+        }
     }
 
     fn changed(&self, proposed: &Proposed) -> Arc<Changed> {
