@@ -9,7 +9,6 @@ use lunette_proto::ids::VolumeId;
 use lunette_proto::map::naa;
 use lunette_target_iscsi::scsi::{LogicalUnit, Response, Step, TargetView, Task};
 use lunette_volume::device::{Command, DEALLOCATED, Data, DeviceError, MAPPED, Outcome};
-use proptest::prelude::*;
 
 pub(crate) const MIB: usize = 1 << 20;
 
