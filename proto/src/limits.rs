@@ -4,7 +4,8 @@
 pub const EXTENT_BYTES: u32 = 4 << 20;
 /// A block, the unit of checksum, of version and of atomicity: 4 KiB.
 pub const BLOCK_BYTES: u32 = 4096;
-/// A unit, of which an extent has 64: what a prepared change is inside of.
+/// A unit, of which an extent has 64: an aligned range in which a disk gives out space as a whole, the most that one write
+/// changes as a whole, and what a prepared change is inside of.
 pub const UNIT_BYTES: u32 = 64 << 10;
 /// Blocks in an extent.
 pub const EXTENT_BLOCKS: u32 = EXTENT_BYTES / BLOCK_BYTES;

@@ -38,7 +38,8 @@ pub enum RequestBody {
         generation: Generation,
     },
     /// Change blocks, if `version.generation` is the sealed one. A block that already has this
-    /// version or a newer one keeps what it has: repeating a change does no harm (invariant 5).
+    /// version or a newer one keeps what it has: repeating a change does no harm (invariant 5). All of it happens
+    /// or nothing does, over crashes too.
     Change {
         /// Where.
         extent: ExtentId,
@@ -52,7 +53,7 @@ pub enum RequestBody {
         durability: Durability,
     },
     /// Repair: bring blocks of a replica up to what another replica has, if it has less
-    /// (invariant 9). Durable when answered.
+    /// (invariant 9). Durable when answered. All of it happens or nothing does, over crashes too.
     Put {
         /// Where.
         extent: ExtentId,
@@ -131,7 +132,7 @@ pub enum RequestBody {
         /// How many bytes.
         len: u32,
     },
-    /// The versions of an extent's blocks, for reconciliation.
+    /// The versions of an extent's blocks, for reconciliation, and to learn which of them take space.
     Versions {
         /// Which extent.
         extent: ExtentId,
@@ -313,7 +314,8 @@ pub enum Failure {
     /// The namespace was deleted.
     #[error("the namespace was deleted")]
     Deleted,
-    /// The disk has no room for it. Nothing was changed; overwrites and discards still work.
+    /// The disk has no room for it. Nothing was changed; overwrites and discards still work. Space is given out by
+    /// the [unit](crate::limits::UNIT_BYTES): blocks beside one of the same unit that has content need none.
     #[error("no space left on the disk")]
     NoSpace,
     /// What the disk holds there is wrong. Another member has to serve it and repair this one.

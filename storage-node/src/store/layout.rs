@@ -3,7 +3,7 @@
 use super::disk::SECTOR_BYTES;
 
 /// Bytes of an allocation unit.
-pub const UNIT_BYTES: u64 = 64 << 10;
+pub const UNIT_BYTES: u64 = lunette_proto::limits::UNIT_BYTES as u64;
 /// Bytes of a page of metadata, and the alignment of everything that is not a descriptor.
 pub const PAGE_BYTES: u64 = 4096;
 /// Bytes of a unit's descriptor: one sector.
