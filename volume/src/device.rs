@@ -20,7 +20,9 @@ pub trait BlockDevice: Send + Sync {
     fn readiness(&self) -> Readiness;
 
     /// A write that lies inside one aligned range of so many bytes is atomic as a whole, a power of two from
-    /// 4096 (SBC-4: WRITE ATOMIC).
+    /// 4096 (SBC-4: WRITE ATOMIC): whatever crashes, no read ever shows a part of it beside what was there before. On
+    /// a write-back volume that holds for writes with `fua`: what is in memory only may be lost in part. A block that
+    /// its disks have lost is reported as unreadable, as ever.
     fn atomic_bytes(&self) -> u32 {
         lunette_proto::limits::BLOCK_BYTES
     }
@@ -44,7 +46,7 @@ pub enum Command {
         /// Bytes, not 0.
         len: u32,
     },
-    /// Write. Each 4 KiB block of it is atomic, the whole is not.
+    /// Write. Each 4 KiB block of it is atomic; the whole is inside one range of [`BlockDevice::atomic_bytes`].
     Write {
         /// First byte.
         offset: u64,

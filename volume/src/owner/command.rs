@@ -4,14 +4,17 @@
 //! the last, later commands that overlap what is left stand behind it, and those that overlap them
 //! behind those.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use lunette_proto::limits::{BLOCK_BYTES, SCSI_TRANSFER_BYTES_MAX};
 use lunette_proto::node::{Change, Durability};
 
-use super::event::{Action, Limits, Patch, Plant};
+use super::event::{Action, Limits, Plant};
 use super::op::{Op, Origin, Phase, Work};
-use super::{Owner, Stage};
-use crate::device::{self, Data, DeviceError, Outcome};
+use super::patch::Patch;
+use super::{Owner, Stage, mapping};
+use crate::device::{self, Data, DeviceError, MAPPING_BYTES_MAX, Outcome};
 use crate::layout::Run;
 
 /// A command that is not answered yet.
@@ -35,79 +38,101 @@ pub(super) struct Command {
 #[derive(Clone, Debug)]
 enum Kind {
     Read,
-    Write { data: Bytes, fua: bool },
+    Write {
+        data: Bytes,
+        fua: bool,
+    },
+    Swap {
+        compare: Bytes,
+        data: Bytes,
+        fua: bool,
+    },
+    Or {
+        data: Bytes,
+        fua: bool,
+    },
     Zero,
+    /// Of whole 4 KiB blocks.
+    Mapping(Range<u64>),
     Flush,
 }
 
-impl Command {
-    /// Data that it keeps while it has no operations, which keep it afterwards.
-    fn deferred_bytes(&self) -> u64 {
-        if let Kind::Write { data, .. } = &self.kind { data.len() as u64 } else { 0 }
+impl Kind {
+    /// Data that it keeps.
+    fn held_bytes(&self) -> u64 {
+        match self {
+            Self::Write { data, .. } | Self::Or { data, .. } => data.len() as u64,
+            Self::Swap { compare, data, .. } => (compare.len() + data.len()) as u64,
+            Self::Read | Self::Zero | Self::Mapping(_) | Self::Flush => 0,
+        }
     }
 }
 
 impl Owner {
     pub(super) fn submit(&mut self, tag: u64, command: device::Command) {
-        match self.check(&command) {
-            Err(error) => self.complete(tag, Err(error)),
-            Ok((offset, len)) => {
-                let kind = match command {
-                    device::Command::Read { .. } => Kind::Read,
-                    device::Command::Write { data, fua, .. } => Kind::Write { data, fua },
-                    device::Command::Zero { .. } => Kind::Zero,
-                    device::Command::Flush => Kind::Flush,
-                    device::Command::CompareAndWrite { .. }
-                    | device::Command::Or { .. }
-                    | device::Command::Mapping { .. } => {
-                        return self.complete(tag, Err(DeviceError::Invalid));
-                    }
-                };
-                let id = self.commands.insert(Command {
-                    tag,
-                    kind,
-                    at: offset,
-                    end: offset + len,
-                    outstanding: 0,
-                    parts: Data::new(),
-                    error: None,
-                    touched: false,
-                    deadline_ms: self.now + self.config.limits.wait_ms,
-                });
-                self.queue(id);
-            }
-        }
+        let (kind, range) = match self.check(command) {
+            Err(error) => return self.complete(tag, Err(error)),
+            Ok(checked) => checked,
+        };
+        let id = self.commands.insert(Command {
+            tag,
+            kind,
+            at: range.start,
+            end: range.end,
+            outstanding: 0,
+            parts: Data::new(),
+            error: None,
+            touched: false,
+            deadline_ms: self.now + self.config.limits.wait_ms,
+        });
+        self.queue(id);
     }
 
-    /// The range of a command that may be taken.
-    fn check(&self, command: &device::Command) -> Result<(u64, u64), DeviceError> {
+    /// What a command that may be taken does, and in which range of the volume.
+    fn check(&self, command: device::Command) -> Result<(Kind, Range<u64>), DeviceError> {
         match &self.stage {
             Stage::Stopped(error) => return Err(error.clone()),
             Stage::Serving if !self.view.deleting => {}
             Stage::Serving | Stage::Purging(_) | Stage::Purged => return Err(DeviceError::Gone),
         }
-        let (offset, len, len_max) = match command {
-            device::Command::Read { offset, len } => {
-                (*offset, u64::from(*len), SCSI_TRANSFER_BYTES_MAX.into())
+        let transfer_max = u64::from(SCSI_TRANSFER_BYTES_MAX);
+        let (kind, offset, len, len_max) = match command {
+            device::Command::Read { offset, len } => (Kind::Read, offset, u64::from(len), transfer_max),
+            device::Command::Write { offset, data, fua } => {
+                let len = data.len() as u64;
+                (Kind::Write { data, fua }, offset, len, transfer_max)
             }
-            device::Command::Write { offset, data, .. } => {
-                (*offset, data.len() as u64, SCSI_TRANSFER_BYTES_MAX.into())
+            device::Command::Zero { offset, len } => (Kind::Zero, offset, len, u64::MAX),
+            device::Command::Flush => return self.has_room(0).map(|()| (Kind::Flush, 0..0)),
+            device::Command::CompareAndWrite { offset, compare, data, fua } => {
+                if compare.len() != data.len() {
+                    return Err(DeviceError::Invalid);
+                }
+                let in_block = u64::from(BLOCK_BYTES) - offset % u64::from(BLOCK_BYTES);
+                let len = data.len() as u64;
+                (Kind::Swap { compare, data, fua }, offset, len, in_block)
             }
-            device::Command::Zero { offset, len } => (*offset, *len, u64::MAX),
-            device::Command::Flush => return self.has_room(0).map(|()| (0, 0)),
-            device::Command::CompareAndWrite { .. }
-            | device::Command::Or { .. }
-            | device::Command::Mapping { .. } => return Err(DeviceError::Invalid),
+            device::Command::Or { offset, data, fua } => {
+                let len = data.len() as u64;
+                (Kind::Or { data, fua }, offset, len, transfer_max)
+            }
+            device::Command::Mapping { offset, len } => (Kind::Mapping(0..0), offset, len, MAPPING_BYTES_MAX),
         };
         let block = u64::from(self.config.block_bytes);
         if len == 0 || len > len_max || !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
             return Err(DeviceError::Invalid);
         }
-        if offset.checked_add(len).is_none_or(|end| end > self.view.size_bytes) {
+        let end = offset.checked_add(len).filter(|end| *end <= self.view.size_bytes);
+        let Some(end) = end else {
             return Err(DeviceError::OutOfRange);
+        };
+        self.has_room(kind.held_bytes())?;
+        if let Kind::Mapping(_) = kind {
+            let block = u64::from(BLOCK_BYTES);
+            let blocks = offset - offset % block..end.next_multiple_of(block);
+            return Ok((Kind::Mapping(blocks.clone()), blocks));
         }
-        let held = if let device::Command::Write { .. } = command { len } else { 0 };
-        self.has_room(held).map(|()| (offset, len))
+        Ok((kind, offset..end))
     }
 
     fn has_room(&self, bytes: u64) -> Result<(), DeviceError> {
@@ -122,7 +147,8 @@ impl Owner {
             return self.queue_flush(id);
         }
         if self.is_behind(id, self.deferred.len()) {
-            self.held_bytes += self.commands[id].deferred_bytes();
+            // Until it has operations, which keep it then.
+            self.held_bytes += self.commands[id].kind.held_bytes();
             self.deferred.push_back(id);
         } else {
             self.admit(id);
@@ -148,20 +174,35 @@ impl Owner {
                 let command = &mut self.commands[id];
                 let (at, end) = (std::mem::replace(&mut command.at, command.end), command.end);
                 command.outstanding += 1;
-                let mut done = 0;
-                for run in self.config.layout.runs(at, end - at) {
-                    match &kind {
-                        Kind::Write { data, fua } => {
-                            let taken = done + run.len as usize;
-                            let durability = self.durability(*fua);
-                            self.add_changes(id, run, Some(data.slice(done..taken)), durability);
-                            done = taken;
-                        }
-                        Kind::Read | Kind::Zero | Kind::Flush => self.add_read(id, run),
+                if let Kind::Mapping(blocks) = &kind {
+                    self.add_mapping(id, blocks);
+                } else {
+                    let mut done = 0;
+                    for run in self.config.layout.runs(at, end - at) {
+                        let taken = done + run.len as usize;
+                        self.add_run(id, run, &kind, done..taken);
+                        done = taken;
                     }
                 }
                 self.part_done(id, None, Ok(Bytes::new()));
             }
+        }
+    }
+
+    /// Queues what a command does to one extent, with that part of its data.
+    fn add_run(&mut self, id: usize, run: Run, kind: &Kind, part: Range<usize>) {
+        match kind {
+            Kind::Write { data, fua } => {
+                self.add_changes(id, run, Some(data.slice(part)), self.durability(*fua));
+            }
+            Kind::Swap { compare, data, fua } => {
+                let patch = Patch::Swap { compare: compare.clone(), data: data.clone() };
+                self.add_patch(id, run, patch, self.durability(*fua));
+            }
+            Kind::Or { data, fua } => {
+                self.add_patch(id, run, Patch::Or(data.slice(part)), self.durability(*fua));
+            }
+            Kind::Read | Kind::Zero | Kind::Mapping(_) | Kind::Flush => self.add_read(id, run),
         }
     }
 
@@ -201,7 +242,7 @@ impl Owner {
                 position += 1;
             } else {
                 self.deferred.remove(position);
-                self.held_bytes -= self.commands[id].deferred_bytes();
+                self.held_bytes -= self.commands[id].kind.held_bytes();
                 self.admit(id);
             }
         }
@@ -214,9 +255,27 @@ impl Owner {
         self.add_part(command, run.extent, first, end - first, work, Durability::Stable);
     }
 
-    /// Whole blocks become one operation; a block that is changed in part is read and patched.
+    /// The blocks that a run touches are read, patched and written as one operation.
+    fn add_patch(&mut self, command: usize, run: Run, patch: Patch, durability: Durability) {
+        let first = run.offset - run.offset % BLOCK_BYTES;
+        let end = (run.offset + run.len).next_multiple_of(BLOCK_BYTES);
+        let work = Work::Modify { at: run.offset - first, patch };
+        self.add_part(command, run.extent, first, end - first, work, durability);
+    }
+
+    /// Whole blocks become one operation; a block that is changed in part is read and patched. A write inside one
+    /// atomic range becomes one operation altogether.
     fn add_changes(&mut self, command: usize, run: Run, data: Option<Bytes>, durability: Durability) {
         let end = run.offset + run.len;
+        let atomic = self.config.layout.atomic_bytes();
+        let is_whole = run.offset.is_multiple_of(BLOCK_BYTES) && end.is_multiple_of(BLOCK_BYTES);
+        if let Some(data) = &data
+            && !is_whole
+            && run.offset / atomic == (end - 1) / atomic
+            && !self.planted(Plant::SplitAtomic)
+        {
+            return self.add_patch(command, run, Patch::Data(data.clone()), durability);
+        }
         let mut at = run.offset;
         while at < end {
             let block = at - at % BLOCK_BYTES;
@@ -230,7 +289,7 @@ impl Owner {
                 let change = slice.map_or(Change::Zeros { len: next - at }, Change::Data);
                 (at, next - at, Work::Write(change))
             } else {
-                let patch = slice.map_or(Patch::Zeros((next - at) as usize), Patch::Data);
+                let patch = slice.map_or(Patch::Zeros(next - at), Patch::Data);
                 (block, BLOCK_BYTES, Work::Modify { at: at - block, patch })
             };
             self.add_part(command, run.extent, offset, len, work, durability);
@@ -238,7 +297,7 @@ impl Owner {
         }
     }
 
-    fn add_part(
+    pub(super) fn add_part(
         &mut self,
         id: usize,
         extent: u64,
@@ -249,7 +308,7 @@ impl Owner {
     ) {
         let command = &mut self.commands[id];
         let part = command.parts.len();
-        if let Work::Read { .. } = work {
+        if let Work::Read { .. } | Work::Map = work {
             command.parts.push(Bytes::new());
         }
         command.outstanding += 1;
@@ -278,7 +337,9 @@ impl Owner {
             has_mutated: false,
             verdict: Ok(()),
         };
-        let (blocks, exclusive) = (op.blocks(), op.is_exclusive() && !self.planted(Plant::NoHazardLock));
+        let is_swap = matches!(op.work, Work::Modify { patch: Patch::Swap { .. }, .. });
+        let unlocked = self.planted(Plant::NoHazardLock) || is_swap && self.planted(Plant::CompareUnlocked);
+        let (blocks, exclusive) = (op.blocks(), op.is_exclusive() && !unlocked);
         self.held_bytes += op.held_bytes();
         let id = self.ops.insert(op);
         if self.locks.entry(extent).or_default().insert(id, blocks, exclusive) {
@@ -311,7 +372,13 @@ impl Owner {
         let command = &self.commands[id];
         if command.outstanding == 0 && command.at == command.end {
             let command = self.commands.remove(id);
-            let outcome = command.error.map_or(Ok(command.parts), Err);
+            let outcome = match (command.error, command.kind) {
+                (Some(error), _) => Err(error),
+                (None, Kind::Mapping(blocks)) => {
+                    Ok(mapping::in_order(self.config.layout, &blocks, command.parts))
+                }
+                (None, _) => Ok(command.parts),
+            };
             self.complete(command.tag, outcome);
             self.purge_if_idle();
         }
@@ -336,7 +403,7 @@ impl Owner {
         let deferred = self.deferred.len();
         self.deferred.retain(|other| *other != id);
         if self.deferred.len() < deferred {
-            self.held_bytes -= command.deferred_bytes();
+            self.held_bytes -= command.kind.held_bytes();
         }
         self.forget_flush(id);
         let mine: Vec<usize> = self

@@ -1,6 +1,5 @@
 //! What goes into an owner and what comes out.
 
-use bytes::Bytes;
 use lunette_proto::ids::{ClusterId, DiskId, Generation, VolumeId};
 use lunette_proto::node::{Reply, Request};
 
@@ -155,17 +154,6 @@ pub struct Complaint {
     pub trouble: Trouble,
 }
 
-/// New content of a part of a block.
-#[derive(Clone, Debug)]
-pub(super) enum Patch {
-    /// Leave the block as it is: it is written again to heal a bad copy.
-    Nothing,
-    /// These bytes.
-    Data(Bytes),
-    /// That many zeros.
-    Zeros(usize),
-}
-
 /// Bugs that the simulator must be able to find. The seams are constant `false` outside tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plant {
@@ -183,4 +171,9 @@ pub(crate) enum Plant {
     NoRoomForChanges,
     HealFromItself,
     HealNewVersion,
+    CompareUnlocked,
+    WriteOnMiscompare,
+    OrOverwrites,
+    SplitAtomic,
+    LevelByBlock,
 }

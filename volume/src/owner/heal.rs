@@ -23,8 +23,8 @@ use lunette_proto::node::{BlockVersion, Change, DamagedRun, Durability, ReplyBod
 
 use super::disks::EXTENTS_MAX;
 use super::event::Plant;
+use super::gaps::fits;
 use super::op::{Asked, Op, Origin, Phase, Work};
-use super::reconcile::fits;
 use super::view::Members;
 use super::{Answer, Owner, What};
 use crate::device::DeviceError;

@@ -13,6 +13,10 @@
 //!   A member that does not answer holds its writes up until the map removes it (3).
 //! - An extent is served once every member in sync has sealed and, if it was dirty, agrees with the
 //!   others on every block (4, 19). Reads come from members in sync only (8).
+//! - A block that is changed in part, compared or ORed is read and written under one lock. What was decided by that is a
+//!   write like any other from then on (14).
+//! - A write inside one space unit of one extent is one message to each member, and so is all that finishes or
+//!   withdraws it: it is never seen in part.
 //! - A mutation that was sent is never given up (see `op.rs`): a command that waited too long is
 //!   answered, its blocks stay locked.
 //! - **No space is withdrawn.** When some members took a change and others had no room for it, the
@@ -36,10 +40,13 @@ mod cache;
 mod command;
 mod disks;
 mod event;
+mod gaps;
 mod hazard;
 mod heal;
 mod housekeeping;
+mod mapping;
 mod op;
+mod patch;
 mod read;
 mod reconcile;
 mod view;

@@ -1,8 +1,8 @@
 //! An operation: what a command does to the blocks of one extent, and what the owner does on its own.
 //!
 //! ```text
-//!     Waiting --> Reading --> Mutating --> finished         a partial block, a repair
-//!     Waiting --> Reading ------------------> finished      a read
+//!     Waiting --> Reading --> Mutating --> finished         a partial block, a comparison, a repair
+//!     Waiting --> Reading ------------------> finished      a read, a comparison that differs
 //!     Waiting ----------------> Mutating --> finished       a write
 //!     Waiting --> Healing -------------------> finished      what a scrubber found: its parts read and mutate
 //!                                  |  ^
@@ -24,8 +24,8 @@ use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::node::{Change, Durability};
 use smallvec::SmallVec;
 
-use super::event::Patch;
 use super::heal::Healing;
+use super::patch::Patch;
 use super::view::Members;
 use crate::device::DeviceError;
 
@@ -57,17 +57,22 @@ impl Op {
     pub(super) fn held_bytes(&self) -> u64 {
         match &self.work {
             Work::Write(Change::Data(data)) => data.len() as u64,
-            Work::Modify { patch: Patch::Data(data), .. } => data.len() as u64,
-            Work::Read { .. }
-            | Work::Write(_)
-            | Work::Modify { .. }
-            | Work::Level { .. }
-            | Work::Heal { .. } => 0,
+            Work::Modify { patch, .. } => patch.held_bytes(),
+            Work::Read { .. } | Work::Map | Work::Write(_) | Work::Level { .. } | Work::Heal { .. } => 0,
         }
     }
 
     pub(super) fn is_exclusive(&self) -> bool {
-        !matches!(self.work, Work::Read { .. })
+        !matches!(self.work, Work::Read { .. } | Work::Map)
+    }
+
+    /// Whether it matters what is in a block that it reads.
+    pub(super) fn needs(&self, block: u32) -> bool {
+        let first = block * BLOCK_BYTES - self.offset;
+        match &self.work {
+            Work::Modify { at, patch } => patch.needs(*at, first..first + BLOCK_BYTES),
+            _ => true,
+        }
     }
 }
 
@@ -95,7 +100,9 @@ pub(super) enum Work {
     Read { skip: u32, take: u32 },
     /// Give the blocks new content.
     Write(Change),
-    /// Read the one block, patch it at a byte and write it.
+    /// Say which of the blocks take space.
+    Map,
+    /// Read the blocks, patch them at a byte of theirs and write them: a [`Work::Write`] from then on.
     Modify { at: u32, patch: Patch },
     /// Bring `lagging` members up to what `sources` have: zeros without space if `hole`. With
     /// `or_hole`, some lagging member has a hole in every block of it, and it is as good to give

@@ -5,8 +5,11 @@ use lunette_proto::ids::DiskId;
 use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::node::{Change, Durability, ReplyBody, RequestBody};
 
-use super::event::{Patch, Plant};
+use super::event::Plant;
+use super::gaps::fits;
+use super::mapping;
 use super::op::{Asked, Op, Origin, Phase, Reading, Work};
+use super::patch::{Differs, Patch};
 use super::view::Members;
 use super::{Answer, Owner, What};
 use crate::device::DeviceError;
@@ -23,7 +26,8 @@ impl Owner {
 
     /// Asks the best member that was not found bad; waits if none can be reached.
     pub(super) fn ask(&mut self, id: usize) {
-        let Some(Op { extent, offset, len, phase: Phase::Reading(reading), .. }) = self.ops.get(id) else {
+        let Some(Op { extent, offset, len, work, phase: Phase::Reading(reading), .. }) = self.ops.get(id)
+        else {
             return;
         };
         if reading.asked.is_some() {
@@ -53,8 +57,11 @@ impl Owner {
                     None => (*offset, *len),
                     Some(pieces) => (*offset + blocks_len(pieces), BLOCK_BYTES),
                 };
-                let generation = self.config.generation;
-                let body = RequestBody::Read { extent: self.extent(*extent), generation, offset, len };
+                let (extent, generation) = (self.extent(*extent), self.config.generation);
+                let body = match work {
+                    Work::Map => RequestBody::Versions { extent, generation },
+                    _ => RequestBody::Read { extent, generation, offset, len },
+                };
                 let tag = self.send(disk, body, What::Read { op: id });
                 self.touch(id);
                 if let Phase::Reading(reading) = &mut self.ops[id].phase {
@@ -74,27 +81,28 @@ impl Owner {
     }
 
     pub(super) fn read_answered(&mut self, id: usize, disk: DiskId, answer: Answer) {
-        let Some(Op { offset, len, phase: Phase::Reading(reading), .. }) = self.ops.get_mut(id) else {
+        let Some(Op { offset, len, work, phase: Phase::Reading(reading), .. }) = self.ops.get_mut(id) else {
             return;
         };
+        let is_map = matches!(work, Work::Map);
         reading.asked = None;
         let (first, want) = match &reading.pieces {
             None => (*offset, *len),
             Some(pieces) => (*offset + blocks_len(pieces), BLOCK_BYTES),
         };
         match answer {
-            Answer::Body(ReplyBody::Data(data)) if data.len() == want as usize => {
-                let Some(pieces) = &mut reading.pieces else {
-                    return self.have(id, data);
-                };
-                pieces.extend_from_slice(&data);
-                reading.bad.clear();
-                if pieces.len() == *len as usize {
-                    let data = std::mem::take(pieces).freeze();
-                    return self.have(id, data);
+            Answer::Body(ReplyBody::Data(data)) if data.len() == want as usize && !is_map => {
+                if reading.pieces.is_some() {
+                    return self.gather(id, &data);
                 }
+                return self.have(id, data);
+            }
+            Answer::Body(ReplyBody::Versions(runs)) if is_map && fits(&runs, self.config.generation) => {
+                let mapping = mapping::of_blocks(&runs, self.ops[id].blocks());
+                return self.finish(id, Ok(mapping));
             }
             Answer::Body(_) => self.distrust(disk),
+            Answer::NoSpace | Answer::Corrupt(_) if is_map => self.rest(disk),
             Answer::Corrupt(at) => {
                 let at = if (first..first + want).contains(&at) { at } else { first };
                 reading.bad.push(disk);
@@ -109,10 +117,27 @@ impl Owner {
         self.ask(id);
     }
 
+    /// One more of the blocks that are gathered one by one.
+    fn gather(&mut self, id: usize, block: &[u8]) {
+        let Some(Op { len, phase: Phase::Reading(reading), .. }) = self.ops.get_mut(id) else {
+            return;
+        };
+        let Some(pieces) = &mut reading.pieces else {
+            return;
+        };
+        reading.bad.clear();
+        pieces.extend_from_slice(block);
+        if pieces.len() == *len as usize {
+            let data = std::mem::take(pieces).freeze();
+            self.have(id, data);
+        } else {
+            self.ask(id);
+        }
+    }
+
     /// Every member that counts has a bad block among those asked for.
     fn exhausted(&mut self, id: usize) {
-        let Op { origin, extent, offset, len, phase: Phase::Reading(reading), work, .. } = &mut self.ops[id]
-        else {
+        let Op { origin, offset, len, phase: Phase::Reading(reading), .. } = &mut self.ops[id] else {
             return;
         };
         if reading.pieces.is_none() && *len > BLOCK_BYTES && !matches!(origin, Origin::HealPart { .. }) {
@@ -122,6 +147,13 @@ impl Owner {
             return self.ask(id);
         }
         let at = *offset + reading.pieces.as_ref().map_or(0, blocks_len);
+        if reading.pieces.is_some() && !reading.withdrawing && !self.ops[id].needs(at / BLOCK_BYTES) {
+            return self.gather(id, &[0; BLOCK_BYTES as usize]);
+        }
+        let Op { origin, extent, offset, len, phase: Phase::Reading(reading), work, .. } = &mut self.ops[id]
+        else {
+            return;
+        };
         let is_heal = matches!(origin, Origin::HealPart { .. });
         let medium = DeviceError::Medium { offset: self.config.layout.address(*extent, at) };
         let (extent, offset, len, withdrawing) = (*extent, *offset, *len, reading.withdrawing);
@@ -155,13 +187,13 @@ impl Owner {
 
     /// The blocks of an operation were read.
     fn have(&mut self, id: usize, data: Bytes) {
-        let Op { extent, offset, work, phase: Phase::Reading(reading), .. } = &mut self.ops[id] else {
+        let Op { extent, work, phase: Phase::Reading(reading), .. } = &mut self.ops[id] else {
             return;
         };
         if reading.withdrawing {
             return self.write_back_old(id, &data);
         }
-        let (extent, offset) = (*extent, *offset);
+        let extent = *extent;
         let bad_blocks = std::mem::take(&mut reading.bad_blocks);
         match work {
             Work::Read { skip, take } => {
@@ -172,30 +204,50 @@ impl Owner {
                 }
             }
             Work::Modify { at, patch } => {
-                let (at, patch) = (*at as usize, patch.clone());
-                let change = Change::Data(self.merge(data, at, &patch));
-                self.change(id, offset, change);
+                let (at, patch) = (*at, patch.clone());
+                match self.patched(id, data, at, &patch) {
+                    Ok(data) => self.decided(id, data),
+                    Err(Differs(at)) => {
+                        // Nothing was sent, so nothing was changed.
+                        self.finish(id, Err(DeviceError::Miscompare { at }));
+                        for block in bad_blocks {
+                            self.repair(extent, block);
+                        }
+                    }
+                }
             }
             Work::Level { version, lagging, .. } => {
                 let (version, lagging) = (*version, lagging.clone());
                 self.put(id, Change::Data(data), version, &lagging);
             }
-            Work::Write(_) | Work::Heal { .. } => {}
+            Work::Write(_) | Work::Map | Work::Heal { .. } => {}
         }
     }
 
-    fn merge(&self, data: Bytes, at: usize, patch: &Patch) -> Bytes {
-        if let Patch::Nothing = patch {
-            return data;
-        }
-        let mut block = BytesMut::from(&data[..]);
-        let at = if self.planted(Plant::WrongMerge) { at.saturating_sub(512) } else { at };
+    fn patched(&mut self, id: usize, blocks: Bytes, at: u32, patch: &Patch) -> Result<Bytes, Differs> {
+        let at = if self.planted(Plant::WrongMerge) { at.saturating_sub(512) } else { at } as usize;
         match patch {
-            Patch::Nothing => {}
-            Patch::Data(bytes) => block[at..at + bytes.len()].copy_from_slice(bytes),
-            Patch::Zeros(len) => block[at..at + len].fill(0),
+            Patch::Or(data) if self.planted(Plant::OrOverwrites) => {
+                Patch::Data(data.clone()).apply(blocks, at)
+            }
+            Patch::Swap { data, .. } if self.planted(Plant::WriteOnMiscompare) => {
+                if let Err(Differs(at)) = patch.apply(blocks.clone(), at) {
+                    self.ops[id].verdict = Err(DeviceError::Miscompare { at });
+                }
+                Patch::Data(data.clone()).apply(blocks, at)
+            }
+            patch => patch.apply(blocks, at),
         }
-        block.freeze()
+    }
+
+    /// What the blocks become is known: from now on it is a write of that, whatever happens.
+    fn decided(&mut self, id: usize, data: Bytes) {
+        let op = &mut self.ops[id];
+        let (offset, change) = (op.offset, Change::Data(data));
+        let before = op.held_bytes();
+        op.work = Work::Write(change.clone());
+        self.held_bytes = self.held_bytes - before + op.held_bytes();
+        self.change(id, offset, change);
     }
 
     /// Writes a block again, of which some copy is bad. Not while a member is missing: the lock

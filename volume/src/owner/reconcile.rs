@@ -8,12 +8,13 @@
 //! is closed, and the disks keep it on their lists of dirty extents until a watermark says
 //! otherwise.
 
-use lunette_proto::ids::{DiskId, Generation, Version};
-use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
+use lunette_proto::ids::DiskId;
+use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::node::{BlockVersion, Change, Durability, ReplyBody, RequestBody};
 use smallvec::SmallVec;
 
 use super::event::Plant;
+use super::gaps::{Gap, fits, gaps};
 use super::op::{LegState, Op, Origin, Phase, Work};
 use super::view::Members;
 use super::{Answer, Owner, What};
@@ -155,7 +156,17 @@ impl Owner {
         for gap in gaps {
             let (offset, len) = (gap.first * BLOCK_BYTES, gap.blocks * BLOCK_BYTES);
             let Gap { version, hole, or_hole, sources, lagging, .. } = gap;
-            self.level(extent, offset, len, Work::Level { version, hole, or_hole, sources, lagging });
+            let work = || {
+                let (sources, lagging) = (sources.clone(), lagging.clone());
+                Work::Level { version, hole, or_hole, sources, lagging }
+            };
+            if self.planted(Plant::LevelByBlock) {
+                for block in (offset..offset + len).step_by(BLOCK_BYTES as usize) {
+                    self.level(extent, block, BLOCK_BYTES, work());
+                }
+            } else {
+                self.level(extent, offset, len, work());
+            }
         }
         self.levelled(extent);
     }
@@ -334,149 +345,5 @@ impl Owner {
             self.reconcile_again(extent);
         }
         self.start_reconciles();
-    }
-}
-
-/// Whether a disk's list of runs can be one of an extent.
-pub(super) fn fits(runs: &[BlockVersion], generation: Generation) -> bool {
-    let blocks = runs.iter().try_fold(0u32, |sum, run| sum.checked_add(run.blocks));
-    blocks.is_some_and(|blocks| blocks <= EXTENT_BLOCKS)
-        && runs.iter().all(|run| run.blocks > 0 && run.version.generation <= generation)
-}
-
-/// Blocks side by side that the same members lack.
-#[derive(Debug, PartialEq, Eq)]
-struct Gap {
-    first: u32,
-    blocks: u32,
-    /// The highest version, which wins.
-    version: Version,
-    hole: bool,
-    /// Whether some lagging member has a hole in each of the blocks.
-    or_hole: bool,
-    sources: Members,
-    lagging: Members,
-}
-
-/// Where members differ.
-fn gaps(members: &[(DiskId, &[BlockVersion])]) -> Vec<Gap> {
-    let mut rest: SmallVec<[(DiskId, &[BlockVersion], u32); 4]> =
-        members.iter().map(|(disk, runs)| (*disk, *runs, 0)).collect();
-    let mut gaps: Vec<Gap> = Vec::new();
-    let mut at = 0;
-    while at < EXTENT_BLOCKS {
-        // What each has from here on, and for how many blocks that holds for all of them.
-        let mut step = EXTENT_BLOCKS - at;
-        for (_, runs, used) in &rest {
-            if let Some(run) = runs.first() {
-                step = step.min(run.blocks - used);
-            }
-        }
-        let state =
-            |runs: &[BlockVersion]| runs.first().map_or((Version::NONE, true), |it| (it.version, it.hole));
-        let version = rest.iter().map(|(_, runs, _)| state(runs).0).max().unwrap_or(Version::NONE);
-        let mut gap = Gap {
-            first: at,
-            blocks: step,
-            version,
-            hole: false,
-            or_hole: false,
-            sources: Members::new(),
-            lagging: Members::new(),
-        };
-        for (disk, runs, _) in &rest {
-            let (has, hole) = state(runs);
-            if has == version {
-                gap.sources.push(*disk);
-                gap.hole |= hole;
-            } else {
-                gap.lagging.push(*disk);
-                gap.or_hole |= hole;
-            }
-        }
-        if !gap.lagging.is_empty() {
-            match gaps.last_mut() {
-                Some(last)
-                    if last.first + last.blocks == gap.first
-                        && (last.version, last.hole, last.or_hole)
-                            == (gap.version, gap.hole, gap.or_hole)
-                        && (&last.sources, &last.lagging) == (&gap.sources, &gap.lagging) =>
-                {
-                    last.blocks += step;
-                }
-                _ => gaps.push(gap),
-            }
-        }
-        for (_, runs, used) in &mut rest {
-            *used += step;
-            if runs.first().is_some_and(|run| run.blocks == *used) {
-                *runs = &runs[1..];
-                *used = 0;
-            }
-        }
-        at += step;
-    }
-    gaps
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn run(blocks: u32, seq: u64) -> BlockVersion {
-        let version = Version { generation: Generation(u64::from(seq > 0)), seq };
-        BlockVersion { blocks, version, hole: seq == 0 }
-    }
-
-    proptest! {
-        /// Guards the comparison against a plain one block by block: every block that differs is in
-        /// exactly one gap, with the highest version and who has it.
-        #[test]
-        fn gaps_are_what_differs(lists in prop::collection::vec(
-            prop::collection::vec((1u32..200, 0u64..4), 0..6), 1..4))
-        {
-            let lists: Vec<Vec<BlockVersion>> =
-                lists.iter().map(|it| it.iter().map(|(blocks, seq)| run(*blocks, *seq)).collect()).collect();
-            let flat: Vec<Vec<Version>> = lists.iter().map(|runs| {
-                let mut all: Vec<Version> =
-                    runs.iter().flat_map(|it| std::iter::repeat_n(it.version, it.blocks as usize)).collect();
-                all.resize(EXTENT_BLOCKS as usize, Version::NONE);
-                all
-            }).collect();
-            let members: Vec<(DiskId, &[BlockVersion])> =
-                lists.iter().enumerate().map(|(disk, runs)| (DiskId(disk as u32), &runs[..])).collect();
-            let gaps = gaps(&members);
-            for block in 0..EXTENT_BLOCKS {
-                let versions: Vec<Version> = flat.iter().map(|it| it[block as usize]).collect();
-                let best = *versions.iter().max().unwrap();
-                let lagging: Vec<DiskId> = versions.iter().enumerate()
-                    .filter(|(_, it)| **it != best).map(|(disk, _)| DiskId(disk as u32)).collect();
-                let inside: Vec<&Gap> =
-                    gaps.iter().filter(|it| (it.first..it.first + it.blocks).contains(&block)).collect();
-                if lagging.is_empty() {
-                    prop_assert!(inside.is_empty());
-                } else {
-                    prop_assert_eq!(inside.len(), 1);
-                    prop_assert_eq!(inside[0].version, best);
-                    prop_assert_eq!(&inside[0].lagging[..], &lagging[..]);
-                    prop_assert_eq!(inside[0].sources.len() + lagging.len(), versions.len());
-                }
-            }
-        }
-    }
-
-    /// Guards against a peer that lists more blocks than an extent has, or versions of nobody's yet.
-    #[test]
-    fn refuses_lists_that_do_not_fit() {
-        let fits = |runs: &[BlockVersion]| fits(runs, Generation(1));
-        assert!(fits(&[]));
-        assert!(fits(&[run(EXTENT_BLOCKS, 1)]));
-        assert!(!fits(&[run(EXTENT_BLOCKS, 1), run(1, 2)]));
-        assert!(!fits(&[run(u32::MAX, 1), run(u32::MAX, 2)]));
-        assert!(!fits(&[run(0, 1)]));
-        let version = Version { generation: Generation(2), seq: 1 };
-        assert!(!fits(&[BlockVersion { blocks: 1, version, hole: false }]));
     }
 }

@@ -13,11 +13,13 @@ use lunette_proto::map::{DiskState, FailureDomain, Pool, Redundancy, Table};
 use lunette_proto::node::{Failure, ReplyBody, Request, RequestBody};
 
 use super::*;
-use crate::device::{Command, DeviceError, Outcome};
+use crate::device::{Command, Data, DeviceError, Outcome};
 use crate::layout::Layout;
 use crate::sim::disk::ModelDisk;
 
+mod atomic;
 mod cache;
+mod commands;
 
 const VOLUME: VolumeId = VolumeId(3);
 const EXTENT: u64 = EXTENT_BYTES as u64;
@@ -28,6 +30,10 @@ struct Rig {
     states: BTreeMap<DiskId, DiskState>,
     /// Disks without a connection.
     down: Vec<DiskId>,
+    /// A disk that has none once it has said that it is full.
+    lost_when_full: Option<DiskId>,
+    /// So many changes get to their disks, and nothing after them.
+    changes_left: Option<usize>,
     size: u64,
     epoch: u64,
     deleting: bool,
@@ -77,6 +83,8 @@ impl Rig {
             disks: states.keys().map(|id| (*id, ModelDisk::new(*id))).collect(),
             states,
             down: Vec::new(),
+            lost_when_full: None,
+            changes_left: None,
             size,
             epoch: 1,
             deleting: false,
@@ -99,11 +107,22 @@ impl Rig {
                 match action {
                     Action::Send { disk, tag, request } => {
                         self.sent.push(request.clone());
+                        if let Some(left) = &mut self.changes_left
+                            && let RequestBody::Change { .. } | RequestBody::Put { .. } = request.body
+                        {
+                            if *left == 0 {
+                                continue;
+                            }
+                            *left -= 1;
+                        }
                         let reply = if self.down.contains(&disk) {
                             Err(Failure::Disconnected)
                         } else {
                             self.disks.get_mut(&disk).unwrap().call(&request)
                         };
+                        if reply == Err(Failure::NoSpace) && self.lost_when_full == Some(disk) {
+                            self.down.push(disk);
+                        }
                         events.push_back(Event::Reply { tag, reply });
                     }
                     Action::Complete { tag, outcome } => assert!(self.done.insert(tag, outcome).is_none()),
@@ -149,6 +168,16 @@ impl Rig {
 
     fn read(&mut self, offset: u64, len: u32) -> Vec<u8> {
         self.run(Command::Read { offset, len }).unwrap().concat()
+    }
+
+    /// Another owner, of the next generation; the one before has died.
+    fn take_over_with(&mut self, plant: Option<Plant>) {
+        self.epoch += 1;
+        let mut config = self.owner.config.clone();
+        config.generation.0 += 1;
+        self.owner = Owner::new(config, view(&self.states, self.epoch, self.size, self.deleting));
+        self.owner.plant(plant);
+        self.drive(Event::Tick);
     }
 
     fn map(&mut self) {
@@ -369,18 +398,20 @@ fn reports_what_no_copy_has() {
 #[test]
 fn withdraws_what_has_no_space() {
     let mut rig = Rig::new(3, 512);
-    assert!(rig.write(0, 4096, 1).is_ok());
+    // The last block of a space unit and the first of the next.
+    let offset = 15 * 4096;
+    assert!(rig.write(offset, 4096, 1).is_ok());
     rig.disks.get_mut(&DiskId(1)).unwrap().capacity = 1;
-    assert_eq!(rig.write(0, 8192, 2), Err(DeviceError::NoSpace));
-    assert_eq!(rig.read(0, 8192), [vec![1; 4096], vec![0; 4096]].concat());
-    for block in 0..2 {
+    assert_eq!(rig.write(offset, 8192, 2), Err(DeviceError::NoSpace));
+    assert_eq!(rig.read(offset, 8192), [vec![1; 4096], vec![0; 4096]].concat());
+    for block in 15..17 {
         let one = rig.disks[&DiskId(0)].block(Rig::extent(0), block);
         assert!(rig.disks.values().all(|disk| disk.block(Rig::extent(0), block) == one));
     }
-    assert!(rig.write(0, 4096, 3).is_ok());
-    assert!(rig.run(Command::Zero { offset: 0, len: 4096 }).is_ok());
-    assert!(rig.write(4096, 4096, 4).is_ok());
-    assert_eq!(rig.read(0, 8192), [vec![0; 4096], vec![4; 4096]].concat());
+    assert!(rig.write(offset, 4096, 3).is_ok());
+    assert!(rig.run(Command::Zero { offset, len: 4096 }).is_ok());
+    assert!(rig.write(offset + 4096, 4096, 4).is_ok());
+    assert_eq!(rig.read(offset, 8192), [vec![0; 4096], vec![4; 4096]].concat());
 }
 
 /// Guards the queue: a discard of everything has few requests in flight, and what comes after it

@@ -42,10 +42,11 @@ impl Owner {
                 let change = change.clone();
                 self.change(id, offset, change);
             }
+            Work::Map => self.read(id, Members::new(), false),
             Work::Read { .. } | Work::Modify { .. } => {
-                if let Some(block) =
-                    self.ops[id].blocks().find(|block| self.unreadable.contains(&(extent, *block)))
-                {
+                let op = &self.ops[id];
+                let is_lost = |block: &u32| self.unreadable.contains(&(extent, *block)) && op.needs(*block);
+                if let Some(block) = op.blocks().find(is_lost) {
                     let offset = self.config.layout.address(extent, block * BLOCK_BYTES);
                     return self.finish(id, Err(DeviceError::Medium { offset }));
                 }
@@ -329,11 +330,8 @@ impl Owner {
                 op.verdict = Ok(());
                 self.change(id, offset, change);
             }
-            // The members that are left may have the patch or not: either way it can be put on top.
-            Work::Modify { .. } | Work::Read { .. } => {
-                op.verdict = Ok(());
-                self.read(id, Members::new(), false);
-            }
+            // Asks any member, so it never gets here: it has changed nothing that could be withdrawn.
+            Work::Modify { .. } | Work::Read { .. } | Work::Map => self.read(id, Members::new(), false),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Whether a history of one 4 KiB block can be explained.
 //!
-//! Each sector of 512 bytes holds the number of the write that wrote it. The history is explained if
+//! Each sector of 512 bytes holds the number of the write that wrote it, and above that number the bits that were ORed
+//! to it since. The history is explained if
 //! every operation can be given one moment between its call and its answer (a write without a definite
 //! answer: up to the first operation that was called after the answer, or never) so that reads see
 //! exactly what a register would hold. The search keeps all explanations at once (just-in-time
@@ -13,15 +14,26 @@ pub(super) const SECTORS: usize = 8;
 pub(super) type Sectors = [u32; SECTORS];
 pub(super) type Part = [Option<u32>; SECTORS];
 
+/// Of what a sector holds, the number of the write.
+pub(super) const STAMP_MAX: u32 = 0xff_ffff;
+
+/// What an operation does to the block in one step, or sees there.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Effect {
+    Write(Part),
+    Read(Part),
+    Or(Part),
+    /// Where the first is, the second comes.
+    Swap(Part, Part),
+    /// It has seen what is named in front of that sector, and there something else.
+    Differs(Part, usize),
+}
+
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    Write {
+    Call {
         op: u32,
-        part: Part,
-    },
-    Read {
-        op: u32,
-        part: Part,
+        effect: Effect,
     },
     /// The operation has happened; a durable write cannot be lost any more, what follows it can.
     Ok {
@@ -43,8 +55,7 @@ pub(super) enum Step {
 
 #[derive(Clone, Debug)]
 struct Pending {
-    write: bool,
-    part: Part,
+    effect: Effect,
     called: usize,
     fence: Option<usize>,
 }
@@ -57,15 +68,31 @@ struct Explanation {
     closed: Vec<u32>,
 }
 
-/// The step that cannot be explained, if there is one.
-pub(super) fn check(steps: &[Step]) -> Result<(), usize> {
-    // A write without an answer that nobody has seen need not have happened.
-    let mut seen: BTreeSet<u32> = BTreeSet::from([0]);
-    for step in steps {
-        if let Step::Read { part, .. } = step {
-            seen.extend(part.iter().flatten());
+impl Effect {
+    /// Whether it may be had on that state; changes it.
+    fn on(&self, state: &mut Sectors) -> bool {
+        let is = |state: &Sectors, part: &[Option<u32>]| {
+            state.iter().zip(part).all(|(sector, part)| part.is_none_or(|stamp| stamp == *sector))
+        };
+        let put = |state: &mut Sectors, part: &Part, how: fn(&mut u32, u32)| {
+            for (sector, stamp) in state.iter_mut().zip(part) {
+                stamp.iter().for_each(|stamp| how(sector, *stamp));
+            }
+            true
+        };
+        match self {
+            Self::Read(part) => is(state, part),
+            Self::Write(part) => put(state, part, |sector, stamp| *sector = stamp),
+            Self::Or(part) => put(state, part, |sector, bits| *sector |= bits),
+            Self::Swap(was, part) => is(state, was) && put(state, part, |sector, stamp| *sector = stamp),
+            Self::Differs(part, at) => is(state, &part[..*at]) && part[*at] != Some(state[*at]),
         }
     }
+}
+
+/// The step that cannot be explained, if there is one.
+pub(super) fn check(steps: &[Step]) -> Result<(), usize> {
+    let seen = Seen::of(steps);
     let unanswered: BTreeSet<u32> = steps
         .iter()
         .filter_map(|step| if let Step::Unknown { op } = step { Some(*op) } else { None })
@@ -78,9 +105,10 @@ pub(super) fn check(steps: &[Step]) -> Result<(), usize> {
         since: BTreeMap::new(),
     };
     for (at, step) in steps.iter().enumerate() {
-        if let Step::Write { op, part } = step
+        // A change without an answer that nobody has seen need not have happened.
+        if let Step::Call { op, effect } = step
             && unanswered.contains(op)
-            && !part.iter().flatten().any(|stamp| seen.contains(stamp))
+            && !seen.tells(effect)
         {
             continue;
         }
@@ -90,6 +118,47 @@ pub(super) fn check(steps: &[Step]) -> Result<(), usize> {
         }
     }
     Ok(())
+}
+
+/// What operations have seen.
+struct Seen {
+    stamps: BTreeSet<u32>,
+    bits: u32,
+    /// Sectors of which somebody has seen only what is not there.
+    differs: [bool; SECTORS],
+}
+
+impl Seen {
+    fn of(steps: &[Step]) -> Self {
+        let mut seen = Self { stamps: BTreeSet::from([0]), bits: 0, differs: [false; SECTORS] };
+        for step in steps {
+            let Step::Call {
+                effect: Effect::Read(part) | Effect::Swap(part, _) | Effect::Differs(part, _),
+                ..
+            } = step
+            else {
+                continue;
+            };
+            for stamp in part.iter().flatten() {
+                seen.stamps.insert(stamp & STAMP_MAX);
+                seen.bits |= stamp & !STAMP_MAX;
+            }
+            if let Step::Call { effect: Effect::Differs(_, at), .. } = step {
+                seen.differs[*at] = true;
+            }
+        }
+        seen
+    }
+
+    /// Whether anybody can tell that a change has happened.
+    fn tells(&self, effect: &Effect) -> bool {
+        let (part, is_seen): (_, &dyn Fn(u32) -> bool) = match effect {
+            Effect::Write(part) | Effect::Swap(_, part) => (part, &|stamp| self.stamps.contains(&stamp)),
+            Effect::Or(part) => (part, &|bits| self.bits & bits != 0),
+            Effect::Read(_) | Effect::Differs(..) => return true,
+        };
+        part.iter().zip(self.differs).any(|(it, differs)| it.is_some_and(|it| differs || is_seen(it)))
+    }
 }
 
 struct Checker {
@@ -106,8 +175,9 @@ struct Checker {
 impl Checker {
     fn step(&mut self, at: usize, step: &Step) {
         match step {
-            Step::Write { op, part } => self.call(*op, true, *part, at),
-            Step::Read { op, part } => self.call(*op, false, *part, at),
+            Step::Call { op, effect } => {
+                self.pending.insert(*op, Pending { effect: *effect, called: at, fence: None });
+            }
             Step::Ok { op, durable } => {
                 self.happened(*op);
                 let since = self.since.remove(op);
@@ -145,13 +215,9 @@ impl Checker {
         }
     }
 
-    fn call(&mut self, op: u32, write: bool, part: Part, called: usize) {
-        self.pending.insert(op, Pending { write, part, called, fence: None });
-    }
-
     /// Pending operations may have happened before now, in any number.
     fn anything_happened(&mut self) {
-        let mut explanations = std::mem::take(&mut self.explanations);
+        let mut explanations = self.looked();
         let mut open: Vec<Explanation> = explanations.iter().cloned().collect();
         while let Some(explanation) = open.pop() {
             for next in self.pending.keys().copied().filter_map(|next| self.apply(&explanation, next)) {
@@ -162,6 +228,37 @@ impl Checker {
         }
         self.note_states(&explanations);
         self.explanations = explanations;
+    }
+
+    /// The explanations, with everything seen that can be.
+    fn looked(&mut self) -> BTreeSet<Explanation> {
+        let explanations = std::mem::take(&mut self.explanations);
+        explanations.into_iter().map(|it| self.look(it)).collect()
+    }
+
+    /// What only looks, and can see what is there, does so now: it changes nothing, so later is no better, unless
+    /// something without an answer could come before it.
+    fn look(&self, mut at: Explanation) -> Explanation {
+        for (op, pending) in &self.pending {
+            let looks = matches!(pending.effect, Effect::Read(_) | Effect::Differs(..));
+            if looks
+                && !at.closed.contains(op)
+                && pending.effect.on(&mut at.state)
+                && self.overtaken(pending).all(|other| at.closed.contains(&other))
+            {
+                at.closed.push(*op);
+            }
+        }
+        at.closed.sort_unstable();
+        at
+    }
+
+    /// Operations that can happen no more once this one has.
+    fn overtaken(&self, by: &Pending) -> impl Iterator<Item = u32> {
+        let called = by.called;
+        let late =
+            move |(op, it): (&u32, &Pending)| it.fence.is_some_and(|fence| fence < called).then_some(*op);
+        self.pending.iter().filter_map(late)
     }
 
     fn note_states(&mut self, explanations: &BTreeSet<Explanation>) {
@@ -178,8 +275,8 @@ impl Checker {
 
     fn happened(&mut self, op: u32) {
         let mut explained = BTreeSet::new();
-        let mut seen = self.explanations.clone();
-        let mut open: Vec<Explanation> = std::mem::take(&mut self.explanations).into_iter().collect();
+        let mut seen = self.looked();
+        let mut open: Vec<Explanation> = seen.iter().cloned().collect();
         while let Some(explanation) = open.pop() {
             if explanation.closed.contains(&op) {
                 self.since.entry(op).or_default().insert(explanation.state);
@@ -217,22 +314,14 @@ impl Checker {
         }
         let pending = &self.pending[&op];
         let mut next = from.clone();
-        for (sector, part) in next.state.iter_mut().zip(pending.part) {
-            match part {
-                Some(stamp) if pending.write => *sector = stamp,
-                Some(stamp) if *sector != stamp => return None,
-                _ => {}
-            }
-        }
+        pending.effect.on(&mut next.state).then_some(())?;
         next.closed.push(op);
-        for (other, it) in &self.pending {
-            let late = it.fence.is_some_and(|fence| fence < pending.called);
-            if late && !next.closed.contains(other) {
-                next.closed.push(*other);
+        for other in self.overtaken(pending) {
+            if !next.closed.contains(&other) {
+                next.closed.push(other);
             }
         }
-        next.closed.sort_unstable();
-        Some(next)
+        Some(self.look(next))
     }
 }
 
@@ -242,7 +331,7 @@ mod tests {
     use super::*;
 
     fn w(op: u32) -> Step {
-        Step::Write { op, part: [Some(op); SECTORS] }
+        Step::Call { op, effect: Effect::Write([Some(op); SECTORS]) }
     }
     fn ok(op: u32) -> Step {
         Step::Ok { op, durable: true }
@@ -254,7 +343,8 @@ mod tests {
         Step::Unknown { op }
     }
     fn reads(op: u32, value: u32) -> [Step; 2] {
-        [Step::Read { op, part: [Some(value); SECTORS] }, Step::Ok { op, durable: false }]
+        let effect = Effect::Read([Some(value); SECTORS]);
+        [Step::Call { op, effect }, Step::Ok { op, durable: false }]
     }
     fn history(head: &[Step], values: &[u32]) -> bool {
         let mut steps = head.to_vec();
@@ -309,12 +399,60 @@ mod tests {
     fn parts() {
         let mut part = [None; SECTORS];
         part[2] = Some(2);
-        let head = [w(1), ok(1), Step::Write { op: 2, part }, ok(2)];
+        let head = [w(1), ok(1), Step::Call { op: 2, effect: Effect::Write(part) }, ok(2)];
         let mut want = [Some(1); SECTORS];
         want[2] = Some(2);
-        let read = |part| [Step::Read { op: 3, part }, ok(3)];
+        let read = |part| [Step::Call { op: 3, effect: Effect::Read(part) }, ok(3)];
         assert!(check(&[head.as_slice(), &read(want)].concat()).is_ok());
         want[3] = Some(2);
         assert_eq!(check(&[head.as_slice(), &read(want)].concat()), Err(5));
+    }
+
+    fn all(value: u32) -> Part {
+        [Some(value); SECTORS]
+    }
+    fn call(op: u32, effect: Effect) -> Step {
+        Step::Call { op, effect }
+    }
+    fn swap(op: u32, was: u32) -> Step {
+        call(op, Effect::Swap(all(was), all(op)))
+    }
+
+    /// Guards comparisons: of two that compare the same one is done, and what differs differed at some moment.
+    #[test]
+    fn swaps() {
+        legal(&[w(1), ok(1), swap(2, 1), ok(2)], &[2], &[0, 1, 2]);
+        legal(&[w(1), ok(1), swap(2, 1), lost(2)], &[1, 2], &[0, 1, 2]);
+        assert!(!history(&[w(1), ok(1), swap(2, 0), ok(2)], &[]));
+        assert!(!history(&[w(1), ok(1), swap(2, 1), swap(3, 1), ok(2), ok(3)], &[]));
+        let differs = |op, part| [call(op, Effect::Differs(part, 0)), volatile(op)];
+        let both = |rest: [Step; 2]| {
+            let mut head = vec![w(1), ok(1), swap(2, 1)];
+            head.extend(rest);
+            head.push(ok(2));
+            head
+        };
+        legal(&both(differs(3, all(1))), &[2], &[0, 1, 2]);
+        legal(&both(differs(3, all(7))), &[2], &[0, 1, 2]);
+        assert!(!history(&differs(3, all(0)), &[]));
+        // Nobody has read it, but it is why the comparison failed.
+        assert!(history(&[&[w(1), lost(1)], &differs(2, all(0))[..]].concat(), &[1]));
+        assert!(!history(&[&[w(1), lost(1)], &differs(2, all(0))[..]].concat(), &[0]));
+    }
+
+    /// Guards the bits above the number: one step that keeps the number.
+    #[test]
+    fn ors() {
+        const BIT: u32 = STAMP_MAX + 1;
+        let or = |op, bits| call(op, Effect::Or(all(bits)));
+        let values = [0, 1, BIT, BIT | 1, (3 * BIT) | 1];
+        legal(&[w(1), ok(1), or(2, BIT), ok(2)], &[BIT | 1], &values);
+        legal(&[w(1), ok(1), or(2, BIT), lost(2)], &[1, BIT | 1], &values);
+        legal(&[or(2, BIT), w(1), ok(1), ok(2)], &[1, BIT | 1], &values);
+        legal(
+            &[w(1), or(2, BIT), or(3, 2 * BIT), ok(2), ok(3), ok(1)],
+            &[1, BIT | 1, (3 * BIT) | 1],
+            &values,
+        );
     }
 }

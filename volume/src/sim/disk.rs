@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 use lunette_proto::ids::{DiskId, Epoch, ExtentId, Generation, Namespace, Version};
-use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, NODE_DAMAGED_RUNS_MAX};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, NODE_DAMAGED_RUNS_MAX, UNIT_BYTES};
 use lunette_proto::node::{
     BlockVersion, Change, DamagedRun, DirtyExtent, Durability, Failure, Reply, ReplyBody, Request,
     RequestBody, Sealed,
 };
 
 use super::rng::Rng;
+
+const UNIT_BLOCKS: u32 = UNIT_BYTES / BLOCK_BYTES;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Block {
@@ -36,9 +38,8 @@ pub(crate) struct ModelDisk {
     pub(crate) lost: BTreeSet<(ExtentId, u32)>,
     /// No room to remember one more seal.
     pub(crate) refuses_seals: bool,
-    /// Blocks with content that it has room for.
+    /// Space units with content that it has room for.
     pub(crate) capacity: usize,
-    allocated: usize,
     /// A bug: older generations are served.
     pub(crate) forgets_generation: bool,
 }
@@ -58,7 +59,6 @@ impl ModelDisk {
             lost: BTreeSet::new(),
             refuses_seals: false,
             capacity: usize::MAX,
-            allocated: 0,
             forgets_generation: false,
         }
     }
@@ -188,6 +188,7 @@ impl ModelDisk {
     ) -> Reply {
         let len = u32::try_from(change.len()).map_err(|_| Failure::Invalid)?;
         let blocks = range(offset, len)?;
+        let allocated = if self.capacity < usize::MAX { self.allocated() } else { 0 };
         let list =
             self.extents.entry(extent).or_insert_with(|| vec![Block::default(); EXTENT_BLOCKS as usize]);
         let newer: Vec<u32> = blocks
@@ -205,8 +206,13 @@ impl ModelDisk {
             return Err(Failure::Busy);
         }
         if let Change::Data(_) = change {
-            let holes = newer.iter().filter(|block| list[**block as usize].content.is_none()).count();
-            if holes > 0 && self.allocated + holes > self.capacity {
+            let holds = |unit: &u32| {
+                let first = (unit * UNIT_BLOCKS) as usize;
+                list[first..first + UNIT_BLOCKS as usize].iter().any(|block| block.content.is_some())
+            };
+            let units: BTreeSet<u32> = newer.iter().map(|block| block / UNIT_BLOCKS).collect();
+            let more = units.iter().filter(|unit| !holds(unit)).count();
+            if more > 0 && allocated + more > self.capacity {
                 return Err(Failure::NoSpace);
             }
         }
@@ -219,8 +225,6 @@ impl ModelDisk {
                 }
                 Change::Zeros { .. } => None,
             };
-            self.allocated += usize::from(content.is_some());
-            self.allocated -= usize::from(old.content.is_some());
             let old = std::mem::replace(old, Block { version, content });
             match durability {
                 Durability::Stable => {
@@ -277,10 +281,7 @@ impl ModelDisk {
     pub(crate) fn lose_power(&mut self, rng: &mut Rng) {
         for ((extent, block), old) in std::mem::take(&mut self.stable) {
             if rng.chance(600) {
-                let list = self.extents.entry(extent).or_default();
-                self.allocated += usize::from(old.content.is_some());
-                self.allocated -= usize::from(list[block as usize].content.is_some());
-                list[block as usize] = old;
+                self.extents.entry(extent).or_default()[block as usize] = old;
             }
         }
     }
@@ -288,11 +289,14 @@ impl ModelDisk {
     /// The power fails, and all that was not flushed is gone.
     pub(crate) fn lose_memory(&mut self) {
         for ((extent, block), old) in std::mem::take(&mut self.stable) {
-            let list = self.extents.entry(extent).or_default();
-            self.allocated += usize::from(old.content.is_some());
-            self.allocated -= usize::from(list[block as usize].content.is_some());
-            list[block as usize] = old;
+            self.extents.entry(extent).or_default()[block as usize] = old;
         }
+    }
+
+    /// Space units with content.
+    fn allocated(&self) -> usize {
+        let units = self.extents.values().flat_map(|list| list.chunks(UNIT_BLOCKS as usize));
+        units.filter(|unit| unit.iter().any(|block| block.content.is_some())).count()
     }
 
     pub(crate) fn dirty_count(&self) -> usize {

@@ -4,12 +4,13 @@
 //! meanwhile delays, reorders and repeats messages, breaks connections, lets what was on them
 //! arrive late, kills disks and cuts their power, fills them up, spoils copies, removes disks from
 //! the map, kills the owner or leaves it running beside its successor. In the end everything heals;
-//! all commands must be answered, every block's history explained, all replicas equal.
+//! all commands must be answered, every block's history explained, no atomic write torn, all replicas equal.
 //!
 //! `LUNETTE_SIM_SEED=n` replays one run; `LUNETTE_SIM_SEEDS=n` sets how many there are.
 
 mod checker;
 pub(crate) mod disk;
+mod load;
 pub(crate) mod rng;
 mod trouble;
 mod verdict;
@@ -111,5 +112,9 @@ finds! {
     finds_a_watermark_too_far: planted(Plant::WatermarkTooFar);
     finds_a_repair_from_the_bad_copy_itself: planted(Plant::HealFromItself);
     finds_a_repair_under_a_new_version: planted(Plant::HealNewVersion);
+    finds_a_comparison_outside_of_the_lock: planted(Plant::CompareUnlocked);
+    finds_a_write_in_spite_of_a_miscompare: planted(Plant::WriteOnMiscompare);
+    finds_an_or_that_overwrites: planted(Plant::OrOverwrites);
+    finds_a_write_in_parts: planted(Plant::SplitAtomic);
     finds_a_disk_that_forgets_generations: Faults { forget_generation: true, ..Faults::default() };
 }

@@ -86,7 +86,7 @@ impl World {
             13 if self.removable => self.remove(disk),
             14 if self.tight => {
                 for (model, _) in self.disks.values_mut() {
-                    model.capacity = self.rng.between(0, 40) as usize;
+                    model.capacity = self.rng.between(0, 4) as usize;
                 }
             }
             15 if self.corrupting => self.corrupt(disk),
@@ -111,8 +111,10 @@ impl World {
         self.epoch.0 += 1;
         for owner in 0..self.gateways.len() {
             let wait = self.rng.between(0, 20 * MS);
-            let view = self.view();
-            self.at(wait, Happening::Map { owner, view });
+            // To an owner of before, the map says first of all that it is none any more.
+            let is_owner = owner + 1 == self.gateways.len();
+            let event = if is_owner { Event::Map(self.view()) } else { Event::Resign };
+            self.at(wait, Happening::Map { owner, event });
         }
     }
 

@@ -1,9 +1,8 @@
 //! Owners, disks and the network between them, in virtual time, from one seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
 use lunette_proto::ids::{
     ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Partition, PoolId, VolumeId,
 };
@@ -38,7 +37,7 @@ pub(super) enum Happening {
     Deliver { owner: usize, disk: DiskId, conn: u64, tag: u64, request: Request },
     Answer { owner: usize, disk: DiskId, conn: u64, tag: u64, reply: Reply },
     Timer { owner: usize, at: u64 },
-    Map { owner: usize, view: View },
+    Map { owner: usize, event: Event },
     Submit,
     Trouble,
     Connect { owner: usize, disk: DiskId },
@@ -98,6 +97,8 @@ pub(super) struct World {
     pub(super) removable: bool,
     pub(super) purged: bool,
     pub(super) acked: usize,
+    /// What sectors may hold, as far as anybody has heard: what comparisons bet on.
+    pub(super) guesses: BTreeMap<u64, u32>,
 }
 
 impl World {
@@ -178,6 +179,7 @@ impl World {
             removable: rng.chance(500),
             purged: false,
             acked: 0,
+            guesses: BTreeMap::new(),
             rng,
         };
         world.take_over(false);
@@ -350,7 +352,7 @@ impl World {
                     self.drive(owner, Event::Tick);
                 }
             }
-            Happening::Map { owner, view } => self.drive(owner, Event::Map(view)),
+            Happening::Map { owner, event } => self.drive(owner, event),
             Happening::Submit => self.submit_some(),
             Happening::Trouble => {
                 if self.left > 0 {
@@ -412,61 +414,6 @@ impl World {
         (ExtentId { namespace: Namespace::volume(VOLUME), index: run.extent }, run.offset / BLOCK_BYTES)
     }
 
-    /// Few blocks, so that operations meet: at the start, and around the border of two extents.
-    pub(super) fn hot_blocks() -> impl Iterator<Item = u64> {
-        (0..8).chain(EXTENT / BLOCK - 3..EXTENT / BLOCK + 3).map(|block| block * BLOCK)
-    }
-
-    pub(super) fn hot_block(&mut self) -> Option<u64> {
-        let all: Vec<u64> = Self::hot_blocks().collect();
-        self.rng.pick(&all)
-    }
-
-    pub(super) fn submit_some(&mut self) {
-        if self.left == 0 {
-            return;
-        }
-        if self.open().count() >= self.depth {
-            return self.at(MS, Happening::Submit);
-        }
-        self.left -= 1;
-        let command = self.command();
-        let owner = self.gateways.len() - 1;
-        // Sometimes to one that only believes that it is the owner.
-        let owner = if owner > 0 && self.rng.chance(100) { owner - 1 } else { owner };
-        self.submit(owner, command);
-        let burst = self.rng.chance(600);
-        let wait = self.rng.between(0, if burst { 200 } else { 4 * MS });
-        self.at(wait, Happening::Submit);
-    }
-
-    pub(super) fn command(&mut self) -> Command {
-        let block = self.hot_block().unwrap_or(0);
-        let stamp = self.records.len() as u32 + 1;
-        match self.rng.below(100) {
-            0..35 => {
-                let len = BLOCK * self.rng.between(1, 4);
-                Command::Write { offset: block, data: content(stamp, len), fua: self.rng.chance(150) }
-            }
-            35..55 => {
-                let offset = block + SECTOR * self.rng.below(8);
-                let len = SECTOR * self.rng.between(1, 20);
-                Command::Write { offset, data: content(stamp, len), fua: self.rng.chance(150) }
-            }
-            55..85 => {
-                let offset = block + SECTOR * self.rng.below(8);
-                Command::Read { offset, len: (SECTOR * self.rng.between(1, 30)) as u32 }
-            }
-            85..92 => Command::Zero {
-                offset: block + SECTOR * self.rng.below(2),
-                len: SECTOR * self.rng.between(1, 40),
-            },
-            92 => Command::Zero { offset: block, len: self.size - block },
-            93 => Command::Read { offset: self.size, len: 512 },
-            _ => Command::Flush,
-        }
-    }
-
     pub(super) fn submit(&mut self, gateway: usize, command: Command) {
         let called = self.tick_history();
         let dead = self.gateways[gateway].dead;
@@ -483,6 +430,7 @@ impl World {
         self.acked += usize::from(outcome.is_ok());
         record.answered = Some(moment);
         record.outcome = Some(outcome);
+        self.guess(tag);
     }
 
     pub(super) fn heal(&mut self) {
@@ -501,6 +449,13 @@ impl World {
         for block in Self::hot_blocks().collect::<Vec<_>>() {
             self.submit(owner, Command::Read { offset: block, len: BLOCK_BYTES });
         }
+        // And what was written as a whole.
+        let bytes = u64::from(self.config.layout.atomic_bytes());
+        let ranges: BTreeSet<u64> = Self::hot_blocks().map(|block| block - block % bytes).collect();
+        for offset in ranges {
+            self.submit(owner, Command::Read { offset, len: bytes as u32 });
+        }
+        self.submit(owner, Command::Mapping { offset: 0, len: self.size });
     }
 
     /// The volume goes, and takes its space with it.
@@ -508,8 +463,8 @@ impl World {
         self.deleting = true;
         self.epoch.0 += 1;
         let owner = self.gateways.len() - 1;
-        let view = self.view();
-        self.at(0, Happening::Map { owner, view });
+        let event = Event::Map(self.view());
+        self.at(0, Happening::Map { owner, event });
         self.until_idle()?;
         for (disk, (model, _)) in &self.disks {
             if self.states[disk] == DiskState::InSync && !model.is_blank() {
@@ -518,13 +473,4 @@ impl World {
         }
         if self.purged { Ok(()) } else { self.fail("never purged") }
     }
-}
-
-/// Sectors that name their write.
-fn content(stamp: u32, len: u64) -> Bytes {
-    let mut data = BytesMut::with_capacity(len as usize);
-    for _ in 0..len / 4 {
-        data.extend_from_slice(&stamp.to_le_bytes());
-    }
-    data.freeze()
 }

@@ -1,10 +1,11 @@
 //! What sessions hold of a volume: one object for its whole life, whoever owns it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use lunette_proto::ids::Generation;
+use lunette_proto::limits::BLOCK_BYTES;
 use parking_lot::Mutex;
 
 use super::cell::Cell;
@@ -17,11 +18,18 @@ pub(super) struct Device {
     gone: AtomicBool,
     /// The last generation that it was owned under here.
     owned: AtomicU64,
+    /// 0 until it is known.
+    atomic_bytes: AtomicU32,
 }
 
 impl Device {
     pub(super) fn cell(&self) -> Option<Arc<Cell>> {
         self.cell.load_full()
+    }
+
+    /// What is written as a whole.
+    pub(super) fn set_atomic_bytes(&self, bytes: u32) {
+        self.atomic_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Whether a generation was owned here before, or a later one.
@@ -88,5 +96,9 @@ impl BlockDevice for Device {
 
     fn readiness(&self) -> Readiness {
         self.cell.load().as_ref().map_or(Readiness::NotOwner, |cell| cell.readiness())
+    }
+
+    fn atomic_bytes(&self) -> u32 {
+        self.atomic_bytes.load(Ordering::Relaxed).max(BLOCK_BYTES)
     }
 }

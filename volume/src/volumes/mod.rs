@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use lunette_proto::ids::{ClusterId, DiskId, Epoch, GatewayId, Generation, NodeId, PoolId, VolumeId};
+use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::map::{self, ClusterMap, VolumeState};
 use lunette_proto::node::Service;
 use parking_lot::{Mutex, RwLock};
@@ -188,6 +189,7 @@ impl Volumes {
         let (mut open, mut new) = (Vec::new(), Vec::new());
         for volume in map.volumes.values() {
             let device = self.device(volume.id);
+            device.set_atomic_bytes(Layout::new(volume.stripe).map_or(BLOCK_BYTES, Layout::atomic_bytes));
             let mine = volume.owner.filter(|owner| owner.gateway == self.gateway);
             let pool = applied.pools.get(&volume.pool).map(|cached| Arc::clone(&cached.view));
             let (Some(owner), Some(pool)) = (mine, pool) else {
