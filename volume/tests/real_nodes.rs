@@ -246,3 +246,109 @@ async fn the_last_member_serves_reads() {
     let read = run(&device, Command::Read { offset, len: 9 * SECTOR as u32 }).await.unwrap().concat();
     assert_eq!(read, content(9, 9 * SECTOR));
 }
+
+/// Guards invariant 14: of comparisons with the same that come at once, exactly one is done, and all others see what it
+/// wrote; bits that are ORed at once are all there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_two_comparisons_wins() {
+    const RIVALS: u64 = 2;
+    const ROUNDS: u64 = 150;
+    for (tcp, write_back) in [(true, false), (false, true)] {
+        let mut cluster = Cluster::start(tcp, write_back, 17).await;
+        let (_owner, device) = cluster.take_over().await;
+        // A lock in the middle of a block.
+        let offset = 3 * SECTOR;
+        let rival = |id: u64| {
+            let device = Arc::clone(&device);
+            async move {
+                let (mut wins, mut there) = (Vec::new(), content(0, SECTOR));
+                for round in 1..=ROUNDS {
+                    let mine = content(round * RIVALS + id, SECTOR);
+                    let (compare, data) = (there.clone(), mine.clone());
+                    let swap = Command::CompareAndWrite { offset, compare, data, fua: false };
+                    match run(&device, swap).await {
+                        Ok(_) => {
+                            wins.push(mine.clone());
+                            there = mine;
+                        }
+                        Err(DeviceError::Miscompare { .. }) => {
+                            let read = run(&device, Command::Read { offset, len: SECTOR as u32 }).await;
+                            there = read.unwrap().concat().into();
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                    let data = Bytes::from(vec![1 << id; SECTOR as usize]);
+                    let offset = 5 * SECTOR + round * SECTOR;
+                    assert!(run(&device, Command::Or { offset, data, fua: false }).await.is_ok());
+                }
+                wins
+            }
+        };
+        let (one, two) = tokio::join!(tokio::spawn(rival(0)), tokio::spawn(rival(1)));
+        let (one, two) = (one.unwrap(), two.unwrap());
+        assert!(!one.is_empty() && !two.is_empty());
+        let last = run(&device, Command::Read { offset, len: SECTOR as u32 }).await.unwrap().concat();
+        assert!(one.last().is_some_and(|it| *it == last) || two.last().is_some_and(|it| *it == last));
+        let len = (ROUNDS * SECTOR) as u32;
+        let bits = run(&device, Command::Read { offset: 6 * SECTOR, len }).await.unwrap().concat();
+        assert!(bits.iter().all(|byte| *byte == 3));
+        // The same compared at the same moment.
+        for round in 0..ROUNDS {
+            let there = run(&device, Command::Read { offset, len: SECTOR as u32 }).await.unwrap().concat();
+            let swap = |id: u64| {
+                let data = content((1 << 32) + round * RIVALS + id, SECTOR);
+                let compare = Bytes::from(there.clone());
+                run(&device, Command::CompareAndWrite { offset, compare, data, fua: id == 0 })
+            };
+            let outcomes = tokio::join!(swap(0), swap(1));
+            let winner = match outcomes {
+                (Ok(_), Err(DeviceError::Miscompare { .. })) => 0,
+                (Err(DeviceError::Miscompare { .. }), Ok(_)) => 1,
+                other => panic!("{other:?}"),
+            };
+            let now = run(&device, Command::Read { offset, len: SECTOR as u32 }).await.unwrap().concat();
+            assert_eq!(now, content((1 << 32) + round * RIVALS + winner, SECTOR));
+        }
+        drop(_owner);
+        let (_owner, device) = cluster.take_over().await;
+        let bits = run(&device, Command::Read { offset: 6 * SECTOR, len }).await.unwrap().concat();
+        assert!(bits.iter().all(|byte| *byte == 3));
+        cluster.same_replicas();
+    }
+}
+
+/// Guards GET LBA STATUS on real disks, plain and striped: content, discards of whole units and of parts of one, what was
+/// never written, from volatile memory too, and the same with the next owner.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mapping_is_what_was_done() {
+    const BLOCK: u64 = 4096;
+    for (seed, write_back) in [(18, false), (19, true), (19, false)] {
+        let mut cluster = Cluster::start(false, write_back, seed).await;
+        let (owner, device) = cluster.take_over().await;
+        let stripe_bytes = if seed % 2 == 0 { 16 << 10 } else { 4 << 20 };
+        assert_eq!(u64::from(device.atomic_bytes()), stripe_bytes.min(64 << 10));
+        let len = 12 << 20;
+        let mut expected = vec![1; (len / BLOCK) as usize];
+        let mut random = Random(seed);
+        for step in 0..60 {
+            let first = 1000 + random.below(64);
+            let blocks = 1 + random.below(48);
+            let (offset, bytes) = (first * BLOCK, blocks * BLOCK);
+            let command = match step % 3 {
+                2 => Command::Zero { offset, len: bytes },
+                _ => Command::Write { offset, data: content(step + 1, bytes), fua: false },
+            };
+            expected[first as usize..(first + blocks) as usize].fill(u8::from(step % 3 == 2));
+            assert!(run(&device, command).await.is_ok());
+            let part = Command::Mapping { offset: offset + 512, len: bytes - 1024 };
+            let part = run(&device, part).await.unwrap().concat();
+            assert_eq!(part, expected[first as usize..(first + blocks) as usize], "step {step}");
+        }
+        let all = Command::Mapping { offset: 0, len };
+        assert_eq!(run(&device, all.clone()).await.unwrap().concat(), expected);
+        assert!(run(&device, Command::Flush).await.is_ok());
+        drop(owner);
+        let (_owner, device) = cluster.take_over().await;
+        assert_eq!(run(&device, all).await.unwrap().concat(), expected);
+    }
+}
