@@ -39,7 +39,8 @@ impl AtomicLimits {
 
 pub(super) fn write_atomic_16(request: &mut Request<'_>) -> Answer {
     let cdb = request.cdb;
-    let fua = fua(cdb)?;
+    // Durable in any case: what is in a write cache only may be lost in part.
+    fua(cdb)?;
     let (lba, blocks) = (cdb.u64(2), u32::from(cdb.u16(12)));
     if cdb.u16(10) != 0 {
         // ATOMIC BOUNDARY: MAXIMUM ATOMIC BOUNDARY SIZE is 0, so that nothing is written in several atomic parts.
@@ -58,5 +59,5 @@ pub(super) fn write_atomic_16(request: &mut Request<'_>) -> Answer {
         return Err(Sense::cdb_field(12).into());
     }
     let len = u32::try_from(range.len).map_err(|_| Sense::cdb_field(12))?;
-    collect(Write::new(range, len, request.unit.block_bytes, fua).with(Operation::WriteAtomic))
+    collect(Write::new(range, len, request.unit.block_bytes, true).with(Operation::WriteAtomic))
 }
