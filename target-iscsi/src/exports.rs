@@ -122,6 +122,17 @@ impl Exports {
         self.discovery_chap.clone()
     }
 
+    /// The logical unit of `volume`, through whichever target.
+    #[must_use]
+    pub fn unit(&self, volume: VolumeId) -> Option<Arc<LogicalUnit>> {
+        self.units().find(|unit| unit.volume == volume).cloned()
+    }
+
+    /// All logical units, of a volume as many as targets map it.
+    pub fn units(&self) -> impl Iterator<Item = &Arc<LogicalUnit>> {
+        self.targets.values().flat_map(|export| export.view.luns.values())
+    }
+
     /// Whether `claimant` may use the target of that name.
     #[must_use]
     pub fn admit(&self, iqn: &str, claimant: &Claimant) -> Admission<'_> {
@@ -149,7 +160,6 @@ impl Export {
                 size_bytes: volume.size_bytes,
                 block_bytes: volume.block_bytes,
                 read_only: lun.read_only,
-                write_back: volume.write_back,
                 device: units.devices().device(volume.id)?,
                 shared: units.unit(volume.id, map),
             };
@@ -220,9 +230,7 @@ pub fn changes(old: &TargetView, new: &TargetView) -> Vec<(Scope, Attention)> {
         if before.size_bytes != after.size_bytes {
             attentions.push((scope, Attention::CapacityChanged));
         }
-        let shows = |unit: &LogicalUnit| {
-            (unit.volume, unit.size_bytes, unit.block_bytes, unit.read_only, unit.write_back)
-        };
+        let shows = |unit: &LogicalUnit| (unit.volume, unit.size_bytes, unit.block_bytes, unit.read_only);
         if shows(before) != shows(after) {
             attentions.push((scope, Attention::InquiryChanged));
         }

@@ -118,10 +118,10 @@ fn attentions() -> impl Strategy<Value = Option<Attention>> {
 
 /// Opcodes of the table, and sometimes any.
 fn opcodes() -> impl Strategy<Value = u8> {
-    const KNOWN: [u8; 49] = [
+    const KNOWN: [u8; 51] = [
         0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x1A, 0x1B, 0x25, 0x28, 0x2A, 0x2F, 0x34, 0x35, 0x43, 0x42, 0x55,
         0x5A, 0x88, 0x8A, 0x8F, 0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA8, 0xAA, 0xAF, 0x42, 0x1C, 0x1D, 0x2E,
-        0x37, 0x89, 0x8B, 0x8E, 0x9C, 0xAE, 0xB7, 0x83, 0x84, 0x16, 0x17, 0x56, 0x57, 0x5E, 0x5F,
+        0x37, 0x89, 0x8B, 0x8E, 0x9C, 0xAE, 0xB7, 0x83, 0x84, 0x16, 0x17, 0x56, 0x57, 0x5E, 0x5F, 0x48, 0x4D,
     ];
     prop_oneof![9 => proptest::sample::select(&KNOWN[..]), 1 => any::<u8>()]
 }
@@ -143,10 +143,8 @@ proptest! {
         lun in prop_oneof![6 => Just(0u64), 1 => Just(0xC101u64 << 48), 1 => any::<u64>()],
     ) {
         let mut model = Model::new();
-        model.change(|unit| {
-            unit.read_only = read_only;
-            unit.write_back = write_back;
-        });
+        model.write_back(write_back);
+        model.change(|unit| unit.read_only = read_only);
         if !ready {
             model.readiness(Readiness::Starting);
         }
@@ -185,6 +183,26 @@ proptest! {
             for report in 0..4 {
                 model.run(&[0x5E, report, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0], &[]).good();
             }
+        }
+    }
+
+    /// Guards SANITIZE: any list, with IMMED or not, and what follows on it.
+    #[test]
+    fn any_sanitize(
+        orders in proptest::collection::vec((
+            prop_oneof![2 => Just(1u8), 1 => Just(2), 1 => Just(0x1F), 1 => any::<u8>()],
+            prop_oneof![3 => Just(8u8), 1 => Just(0), 1 => any::<u8>()],
+            proptest::collection::vec(
+                prop_oneof![4 => Just(0u8), 4 => Just(1), 2 => Just(4), 1 => any::<u8>()], 8..16),
+            any::<bool>(),
+        ), 1..6),
+    ) {
+        let mut model = Model::new();
+        for (action, len, list, fails) in orders {
+            model.sanitize_fails = fails;
+            model.run(&[0x48, action, 0, 0, 0, 0, 0, 0, len, 0], &list);
+            model.run(&[0; 6], &[]);
+            model.run(&[0x03, 0, 0, 0, 18, 0], &[]).good();
         }
     }
 

@@ -150,11 +150,11 @@ fn characteristics_and_provisioning() {
     let mut model = Model::new();
     let characteristics = vpd(&mut model, 0xB1);
     assert_eq!((characteristics.len(), &characteristics[4..6]), (64, &[0x00, 0x01][..]));
+    assert_eq!(characteristics[7], 0x40, "WABEREQ 01b");
     assert_eq!(vpd(&mut model, 0xB2)[4..], [0x00, 0xE4, 0x02, 0x00]);
     let extended = vpd(&mut model, 0x86);
-    assert_eq!((extended.len(), &extended[4..8]), (64, &[0x00, 0x01, 0x00, 0x01][..]));
-    model.change(|unit| unit.write_back = true);
-    assert_eq!(vpd(&mut model, 0x86)[6], 0x01, "V_SUP");
+    assert_eq!((extended.len(), &extended[4..8]), (64, &[0x00, 0x01, 0x01, 0x01][..]));
+    assert_eq!(vpd(&mut model, 0x87)[4..], [0x0A, 0x00, 0x01, 0, 0x3F, 0xFF, 0x00, 0]);
 }
 
 /// Guards LUNs where nothing is: INQUIRY says so, LUN 0 lists the others, the rest is 25h/00h.
@@ -340,7 +340,7 @@ fn all_operation_codes() {
     for opcode in [0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x16, 0x17, 0x1A, 0x1B, 0x1C, 0x1D] {
         has(opcode, 0, 0, 6);
     }
-    for opcode in [0x25, 0x28, 0x2A, 0x2E, 0x2F, 0x34, 0x35, 0x37, 0x41, 0x42, 0x55, 0x56, 0x57, 0x5A] {
+    for opcode in [0x25, 0x28, 0x2A, 0x2E, 0x2F, 0x34, 0x35, 0x37, 0x41, 0x42, 0x4D, 0x55, 0x56, 0x57, 0x5A] {
         has(opcode, 0, 0, 10);
     }
     for opcode in [0xA0, 0xA8, 0xAA, 0xAE, 0xAF, 0xB7] {
@@ -361,7 +361,9 @@ fn all_operation_codes() {
     for (opcode, actions) in [(0x5E, 0..4), (0x5F, 0..8)] {
         actions.for_each(|action| has(opcode, action, 1, 10));
     }
-    assert_eq!(commands.len(), 12 + 14 + 6 + 10 + 5 + 4 + 4 + 8);
+    // SANITIZE.
+    [0x01, 0x02, 0x1F].into_iter().for_each(|action| has(0x48, action, 1, 10));
+    assert_eq!(commands.len(), 12 + 15 + 6 + 10 + 5 + 4 + 4 + 8 + 3);
 }
 
 /// Guards the report of one command: usage data, support, service actions (SPC-4 6.35).

@@ -118,7 +118,7 @@ fn fua_read() {
     model.run(&read, &[]).good();
     assert_eq!(model.commands, [Command::Read { offset: 0, len: 512 }]);
     model.commands.clear();
-    model.change(|unit| unit.write_back = true);
+    model.write_back(true);
     assert_eq!(model.run(&read, &[]).good().len(), 512);
     assert_eq!(model.commands, [Command::Flush, Command::Read { offset: 0, len: 512 }]);
 }

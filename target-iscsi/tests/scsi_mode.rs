@@ -29,10 +29,8 @@ fn header_6() {
     assert_eq!(data.len(), 32);
     let short = model.run(&[0x1A, 0x08, 0x08, 0, 255, 0], &[]).good();
     assert_eq!(short[..4], [4 + 20 - 1, 0, 0x10, 0]);
-    model.change(|unit| {
-        unit.read_only = true;
-        unit.write_back = true;
-    });
+    model.write_back(true);
+    model.change(|unit| unit.read_only = true);
     let data = sense_6(&mut model, 0x08, 0);
     assert_eq!((data[2], data[14]), (0x90, 0x04), "WP, WCE");
 }
@@ -98,7 +96,8 @@ fn page_control() {
     assert_eq!(sense_6(&mut model, 0x0A, 0)[12..], control(true, false));
     assert_eq!(sense_6(&mut model, 0x4A, 0)[12..], [0x0A, 0x0A, 0x04, 0, 0x08, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(sense_6(&mut model, 0x8A, 0)[12..], control(false, false));
-    assert!(sense_6(&mut model, 0x48, 0)[14..].iter().all(|byte| *byte == 0));
+    assert_eq!(sense_6(&mut model, 0x48, 0)[14], 0x04, "WCE");
+    assert!(sense_6(&mut model, 0x48, 0)[15..].iter().all(|byte| *byte == 0));
     model.run(&[0x1A, 0, 0xCA, 0, 255, 0], &[]).fails((5, 0x39, 0x00));
 }
 
@@ -112,7 +111,7 @@ fn unknown_pages() {
     model.run(&[0x1A, 0, 0x3F, 1, 255, 0], &[]).bad_cdb_field(3, None);
 }
 
-/// Guards D_SENSE: sense data changes its format, for this nexus and until a reset.
+/// Guards D_SENSE: sense data changes its format, until a reset.
 #[test]
 fn descriptor_sense() {
     let mut model = Model::new();
@@ -120,9 +119,8 @@ fn descriptor_sense() {
     let end = model.run(&[0x1A, 0, 0x02, 0, 255, 0], &[]);
     end.fails((5, 0x24, 0x00));
     assert_eq!(end.sense[..], [0x72, 5, 0x24, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0xCD, 0, 2, 0]);
-    use lunette_target_iscsi::scsi::{Attention, Scope};
-    model.nexus.attention(Scope::All, Attention::UnitReset);
-    assert_eq!(model.run(&[0; 6], &[]).sense[0], 0x70);
+    model.view.luns[&0].shared.reset();
+    assert_eq!(model.run(&[0x1A, 0, 0x02, 0, 255, 0], &[]).sense[0], 0x70);
 }
 
 /// Guards SWP: writes are refused as such, WP shows it, reads go on.
@@ -156,10 +154,10 @@ fn select_refuses_cdb_fields() {
 fn select_refuses_parameters() {
     let mut model = Model::new();
     let d_sense = control(true, false);
-    // Caching: WCE belongs to the volume.
+    // Caching: RCD is fixed.
     let mut caching = [0; 24];
-    caching[4..7].copy_from_slice(&[0x08, 0x12, 0x04]);
-    select_6(&mut model, &caching).bad_parameter(6, Some(2));
+    caching[4..7].copy_from_slice(&[0x08, 0x12, 0x01]);
+    select_6(&mut model, &caching).bad_parameter(6, Some(0));
     // A good page before a bad one takes no effect.
     let list = [&[0; 4][..], &d_sense, &[0x02, 0x0E], &[0; 14]].concat();
     select_6(&mut model, &list).bad_parameter(16, Some(5));
@@ -203,4 +201,19 @@ fn select_block_descriptor() {
     model.run(&cdb(10, 0x55, &[(1, &[0x10]), (8, &[24])]), &long).good();
     long[15] = 1;
     model.run(&cdb(10, 0x55, &[(1, &[0x10]), (8, &[24])]), &long).bad_parameter(8, None);
+}
+
+/// Guards WCE: it can be changed, a reset does not change it back, and its default is what it is.
+#[test]
+fn write_cache() {
+    let mut model = Model::new();
+    model.write_back(true);
+    assert_eq!(sense_6(&mut model, 0x08, 0)[14], 0x04);
+    assert_eq!(sense_6(&mut model, 0x88, 0)[14], 0x04);
+    select_6(&mut model, &[&[0; 4][..], &control(true, true)].concat()).good();
+    model.view.luns[&0].shared.reset();
+    assert_eq!(sense_6(&mut model, 0x08, 0)[14], 0x04);
+    assert_eq!(sense_6(&mut model, 0x0A, 0)[12..], control(false, false));
+    model.write_back(false);
+    assert_eq!(sense_6(&mut model, 0x08, 0)[14], 0x00);
 }

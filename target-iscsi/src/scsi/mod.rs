@@ -8,6 +8,7 @@
 //!                |--> Step::Elsewhere(cmd) -- another unit's device     --> task.completed(..)  ---|
 //!                |--> Step::Resolve     -- what the nexus sees now      --> task.resolve(..)    ---+
 //!                |--> Step::Change(..)  -- the unit's state is changed  --> task.settled(..)    ---+
+//!                |--> Step::Await       -- the unit is sanitized         --> task.settled(..)    ---+
 //!                +--> Step::Done(response)
 //! ```
 
@@ -19,6 +20,7 @@ mod defects;
 mod diagnostics;
 mod inquiry;
 mod lba_status;
+mod log;
 pub mod lun;
 mod mode;
 mod mode_pages;
@@ -31,7 +33,9 @@ mod report_luns;
 mod request;
 mod request_sense;
 mod reservation;
+mod sanitize;
 mod sense;
+mod statistics;
 mod supported;
 mod table;
 mod task;
@@ -48,8 +52,11 @@ use lunette_proto::ids::{ClusterId, VolumeId};
 use lunette_volume::device::BlockDevice;
 
 pub use nexus::{Attention, Nexus, Scope};
+pub use sanitize::{Ended, Passes};
 pub use task::{BUSY, CHECK_CONDITION, Elsewhere, GOOD, RESERVATION_CONFLICT, Response, Step, Task};
-pub use unit::{Changed, Decision, Notice, Proposal, Refusal, Settled, SharedUnit, Transition, Units};
+pub use unit::{
+    Changed, Decision, Notice, Proposal, Refusal, SelectModes, Settled, SharedUnit, Transition, Units,
+};
 
 /// For fuzzing: whether bytes are taken for a parameter list of EXTENDED COPY.
 #[doc(hidden)]
@@ -88,8 +95,6 @@ pub struct LogicalUnit {
     pub block_bytes: u32,
     /// Write protected through this map.
     pub read_only: bool,
-    /// WCE=1.
-    pub write_back: bool,
     /// What carries out reads and writes.
     pub device: Arc<dyn BlockDevice>,
     /// What all sessions of the gateway share about it, through whichever target.

@@ -1,18 +1,19 @@
 //! MODE SENSE and MODE SELECT, (6) and (10) (SPC-4 6.11 to 6.14).
 //!
-//! Changeable are D_SENSE and SWP of the Control page, and they belong to the I_T nexus (VPD page
-//! 87h says so). Nothing is saved.
+//! Changeable are D_SENSE and SWP of the Control page, which belong to the target port (VPD page 87h says so) and last
+//! until a reset, and WCE of the Caching page, which belongs to the volume. Other nexuses learn of a change by a unit
+//! attention. Nothing is saved separately.
 
 use std::sync::Arc;
 
 use lunette_volume::device::Data;
 
 use super::cdb::Cdb;
-use super::mode_pages::{CONTROL, PAGES, Page, Row, Values};
-use super::nexus::Modes;
+use super::mode_pages::{CACHING, CONTROL, PAGES, Page, Row};
 use super::request::{Answer, Capacity, Plan, Request, be16, be32, be64, parameter_data};
 use super::sense::{Failure, Sense};
 use super::task::{Job, Progress};
+use super::unit::{Modes, SelectModes, SharedUnit};
 
 const ALL_PAGES: u8 = 0x3F;
 const ALL_SUBPAGES: u8 = 0xFF;
@@ -43,21 +44,20 @@ fn narrow(len: usize) -> u8 {
 }
 
 /// DEVICE-SPECIFIC PARAMETER: WP, and DPOFUA.
-fn device_specific(request: &mut Request<'_>) -> u8 {
-    let software = request.nexus.unit(request.lun).modes().load() & Modes::SWP != 0;
+fn device_specific(request: &Request<'_>) -> u8 {
+    let software = request.unit.shared.modes.load() & Modes::SWP != 0;
     u8::from(request.unit.read_only || software) << 7 | 0x10
 }
 
 /// Block descriptors and mode pages.
-fn sense(request: &mut Request<'_>, long_lba: bool) -> Result<(Vec<u8>, Vec<u8>), Sense> {
+fn sense(request: &Request<'_>, long_lba: bool) -> Result<(Vec<u8>, Vec<u8>), Sense> {
     let cdb = request.cdb;
-    let modes = request.nexus.unit(request.lun).modes().load();
-    let unit = request.unit;
-    let write_back = unit.write_back;
+    let modes = request.unit.shared.modes.load();
     let value: &dyn Fn(&Row) -> Page = match cdb.u8(2) >> 6 {
-        0b00 => &|row| (row.content)(Values { write_back, modes }),
+        0b00 => &|row| (row.content)(modes),
         0b01 => &|row| (row.changeable)(),
-        0b10 => &|row| (row.content)(Values { write_back, modes: 0 }),
+        // A write cache has no default of its own.
+        0b10 => &|row| (row.content)(modes & Modes::WCE),
         _ => return Err(Sense::SAVING_NOT_SUPPORTED),
     };
     let (code, subpage) = (cdb.u8(2) & 0x3F, cdb.u8(3));
@@ -121,21 +121,15 @@ fn select(request: &mut Request<'_>, len: u16, ten: bool) -> Answer {
     if len == 0 {
         return Ok(Plan::Good);
     }
-    let select = ModeSelect {
-        modes: Arc::clone(request.nexus.unit(request.lun).modes()),
-        capacity: request.unit.capacity(),
-        write_back: request.unit.write_back,
-        len,
-        ten,
-    };
+    let select =
+        ModeSelect { shared: Arc::clone(&request.unit.shared), capacity: request.unit.capacity(), len, ten };
     Ok(Plan::Collect(Job::ModeSelect(select), len.into()))
 }
 
 /// A MODE SELECT in execution.
 pub(super) struct ModeSelect {
-    modes: Arc<Modes>,
+    shared: Arc<SharedUnit>,
     capacity: Capacity,
-    write_back: bool,
     len: u16,
     ten: bool,
 }
@@ -146,13 +140,16 @@ impl ModeSelect {
         if list.len() < usize::from(self.len) {
             return Err(Sense::PARAMETER_LIST_LENGTH.into());
         }
-        let modes = self.parse(&list[..usize::from(self.len)])?;
-        self.modes.store(modes);
-        Ok(Progress::Done(Data::new(), self.len.into()))
+        let select = self.parse(&list[..usize::from(self.len)])?;
+        Ok(Progress::Change(Box::new(select)))
     }
 
-    /// The changeable bits as the list leaves them.
-    fn parse(&self, list: &[u8]) -> Result<u8, Sense> {
+    /// They have changed.
+    pub(super) fn settled(&self) -> Progress {
+        Progress::Done(Data::new(), self.len.into())
+    }
+
+    fn parse(&self, list: &[u8]) -> Result<SelectModes, Sense> {
         const SHORT: Sense = Sense::PARAMETER_LIST_LENGTH;
         let (header_len, descriptors_len_at, long_lba) =
             if self.ten { (8, 6, list.get(4).ok_or(SHORT)? & 1 == 1) } else { (4, 3, false) };
@@ -170,12 +167,12 @@ impl ModeSelect {
         if !descriptor.is_empty() {
             self.check_descriptor(descriptor, long_lba, header_len)?;
         }
-        let mut modes = self.modes.load();
+        let mut select = SelectModes::default();
         let mut at = pages_at;
         while at < list.len() {
-            at += self.parse_page(&list[at..], at, &mut modes)?;
+            at += self.parse_page(&list[at..], at, &mut select)?;
         }
-        Ok(modes)
+        Ok(select)
     }
 
     /// A volume's geometry cannot be changed; the number of blocks may be left out (0) or at its most.
@@ -199,7 +196,7 @@ impl ModeSelect {
     }
 
     /// One page at `at` of the list; its length.
-    fn parse_page(&self, rest: &[u8], at: usize, modes: &mut u8) -> Result<usize, Sense> {
+    fn parse_page(&self, rest: &[u8], at: usize, select: &mut SelectModes) -> Result<usize, Sense> {
         let &[first, second, ..] = rest else { return Err(Sense::PARAMETER_LIST_LENGTH) };
         let code = first & 0x3F;
         let has_subpage = first & 0x40 != 0;
@@ -211,7 +208,7 @@ impl ModeSelect {
             .iter()
             .find(|row| (row.code, row.subpage) == (code, subpage) && has_subpage == (row.subpage != 0));
         let row = row.ok_or_else(|| if has_subpage { parameter(at + 1) } else { parameter_bit(at, 6) })?;
-        let current = (row.content)(Values { write_back: self.write_back, modes: *modes });
+        let current = (row.content)(select.applied_to(self.shared.modes.load()));
         let header = row.header_len();
         // PAGE LENGTH is what a header ends with: one byte, two with a subpage.
         let len_at = if has_subpage { 2 } else { 1 };
@@ -226,10 +223,13 @@ impl ModeSelect {
                 return Err(parameter_bit(at + index, 7 - fixed.leading_zeros()));
             }
         }
-        if (code, subpage) == (CONTROL, 0) {
-            let d_sense = if page[2] & 0x04 != 0 { Modes::D_SENSE } else { 0 };
-            let swp = if page[4] & 0x08 != 0 { Modes::SWP } else { 0 };
-            *modes = d_sense | swp;
+        match (code, subpage) {
+            (CONTROL, 0) => {
+                select.set(Modes::D_SENSE, page[2] & 0x04 != 0);
+                select.set(Modes::SWP, page[4] & 0x08 != 0);
+            }
+            (CACHING, 0) => select.set(Modes::WCE, page[2] & 0x04 != 0),
+            _ => {}
         }
         Ok(current.len())
     }

@@ -3,35 +3,27 @@
 
 use smallvec::SmallVec;
 
-use super::nexus::Modes;
+use super::unit::Modes;
 
 /// A mode page, from its page code on.
 pub(super) type Page = SmallVec<[u8; 32]>;
 
-/// What the pages of a volume say that is not the same for all volumes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Values {
-    /// WCE.
-    pub(super) write_back: bool,
-    /// Bits of [`Modes`].
-    pub(super) modes: u8,
-}
-
-/// A mode page of the table: its content with these values, and which of its bits can be changed.
+/// A mode page of the table: its content with these bits of [`Modes`], and which of its bits can be changed.
 pub(super) struct Row {
     pub(super) code: u8,
     /// Not 0: the page has the format with a subpage code.
     pub(super) subpage: u8,
-    pub(super) content: fn(Values) -> Page,
+    pub(super) content: fn(modes: u8) -> Page,
     pub(super) changeable: fn() -> Page,
 }
 
+pub(super) const CACHING: u8 = 0x08;
 pub(super) const CONTROL: u8 = 0x0A;
 
 /// Mode pages, in ascending order.
 pub(super) static PAGES: [Row; 5] = [
     Row { code: 0x01, subpage: 0, content: error_recovery, changeable: || page(0x01, 12) },
-    Row { code: 0x08, subpage: 0, content: caching, changeable: || page(0x08, 20) },
+    Row { code: CACHING, subpage: 0, content: caching, changeable: || caching(Modes::WCE) },
     Row {
         code: CONTROL,
         subpage: 0,
@@ -55,7 +47,7 @@ impl Row {
 }
 
 /// Read-Write Error Recovery: bad copies are repaired from good ones.
-fn error_recovery(_: Values) -> Page {
+fn error_recovery(_: u8) -> Page {
     const AWRE_ARRE: u8 = 0x80 | 0x40;
     let mut page = page(0x01, 12);
     page[2] = AWRE_ARRE;
@@ -63,15 +55,15 @@ fn error_recovery(_: Values) -> Page {
 }
 
 /// Caching.
-fn caching(values: Values) -> Page {
-    let mut page = page(0x08, 20);
-    page[2] = u8::from(values.write_back) << 2;
+fn caching(modes: u8) -> Page {
+    let mut page = page(CACHING, 20);
+    page[2] = u8::from(modes & Modes::WCE != 0) << 2;
     page
 }
 
 /// Control (SPC-4 7.5.8): unrestricted reordering, no limit on BUSY.
-fn control(values: Values) -> Page {
-    let mut page = control_bits(values.modes);
+fn control(modes: u8) -> Page {
+    let mut page = control_bits(modes);
     page[3] = 0x10;
     page[8] = 0xFF;
     page[9] = 0xFF;
@@ -86,7 +78,7 @@ fn control_bits(modes: u8) -> Page {
 }
 
 /// Control Extension (SPC-4 7.5.9): access states change by themselves, as TPGS says.
-fn control_extension(_: Values) -> Page {
+fn control_extension(_: u8) -> Page {
     const IALUAE: u8 = 0x01;
     let mut page = subpage(CONTROL, 0x01, 32);
     page[4] = IALUAE;
@@ -95,7 +87,7 @@ fn control_extension(_: Values) -> Page {
 
 /// Informational Exceptions Control (SPC-4 7.5.12): a volume predicts no failure of its own. Its disks' failures are
 /// the cluster's business.
-fn informational_exceptions(_: Values) -> Page {
+fn informational_exceptions(_: u8) -> Page {
     const DEXCPT: u8 = 0x08;
     let mut page = page(0x1C, 12);
     page[2] = DEXCPT;
@@ -131,7 +123,7 @@ mod tests {
             PAGES.windows(2).all(|pair| (pair[0].code, pair[0].subpage) < (pair[1].code, pair[1].subpage))
         );
         for row in &PAGES {
-            let content = (row.content)(Values { write_back: true, modes: 0xFF });
+            let content = (row.content)(0xFF);
             let changeable = (row.changeable)();
             let header = row.header_len();
             assert_eq!(content[..header], changeable[..header]);

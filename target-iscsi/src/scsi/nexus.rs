@@ -1,12 +1,11 @@
 //! What an I_T nexus keeps between commands: unit attention conditions (SAM-5 5.14) in order, and
-//! the mode parameters that belong to it.
+//! what it holds of the units.
 //!
 //! The condition of a new nexus is POWER ON for every logical unit, also for those that are mapped
 //! later. A logical unit has one queue per nexus; a condition is in it once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
 use lunette_proto::map::NexusId;
@@ -16,7 +15,7 @@ use super::LogicalUnit;
 use super::copy::Records;
 use super::reservation::{Access, Hold};
 use super::sense::{Key, Sense, SenseFormat};
-use super::unit::{Acquaintance, SharedUnit};
+use super::unit::{Acquaintance, Modes, SharedUnit};
 
 /// What an I_T nexus keeps between commands.
 #[derive(Debug)]
@@ -47,6 +46,8 @@ pub enum Attention {
     UnitReset,
     /// 29h/07h
     NexusLoss,
+    /// 2Ah/01h
+    ModeParametersChanged,
     /// 2Ah/03h, CLEAR removed this nexus's registration.
     ReservationsPreempted,
     /// 2Ah/04h, a reservation that registrants shared is gone, or is of another type.
@@ -74,6 +75,7 @@ impl Attention {
             Self::TargetReset => (0x29, 0x02),
             Self::UnitReset => (0x29, 0x03),
             Self::NexusLoss => (0x29, 0x07),
+            Self::ModeParametersChanged => (0x2A, 0x01),
             Self::ReservationsPreempted => (0x2A, 0x03),
             Self::ReservationsReleased => (0x2A, 0x04),
             Self::RegistrationsPreempted => (0x2A, 0x05),
@@ -130,7 +132,7 @@ impl Nexus {
         }
     }
 
-    /// Establishes a condition. One of the resets (29h) also restores the mode parameters.
+    /// Establishes a condition.
     pub fn attention(&mut self, scope: Scope, attention: Attention) {
         match scope {
             Scope::Lun(lun) => self.unit(lun).establish(attention),
@@ -143,10 +145,11 @@ impl Nexus {
         }
     }
 
-    /// Whether a copy of this nexus may not read the logical unit at `lun`, or not write it.
-    pub fn refuses_copy(&mut self, lun: u16, unit: &LogicalUnit, writes: bool) -> bool {
+    /// Whether a copy of this nexus may not read a logical unit, or not write it.
+    pub fn refuses_copy(&self, unit: &LogicalUnit, writes: bool) -> bool {
         let access = if writes { Access::Write } else { Access::Read };
-        !unit.shared.allows(&self.id, access) || writes && self.unit(lun).modes().load() & Modes::SWP != 0
+        let is_protected = writes && unit.shared.modes.load() & Modes::SWP != 0;
+        is_protected || unit.shared.is_sanitizing() || !unit.shared.allows(&self.id, access)
     }
 
     /// The logical unit at `lun` is gone: another one that is mapped there starts afresh.
@@ -175,7 +178,6 @@ impl Nexus {
     pub(super) fn unit(&mut self, lun: u16) -> &mut Unit {
         self.units.entry(lun).or_insert_with(|| Unit {
             queue: self.untouched.clone(),
-            modes: Arc::default(),
             copies: Arc::default(),
             hold: None,
             acquaintance: None,
@@ -187,7 +189,6 @@ impl Nexus {
 #[derive(Debug)]
 pub(super) struct Unit {
     queue: Queue,
-    modes: Arc<Modes>,
     copies: Arc<Records>,
     /// A reservation by RESERVE, if it still stands.
     hold: Option<Hold>,
@@ -201,10 +202,6 @@ impl Unit {
         self.queue.pop()
     }
 
-    pub(super) fn modes(&self) -> &Arc<Modes> {
-        &self.modes
-    }
-
     pub(super) fn copies(&self) -> &Arc<Records> {
         &self.copies
     }
@@ -216,33 +213,8 @@ impl Unit {
     fn establish(&mut self, attention: Attention) {
         self.queue.push(attention);
         if attention.reset_rank().is_some() {
-            self.modes.store(0);
             self.copies.forget();
         }
-    }
-}
-
-/// The changeable bits of the Control mode page (SPC-4 7.5.8). Shared with a MODE SELECT in
-/// execution, which knows only when its parameter list has arrived what it changes.
-#[derive(Debug, Default)]
-pub(super) struct Modes(AtomicU8);
-
-impl Modes {
-    /// D_SENSE: sense data in descriptor format.
-    pub(super) const D_SENSE: u8 = 0x01;
-    /// SWP: software write protect.
-    pub(super) const SWP: u8 = 0x02;
-
-    pub(super) fn load(&self) -> u8 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn store(&self, bits: u8) {
-        self.0.store(bits, Ordering::Relaxed);
-    }
-
-    pub(super) fn sense_format(&self) -> SenseFormat {
-        if self.load() & Self::D_SENSE == 0 { SenseFormat::Fixed } else { SenseFormat::Descriptor }
     }
 }
 
@@ -344,21 +316,8 @@ mod tests {
     fn forgotten_units_start_afresh() {
         let mut nexus = new_nexus();
         drain(&mut nexus, 4);
-        nexus.unit(4).modes().store(Modes::SWP);
         nexus.attention(Scope::Lun(4), Attention::CapacityChanged);
         nexus.forget(4);
         assert_eq!(drain(&mut nexus, 4), [Attention::PowerOn]);
-        assert_eq!(nexus.unit(4).modes().load(), 0);
-    }
-
-    /// Guards resets: mode parameters return to their defaults.
-    #[test]
-    fn reset_restores_modes() {
-        let mut nexus = new_nexus();
-        nexus.unit(0).modes().store(Modes::D_SENSE | Modes::SWP);
-        nexus.attention(Scope::Lun(0), Attention::CapacityChanged);
-        assert_eq!(nexus.unit(0).modes().load(), Modes::D_SENSE | Modes::SWP);
-        nexus.attention(Scope::All, Attention::UnitReset);
-        assert_eq!(nexus.unit(0).modes().load(), 0);
     }
 }

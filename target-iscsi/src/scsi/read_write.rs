@@ -92,6 +92,11 @@ pub(super) struct Read {
 }
 
 impl Read {
+    /// Bytes that the CDB names.
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
     pub(super) fn completed(&mut self, data: Data) -> Result<Progress, Failure> {
         if let Some(read) = self.waits.take() {
             return Ok(Progress::Submit(read));
@@ -195,7 +200,7 @@ fn read(request: &mut Request<'_>, lba: u64, blocks: u32, len_field: u16, fua: b
         return Ok(Plan::Good);
     }
     let read = Command::Read { offset: range.offset, len };
-    if fua && request.unit.write_back {
+    if fua && request.unit.shared.modes.write_back() {
         return Ok(Plan::Submit(Job::Read(Read { waits: Some(read), len }), Command::Flush));
     }
     Ok(Plan::Submit(Job::Read(Read { waits: None, len }), read))

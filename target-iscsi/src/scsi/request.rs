@@ -7,6 +7,7 @@ use lunette_volume::device::Command;
 use super::cdb::Cdb;
 use super::sense::{Failure, Sense};
 use super::task::Job;
+use super::unit::Transition;
 use super::{LogicalUnit, Nexus, TargetView};
 
 /// A command for a logical unit that exists.
@@ -26,6 +27,8 @@ pub(super) enum Plan {
     Data(Bytes),
     /// The job begins with a command for the device.
     Submit(Job, Command),
+    /// The job begins with a change of what the unit keeps.
+    Change(Job, Box<dyn Transition>),
     /// The job begins with that many bytes of Data-Out; with none it is GOOD, if the initiator sends none.
     Collect(Job, u32),
 }

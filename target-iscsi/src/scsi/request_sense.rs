@@ -1,4 +1,5 @@
-//! REQUEST SENSE (SPC-4 6.39): the pending unit attention as parameter data, which clears it.
+//! REQUEST SENSE (SPC-4 6.39): the pending unit attention as parameter data, which clears it; or how far a sanitize
+//! operation has come.
 
 use super::cdb::Cdb;
 use super::nexus::Attention;
@@ -6,7 +7,8 @@ use super::request::{Answer, Request, parameter_data};
 use super::sense::{Sense, SenseFormat};
 
 pub(super) fn handle(request: &mut Request<'_>) -> Answer {
-    let sense = request.nexus.unit(request.lun).take().map_or(Sense::NO_SENSE, Attention::sense);
+    let attention = request.nexus.unit(request.lun).take().map(Attention::sense);
+    let sense = attention.or_else(|| request.unit.shared.sanitize_sense()).unwrap_or(Sense::NO_SENSE);
     report(request.cdb, sense)
 }
 

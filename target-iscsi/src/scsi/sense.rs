@@ -47,7 +47,15 @@ pub(super) struct Sense {
     asc: u8,
     ascq: u8,
     information: Option<u64>,
-    field: Option<FieldPointer>,
+    specific: Option<Specific>,
+}
+
+/// Sense key specific data (SPC-4 4.5.2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Specific {
+    Field(FieldPointer),
+    /// PROGRESS INDICATION: how much of an operation is done, of 65536.
+    Progress(u16),
 }
 
 /// Which field was wrong (SPC-4 4.5.2.4.2).
@@ -87,10 +95,12 @@ impl Sense {
     /// INVALID RELEASE OF PERSISTENT RESERVATION.
     pub(super) const INVALID_RELEASE: Self = Self::new(Key::IllegalRequest, 0x26, 0x04);
     pub(super) const INSUFFICIENT_REGISTRATION_RESOURCES: Self = Self::new(Key::IllegalRequest, 0x55, 0x04);
+    /// SANITIZE COMMAND FAILED.
+    pub(super) const SANITIZE_FAILED: Self = Self::new(Key::MediumError, 0x31, 0x03);
     pub(super) const INTERNAL_FAILURE: Self = Self::new(Key::HardwareError, 0x44, 0x00);
 
     pub(super) const fn new(key: Key, asc: u8, ascq: u8) -> Self {
-        Self { key, asc, ascq, information: None, field: None }
+        Self { key, asc, ascq, information: None, specific: None }
     }
 
     /// INVALID FIELD IN CDB: the field that starts at `byte`.
@@ -137,8 +147,15 @@ impl Sense {
         Some(Self::new(Key::NotReady, 0x04, ascq))
     }
 
+    /// LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS.
+    pub(super) const fn sanitizing(progress: u16) -> Self {
+        let mut sense = Self::new(Key::NotReady, 0x04, 0x1B);
+        sense.specific = Some(Specific::Progress(progress));
+        sense
+    }
+
     const fn pointing(mut self, in_cdb: bool, byte: u16, bit: Option<u8>) -> Self {
-        self.field = Some(FieldPointer { in_cdb, byte, bit });
+        self.specific = Some(Specific::Field(FieldPointer { in_cdb, byte, bit }));
         self
     }
 
@@ -162,8 +179,8 @@ impl Sense {
         sense[7] = 0x0A;
         sense[12] = self.asc;
         sense[13] = self.ascq;
-        if let Some(field) = self.field {
-            sense[15..18].copy_from_slice(&field.encode());
+        if let Some(specific) = self.specific {
+            sense[15..18].copy_from_slice(&specific.encode());
         }
         sense
     }
@@ -175,12 +192,25 @@ impl Sense {
             sense.extend_from_slice(&information.to_be_bytes());
             sense[7] += 12;
         }
-        if let Some(field) = self.field {
-            let [flags, high, low] = field.encode();
+        if let Some(specific) = self.specific {
+            let [flags, high, low] = specific.encode();
             sense.extend_from_slice(&[0x02, 0x06, 0x00, 0x00, flags, high, low, 0x00]);
             sense[7] += 8;
         }
         sense
+    }
+}
+
+impl Specific {
+    fn encode(self) -> [u8; 3] {
+        match self {
+            Self::Field(field) => field.encode(),
+            Self::Progress(progress) => {
+                let [high, low] = progress.to_be_bytes();
+                // SKSV.
+                [0x80, high, low]
+            }
+        }
     }
 }
 
@@ -270,6 +300,16 @@ mod tests {
             Sense::cdb_field(2).encode(SenseFormat::Descriptor)[..],
             [0x72, 5, 0x24, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0xC0, 0, 2, 0]
         );
+    }
+
+    /// Guards the progress of an operation, in both formats: SPC-4 4.5.2.4.4.
+    #[test]
+    fn progress() {
+        let sense = Sense::sanitizing(0x1234);
+        let fixed = [0x70, 0, 2, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x04, 0x1B, 0, 0x80, 0x12, 0x34];
+        assert_eq!(sense.encode(SenseFormat::Fixed)[..], fixed);
+        let descriptor = [0x72, 2, 0x04, 0x1B, 0, 0, 0, 8, 2, 6, 0, 0, 0x80, 0x12, 0x34, 0];
+        assert_eq!(sense.encode(SenseFormat::Descriptor)[..], descriptor);
     }
 
     /// Guards INFORMATION in fixed format: present with VALID, absent when it does not fit.

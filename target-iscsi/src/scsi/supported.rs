@@ -37,7 +37,7 @@ fn all(timeouts: bool) -> Vec<u8> {
         let flags = u8::from(timeouts) << 1 | u8::from(row.service_action.is_some());
         data.extend([row.opcode, 0, action_high, action_low, 0, flags, 0, row.cdb_len()]);
         if timeouts {
-            data.extend(timeouts_descriptor());
+            data.extend(timeouts_descriptor(row));
         }
     }
     set_length_u32(&mut data);
@@ -54,14 +54,16 @@ fn one(row: Option<&Row>, timeouts: bool) -> Vec<u8> {
     let mut data = vec![0, u8::from(timeouts) << 7 | AS_IN_THE_STANDARD, 0, row.cdb_len()];
     data.extend(row.usage);
     if timeouts {
-        data.extend(timeouts_descriptor());
+        data.extend(timeouts_descriptor(row));
     }
     data
 }
 
 /// The command timeouts descriptor.
-fn timeouts_descriptor() -> [u8; 12] {
-    let [a, b, c, d] = RECOMMENDED_TIMEOUT_S.to_be_bytes();
+fn timeouts_descriptor(row: &Row) -> [u8; 12] {
+    // A whole volume takes as long as it takes, which is not told.
+    let timeout_s = if row.opcode == table::SANITIZE { 0 } else { RECOMMENDED_TIMEOUT_S };
+    let [a, b, c, d] = timeout_s.to_be_bytes();
     [0, 0x0A, 0, 0, 0, 0, 0, 0, a, b, c, d]
 }
 

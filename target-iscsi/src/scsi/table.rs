@@ -12,15 +12,18 @@ use super::request::{Answer, Request};
 use super::reservation::{self, Access};
 use super::sense::Sense;
 use super::{
-    capacity, compare_and_write, copy, defects, diagnostics, inquiry, lba_status, mode, ports, power,
+    capacity, compare_and_write, copy, defects, diagnostics, inquiry, lba_status, log, mode, ports, power,
     provisioning,
 };
-use super::{read_write, report_luns, request_sense, supported, verify, write_atomic, write_verify};
+use super::{
+    read_write, report_luns, request_sense, sanitize, supported, verify, write_atomic, write_verify,
+};
 
 pub(super) const TEST_UNIT_READY: u8 = 0x00;
 pub(super) const REQUEST_SENSE: u8 = 0x03;
 pub(super) const INQUIRY: u8 = 0x12;
 const START_STOP_UNIT: u8 = 0x1B;
+pub(super) const SANITIZE: u8 = 0x48;
 pub(super) const EXTENDED_COPY: u8 = 0x83;
 pub(super) const RECEIVE_COPY_RESULTS: u8 = 0x84;
 pub(super) const REPORT_LUNS: u8 = 0xA0;
@@ -56,7 +59,7 @@ const fn action(name: &'static str, usage: &'static [u8], handler: fn(&mut Reque
 const C: u8 = 0x04;
 
 #[rustfmt::skip]
-pub(super) static COMMANDS: [Row; 63] = [
+pub(super) static COMMANDS: [Row; 67] = [
     row("TEST UNIT READY", &[0x00, 0, 0, 0, 0, C], power::test_unit_ready).with(Access::Status),
     row("REQUEST SENSE", &[0x03, 0x01, 0, 0, 0xFF, C], request_sense::handle).with(Access::Always),
     row("READ(6)", &[0x08, 0x1F, 0xFF, 0xFF, 0xFF, C], read_write::read_6),
@@ -79,6 +82,10 @@ pub(super) static COMMANDS: [Row; 63] = [
     row("READ DEFECT DATA(10)", &[0x37, 0, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, C], defects::read_defect_data_10),
     writer("WRITE SAME(10)", &[0x41, 0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], provisioning::write_same_10),
     writer("UNMAP", &[0x42, 0x01, 0, 0, 0, 0, 0, 0xFF, 0xFF, C], provisioning::unmap),
+    action("SANITIZE, OVERWRITE", &[0x48, 0xE1, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, C], sanitize::overwrite).writing(),
+    action("SANITIZE, BLOCK ERASE", &[0x48, 0xE2, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, C], sanitize::block_erase).writing(),
+    action("SANITIZE, EXIT FAILURE MODE", &[0x48, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, C], sanitize::exit_failure_mode).with(Access::Write),
+    row("LOG SENSE", &[0x4D, 0x03, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0xFF, 0xFF, C], log::sense).with(Access::Status),
     row("MODE SELECT(10)", &[0x55, 0x13, 0, 0, 0, 0, 0, 0xFF, 0xFF, C], mode::select_10).with(Access::Write),
     row("RESERVE(10)", &[0x56, 0x13, 0, 0, 0, 0, 0, 0, 0, C], reservation::reserve_10).with(Access::Always),
     row("RELEASE(10)", &[0x57, 0x13, 0, 0, 0, 0, 0, 0, 0, C], reservation::release_10).with(Access::Always),
@@ -194,6 +201,13 @@ impl Row {
     /// For what neither reads the medium nor is a [`writer`]: what it is to a reservation of another nexus.
     const fn with(mut self, access: Access) -> Self {
         self.access = access;
+        self
+    }
+
+    /// It changes the medium.
+    const fn writing(mut self) -> Self {
+        self.writes = true;
+        self.access = Access::Write;
         self
     }
 

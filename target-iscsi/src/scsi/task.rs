@@ -16,8 +16,9 @@ use super::provisioning::{Unmap, WriteSame};
 use super::read_write::{Read, Write};
 use super::request::{Answer, Plan, Request};
 use super::reservation::ReserveOut;
+use super::sanitize::SanitizeOut;
 use super::sense::{Failure, Sense, SenseFormat};
-use super::unit::{Settled, Transition};
+use super::unit::{Modes, Settled, Transition};
 use super::verify::Verify;
 use super::write_verify::WriteVerify;
 use super::{LogicalUnit, Nexus, TargetView, inquiry, report_luns, request_sense, table};
@@ -53,6 +54,9 @@ pub enum Step {
     /// Change what the logical unit keeps ([`SharedUnit::change`](super::SharedUnit::change)), tell the other sessions,
     /// and when they have done what follows from it call [`Task::settled`].
     Change(Box<dyn Transition>),
+    /// Wait until the logical unit has been sanitized ([`SharedUnit::when_sanitized`](super::SharedUnit::when_sanitized)),
+    /// then call [`Task::settled`]. It takes long, and who is aborted does not wait for it.
+    Await,
     /// The end.
     Done(Response),
 }
@@ -122,6 +126,7 @@ pub(super) enum Job {
     ModeSelect(ModeSelect),
     Copy(Box<Copy>),
     ReserveOut(ReserveOut),
+    Sanitize(SanitizeOut),
 }
 
 /// How a job goes on.
@@ -130,6 +135,8 @@ pub(super) enum Progress {
     Elsewhere(Elsewhere),
     Resolve,
     Change(Box<dyn Transition>),
+    /// Until the unit has been sanitized.
+    Await,
     /// GOOD, with Data-In and the length of the transfer that the CDB names.
     Done(Data, u64),
 }
@@ -157,6 +164,10 @@ impl Task {
             Ok(Plan::Submit(job, command)) => {
                 task.job = job;
                 Step::Submit(command)
+            }
+            Ok(Plan::Change(job, transition)) => {
+                task.job = job;
+                Step::Change(transition)
             }
             Ok(Plan::Collect(job, len)) => {
                 task.job = job;
@@ -194,6 +205,7 @@ impl Task {
             Job::ModeSelect(select) => select.data_out(&data),
             Job::Copy(copy) => copy.data_out(&data),
             Job::ReserveOut(out) => out.data_out(&data),
+            Job::Sanitize(sanitize) => sanitize.data_out(&data),
             // The session sent what no step asked for.
             Job::Ended | Job::Read(_) | Job::Flush | Job::LbaStatus(_) => Err(Sense::INTERNAL_FAILURE.into()),
         };
@@ -228,7 +240,7 @@ impl Task {
                 }
                 Job::Verify(verify) => verify.completed(&data),
                 Job::LbaStatus(status) => status.completed(&data),
-                Job::Ended | Job::ModeSelect(_) | Job::Copy(_) | Job::ReserveOut(_) => {
+                Job::Ended | Job::ModeSelect(_) | Job::Copy(_) | Job::ReserveOut(_) | Job::Sanitize(_) => {
                     Err(Sense::INTERNAL_FAILURE.into())
                 }
             },
@@ -236,11 +248,13 @@ impl Task {
         self.go_on(progress)
     }
 
-    /// What came of the change that [`Step::Change`] named.
+    /// What came of the change that [`Step::Change`] named, or of what [`Step::Await`] waited for.
     pub fn settled(&mut self, settled: Settled) -> Step {
-        let progress = match (settled, &self.job) {
+        let progress = match (settled, &mut self.job) {
             (Err(refusal), _) => Err(refusal.0),
             (Ok(_), Job::ReserveOut(out)) => Ok(Progress::Done(Data::new(), out.list_len())),
+            (Ok(_), Job::ModeSelect(select)) => Ok(select.settled()),
+            (Ok(_), Job::Sanitize(sanitize)) => Ok(sanitize.settled()),
             (Ok(_), _) => Err(Sense::INTERNAL_FAILURE.into()),
         };
         self.go_on(progress)
@@ -288,8 +302,7 @@ impl Task {
         };
         self.block_bytes = unit.block_bytes;
         let state = nexus.unit_of(lun, &unit.shared);
-        self.format = state.modes().sense_format();
-        let modes = state.modes().load();
+        self.format = unit.shared.modes.sense_format();
         if !table::precedes_attention(cdb.opcode())
             && let Some(attention) = state.take()
         {
@@ -299,15 +312,27 @@ impl Task {
         if !unit.shared.allows(nexus.id(), row.access(cdb)) {
             return Err(Failure::Conflict);
         }
+        if let Some(sense) = unit.shared.sanitize_sense()
+            && !table::precedes_attention(row.opcode)
+            && !(row.opcode == table::SANITIZE && sense == Sense::SANITIZE_FAILED)
+        {
+            return Err(sense.into());
+        }
         if row.writes {
             if unit.read_only {
                 return Err(Sense::WRITE_PROTECTED.into());
             }
-            if modes & super::nexus::Modes::SWP != 0 {
+            if unit.shared.modes.load() & Modes::SWP != 0 {
                 return Err(Sense::SOFTWARE_WRITE_PROTECTED.into());
             }
         }
-        (row.handler)(&mut Request { view, unit, lun, nexus, cdb })
+        let answer = (row.handler)(&mut Request { view, unit, lun, nexus, cdb });
+        match &answer {
+            Ok(Plan::Submit(job, _)) => unit.shared.statistics.count(job, 0),
+            Ok(Plan::Collect(job, len)) => unit.shared.statistics.count(job, *len),
+            _ => {}
+        }
+        answer
     }
 
     fn go_on(&mut self, progress: Result<Progress, Failure>) -> Step {
@@ -316,6 +341,7 @@ impl Task {
             Ok(Progress::Elsewhere(elsewhere)) => Step::Elsewhere(elsewhere),
             Ok(Progress::Resolve) => Step::Resolve,
             Ok(Progress::Change(transition)) => Step::Change(transition),
+            Ok(Progress::Await) => Step::Await,
             Ok(Progress::Done(data, transfer_len)) => {
                 self.job = Job::Ended;
                 good(data, transfer_len)

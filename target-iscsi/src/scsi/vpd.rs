@@ -130,19 +130,19 @@ fn scsi_name(name: &str) -> Vec<u8> {
 }
 
 /// SPC-4 7.8.7, Extended INQUIRY Data: 60 bytes after the header.
-fn extended_inquiry(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
+fn extended_inquiry(_: &TargetView, _: &LogicalUnit) -> Vec<u8> {
     let mut body = vec![0; 60];
     body[1] = 0x01; // SIMPSUP
-    body[2] = u8::from(unit.write_back); // V_SUP: a volatile cache
+    body[2] = 0x01; // V_SUP: a volatile cache, if WCE is set
     body[3] = 0x01; // LUICLR: REPORT LUNS clears its unit attention everywhere
     body
 }
 
-/// Mode Page Policy: the Control page belongs to the I_T nexus, all others are shared.
+/// Mode Page Policy: the Control page belongs to the target port, which is the gateway; all others are shared.
 fn mode_page_policy(_: &TargetView, _: &LogicalUnit) -> Vec<u8> {
     const SHARED: u8 = 0b00;
-    const PER_NEXUS: u8 = 0b11;
-    vec![0x0A, 0x00, PER_NEXUS, 0, 0x3F, 0xFF, SHARED, 0]
+    const PER_TARGET_PORT: u8 = 0b01;
+    vec![0x0A, 0x00, PER_TARGET_PORT, 0, 0x3F, 0xFF, SHARED, 0]
 }
 
 /// SBC-3, Block Limits: 60 bytes after the header.
@@ -173,10 +173,11 @@ fn block_limits(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
     body
 }
 
-/// SBC-3, Block Device Characteristics: does not rotate.
+/// SBC-3, Block Device Characteristics: does not rotate; reads after a block erase succeed (WABEREQ).
 fn block_device_characteristics(_: &TargetView, _: &LogicalUnit) -> Vec<u8> {
     let mut body = vec![0; 60];
     body[1] = 0x01;
+    body[3] = 0b01 << 6;
     body
 }
 

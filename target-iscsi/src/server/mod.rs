@@ -12,6 +12,7 @@
 mod listener;
 mod mailbox;
 mod receive;
+mod sanitize;
 mod serve;
 mod shared;
 
@@ -129,6 +130,7 @@ impl Gateway {
             guard: Guard::default(),
         };
         let shared = Arc::new(Shared::new(Arc::new(context)));
+        sanitize::begin_all(&shared);
         let acceptors = listeners
             .into_iter()
             .map(|(listener, portal)| {
@@ -157,6 +159,7 @@ impl Gateway {
             if present.epoch() > exports.epoch() { Arc::clone(present) } else { Arc::clone(&exports) }
         });
         self.shared.broadcast(None, || Event::ExportsChanged);
+        sanitize::begin_all(&self.shared);
     }
 
     /// All sessions, by handle.
@@ -192,6 +195,10 @@ impl Gateway {
     }
 
     fn stop_accepting(&self) -> Vec<JoinHandle<()>> {
+        // What has begun goes on at another gateway, or after a restart.
+        for sanitizer in std::mem::take(&mut *self.shared.sanitizing.lock()).into_values() {
+            sanitizer.abort();
+        }
         let acceptors = std::mem::take(&mut *self.acceptors.lock());
         for acceptor in &acceptors {
             acceptor.abort();

@@ -13,6 +13,7 @@ use tokio::net::tcp::WriteHalf;
 
 use super::mailbox::{Mailbox, Post};
 use super::receive::Inbound;
+use super::sanitize;
 use super::shared::{Shared, Unproven};
 use crate::session::{Action, Connection, ConnectionId, Endpoint, Event};
 
@@ -172,9 +173,18 @@ impl Task {
         match action {
             Action::Submit { device, tag, command } => device.submit(command, tag, &self.completions),
             Action::Change { unit, tag, transition } => {
+                let (mailbox, shared, volume) =
+                    (Arc::clone(&self.mailbox), Arc::clone(&self.shared), unit.volume());
+                let done = move |settled| {
+                    sanitize::begin(&shared, volume);
+                    mailbox.post(Post::Event(Event::Settled { tag, settled }));
+                };
+                unit.change(transition, Box::new(done));
+            }
+            Action::Await { unit, tag } => {
                 let mailbox = Arc::clone(&self.mailbox);
                 let done = move |settled| mailbox.post(Post::Event(Event::Settled { tag, settled }));
-                unit.change(transition, Box::new(done));
+                unit.when_sanitized(Box::new(done));
             }
             Action::Tell { token, changed } => {
                 self.shared.tell_others(self.id, &self.mailbox, token, &changed);

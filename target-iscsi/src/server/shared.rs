@@ -11,6 +11,7 @@ use lunette_proto::limits::{
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use super::mailbox::{Mailbox, Post, Quiesced};
 use crate::scsi::{Attention, Changed};
@@ -24,6 +25,8 @@ pub(super) struct Shared {
     connections: Mutex<BTreeMap<ConnectionId, Arc<Mailbox>>>,
     sessions: Mutex<BTreeMap<u16, Established>>,
     waiting: Mutex<Waiting>,
+    /// Units that are being sanitized.
+    pub(super) sanitizing: Mutex<BTreeMap<VolumeId, AbortHandle>>,
     /// Connections that are served; the gateway waits for 0 when it stops.
     pub(super) served: watch::Sender<usize>,
 }
@@ -50,6 +53,7 @@ impl Shared {
             connections: Mutex::default(),
             sessions: Mutex::default(),
             waiting: Mutex::default(),
+            sanitizing: Mutex::default(),
             served: watch::Sender::new(0),
         }
     }

@@ -39,11 +39,30 @@ impl Session {
         io.actions.push_back(Action::Change { unit, tag, transition });
     }
 
-    /// The change under `tag` was made, or refused. The command is answered when the other sessions know of it.
+    /// Nothing but the unit is waited for: who aborts the command, or ends the session, does not wait.
+    pub(super) fn wait(&mut self, slot: usize, io: &mut Io) {
+        let Some(active) = self.tasks.get_mut(slot) else { return };
+        let Some(unit) = active.unit.as_ref().map(|unit| Arc::clone(&unit.shared)) else {
+            let step = active.task.settled(Err(Refusal::BUSY));
+            return self.step(slot, step, io);
+        };
+        active.state = State::Awaiting;
+        io.actions.push_back(Action::Await { unit, tag: tag_of(slot, active.generation) });
+    }
+
+    /// The change under `tag` was made, or refused; or what was waited for is over. The command is answered when the other sessions know of it.
     pub(super) fn settled(&mut self, tag: u64, settled: Settled, io: &mut Io) {
         let slot = (tag & u64::from(u32::MAX)) as usize;
         let Some(active) = self.tasks.get_mut(slot) else { return };
-        if tag_of(slot, active.generation) != tag || !matches!(active.state, State::AtDevice) {
+        if tag_of(slot, active.generation) != tag {
+            return;
+        }
+        if matches!(active.state, State::Awaiting) {
+            active.state = State::Answering;
+            let step = active.task.settled(settled);
+            return self.step(slot, step, io);
+        }
+        if !matches!(active.state, State::AtDevice) {
             return;
         }
         self.at_devices -= 1;
@@ -90,15 +109,16 @@ impl Session {
 
     /// Another session, or gateway, has changed what a unit keeps.
     pub(super) fn changed_by_peer(&mut self, changed: &Changed, ticket: Option<Ticket>, io: &mut Io) {
-        let Some(notice) = changed.notice(self.nexus.id()) else { return };
+        let notice = changed.notice(self.nexus.id());
+        let attention = changed.everyone.or_else(|| notice?.attention);
         let units = self.view.iter().flat_map(|view| &view.luns);
         let luns = units.filter(|(_, unit)| unit.volume == changed.volume).map(|(lun, _)| *lun);
         for lun in luns.collect::<Vec<_>>() {
-            if let Some(attention) = notice.attention {
+            if let Some(attention) = attention {
                 self.nexus.attention(Scope::Lun(lun), attention);
             }
         }
-        if notice.aborted {
+        if notice.is_some_and(|notice| notice.aborted) {
             let volume = changed.volume;
             let mut waits =
                 self.abort(io, |active| active.unit.as_ref().is_some_and(|unit| unit.volume == volume));

@@ -108,6 +108,13 @@ pub enum Action {
         /// What.
         transition: Box<dyn Transition>,
     },
+    /// Wait until a unit has been sanitized, by [`SharedUnit::when_sanitized`]; then [`Event::Settled`].
+    Await {
+        /// Which.
+        unit: Arc<SharedUnit>,
+        /// Under which tag.
+        tag: u64,
+    },
     /// Send [`Event::Changed`] to all other sessions; when they have dropped their tickets, send
     /// [`Event::PeersQuiesced`] here.
     Tell {
@@ -162,7 +169,7 @@ pub enum Event {
         /// To be dropped when the tasks are no more.
         ticket: Ticket,
     },
-    /// What came of [`Action::Change`].
+    /// What came of [`Action::Change`], or of what [`Action::Await`] waited for.
     Settled {
         /// Of the action.
         tag: u64,

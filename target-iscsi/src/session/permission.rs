@@ -12,7 +12,7 @@ use crate::scsi::{LogicalUnit, Nexus, TargetView};
 /// The device of a task's next command, or what that ends with.
 pub(super) fn device(
     view: Option<&TargetView>,
-    nexus: &mut Nexus,
+    nexus: &Nexus,
     active: &Active,
     command: &Command,
 ) -> Result<Arc<dyn BlockDevice>, DeviceError> {
@@ -22,13 +22,13 @@ pub(super) fn device(
     };
     let writes = writes(command);
     let Some((lun, unit)) = &active.elsewhere else {
-        // BUSY, for trying again tells what has changed.
-        let is_permitted = shows(view, own_lun, own, writes);
+        // Data may come long after the command. BUSY, for trying again tells what has changed.
+        let is_permitted = shows(view, own_lun, own, writes) && !own.shared.is_sanitizing();
         return if is_permitted { Ok(Arc::clone(&own.device)) } else { Err(DeviceError::Busy) };
     };
     let is_permitted = shows(view, own_lun, own, false)
         && shows(view, *lun, unit, writes)
-        && !nexus.refuses_copy(*lun, unit, writes);
+        && !nexus.refuses_copy(unit, writes);
     if is_permitted { Ok(Arc::clone(&unit.device)) } else { Err(DeviceError::Gone) }
 }
 

@@ -62,6 +62,8 @@ pub(super) enum State {
     AtDevice,
     /// The other sessions are being told of a change.
     Telling,
+    /// The unit is being sanitized, which goes on also if this command does not.
+    Awaiting,
     /// The answer is being sent, or the state is being changed.
     Answering,
 }
@@ -103,10 +105,7 @@ impl Session {
         if let Some(refusal) = task.check_expected(expected_out) {
             step = refusal;
         }
-        let want = match step {
-            Step::DataOut { len } => len.min(expected_out),
-            Step::Submit(_) | Step::Elsewhere(_) | Step::Resolve | Step::Change(_) | Step::Done(_) => 0,
-        };
+        let want = if let Step::DataOut { len } = step { len.min(expected_out) } else { 0 };
         let unit = match decode(command.lun) {
             Address::Unit(lun) => view.luns.get(&lun).cloned(),
             Address::ReportLuns | Address::Unknown => None,
@@ -284,6 +283,7 @@ impl Session {
                 self.step(slot, step, io);
             }
             Step::Change(transition) => self.change(slot, transition, io),
+            Step::Await => self.wait(slot, io),
             Step::Done(response) => self.finish(slot, response, io),
             Step::DataOut { len } => {
                 let Some(active) = self.tasks.get_mut(slot) else { return };
@@ -316,7 +316,7 @@ impl Session {
 
     fn submit(&mut self, slot: usize, command: Command, io: &mut Io) {
         let Some(active) = self.tasks.get_mut(slot) else { return };
-        let device = match device(self.view.as_deref(), &mut self.nexus, active, &command) {
+        let device = match device(self.view.as_deref(), &self.nexus, active, &command) {
             Ok(device) => device,
             Err(error) => {
                 let step = active.task.completed(Err(error));

@@ -75,8 +75,9 @@ pub(crate) struct Keeper(Mutex<KeeperState>);
 #[derive(Default)]
 struct KeeperState {
     units: BTreeMap<VolumeId, Arc<UnitState>>,
+    write_backs: BTreeMap<VolumeId, bool>,
     holding: bool,
-    held: Vec<(VolumeId, Arc<UnitState>, Kept)>,
+    held: Vec<(VolumeId, Change, Kept)>,
     /// What the next questions are answered with; whether the change is made all the same.
     failures: Vec<(KeepError, bool)>,
 }
@@ -100,8 +101,8 @@ impl Keeper {
             state.holding = false;
             std::mem::take(&mut state.held)
         };
-        for (volume, unit, done) in held {
-            self.answer(volume, unit, done);
+        for (volume, change, done) in held {
+            self.answer(volume, change, done);
         }
     }
 
@@ -112,8 +113,9 @@ impl Keeper {
     /// Makes the change that is held, without an answer.
     pub(crate) fn commit(&self) {
         let mut state = self.0.lock();
-        let (volume, unit) = state.held.first().map(|(volume, unit, _)| (*volume, Arc::clone(unit))).unwrap();
-        state.units.insert(volume, unit);
+        let (volume, change) =
+            state.held.first().map(|(volume, change, _)| (*volume, change.clone())).unwrap();
+        state.make(volume, change);
     }
 
     /// Another gateway changes it.
@@ -124,21 +126,34 @@ impl Keeper {
         unit.revision += 1;
     }
 
-    fn answer(&self, volume: VolumeId, unit: Arc<UnitState>, done: Kept) {
+    fn answer(&self, volume: VolumeId, change: Change, done: Kept) {
         let result = {
             let mut state = self.0.lock();
             let revision = state.units.get(&volume).map_or(0, |unit| unit.revision);
             let failure = (!state.failures.is_empty()).then(|| state.failures.remove(0));
-            if unit.revision != revision + 1 {
+            if matches!(&change, Change::State(unit) if unit.revision != revision + 1) {
                 Err(KeepError::Conflict)
             } else {
                 if failure.as_ref().is_none_or(|(_, happens)| *happens) {
-                    state.units.insert(volume, unit);
+                    state.make(volume, change);
                 }
                 failure.map_or(Ok(()), |(error, _)| Err(error))
             }
         };
         done(result);
+    }
+}
+
+impl KeeperState {
+    fn make(&mut self, volume: VolumeId, change: Change) {
+        match change {
+            Change::State(unit) => {
+                self.units.insert(volume, unit);
+            }
+            Change::WriteBack(is_set) => {
+                self.write_backs.insert(volume, is_set);
+            }
+        }
     }
 }
 
@@ -148,16 +163,13 @@ impl Devices for Disks {
     }
 
     fn keep(&self, volume: VolumeId, change: Change, done: Kept) {
-        let Change::State(unit) = change else {
-            return done(Err(KeepError::Unavailable("only states are kept here".into())));
-        };
         {
             let mut state = self.keeper.0.lock();
             if state.holding {
-                return state.held.push((volume, unit, done));
+                return state.held.push((volume, change, done));
             }
         }
-        self.keeper.answer(volume, unit, done);
+        self.keeper.answer(volume, change, done);
     }
 }
 
@@ -285,8 +297,13 @@ impl Bed {
 
     /// A map comes with all that was kept.
     pub(crate) fn learn(&mut self) {
-        let units = self.keeper().units();
-        self.apply(|map| map.units = units);
+        let (units, write_backs) = (self.keeper().units(), self.keeper().0.lock().write_backs.clone());
+        self.apply(|map| {
+            map.units = units;
+            for (volume, is_set) in write_backs {
+                map.volumes.get_mut(&volume).unwrap().write_back = is_set;
+            }
+        });
     }
 
     pub(crate) fn connect(&mut self) -> ConnectionId {
@@ -495,6 +512,11 @@ impl Bed {
                 let inbox = Arc::clone(inbox);
                 let done = move |settled| inbox.0.lock().push(Post::Event(Event::Settled { tag, settled }));
                 unit.change(transition, Box::new(done));
+            }
+            Action::Await { unit, tag } => {
+                let inbox = Arc::clone(inbox);
+                let done = move |settled| inbox.0.lock().push(Post::Event(Event::Settled { tag, settled }));
+                unit.when_sanitized(Box::new(done));
             }
             Action::Tell { token, changed } => {
                 let ticket = Ticket(Arc::new(Quiesced(Arc::clone(inbox), token)));

@@ -36,6 +36,11 @@ impl Model {
         Arc::new(Self { state: Mutex::new(state) })
     }
 
+    /// All of it becomes `byte`.
+    pub(crate) fn fill(&self, byte: u8) {
+        self.state.lock().memory.fill(byte);
+    }
+
     pub(crate) fn hold(&self) {
         self.state.lock().holding = true;
     }

@@ -17,6 +17,7 @@ mod hostile;
 mod initiator;
 mod login;
 mod management;
+mod modes;
 mod pitfalls;
 mod reinstatement;
 mod reservations;

@@ -10,9 +10,10 @@ use lunette_proto::ids::{Epoch, GatewayId, TargetId, VolumeId};
 use lunette_proto::iscsi::initiator::{LoginRequest, LogoutRequest, NopOut, ScsiCommand, TaskManagement};
 use lunette_proto::iscsi::{Bhs, Encoder, Framer, Pdu, Reply, Serial};
 use lunette_proto::limits::PRELOGIN_CONNECTIONS_PER_ADDRESS_MAX;
-use lunette_proto::map::Sealed;
+use lunette_proto::map::{Sanitize, SanitizeKind, Sealed};
 use lunette_target_iscsi::server::{Gateway, GatewayConfig, StartError};
 use lunette_target_iscsi::session::Secrets;
+use lunette_volume::device::DeviceError;
 use zeroize::Zeroizing;
 
 use crate::bed::{Disks, IQN, Keeper, VOLUME_BYTES, map, pattern};
@@ -106,13 +107,23 @@ impl Wire {
 }
 
 pub(crate) fn start(portals: &[&str], disk: &Arc<Model>) -> Result<Gateway, StartError> {
+    start_with(portals, disk, Keeper::default()).map(|(gateway, _)| gateway)
+}
+
+/// With what was kept before.
+fn start_with(
+    portals: &[&str],
+    disk: &Arc<Model>,
+    keeper: Keeper,
+) -> Result<(Gateway, Arc<Disks>), StartError> {
     let mut map = map();
     map.volumes.remove(&VolumeId(2));
-    let devices =
-        Arc::new(Disks { models: [(VolumeId(1), Arc::clone(disk))].into(), keeper: Keeper::default() });
+    map.units = keeper.units();
+    let devices = Arc::new(Disks { models: [(VolumeId(1), Arc::clone(disk))].into(), keeper });
     let portals = portals.iter().map(|portal| portal.parse().unwrap()).collect();
     let config = GatewayConfig { id: GatewayId(1), name: "one".into(), tag: 1, portals };
-    Gateway::start(config, devices, Arc::new(None_), &map)
+    let gateway = Gateway::start(config, Arc::clone(&devices) as _, Arc::new(None_), &map)?;
+    Ok((gateway, devices))
 }
 
 /// Guards the shell as a whole: IPv4 and IPv6 portals, data, what operators see, reinstatement, kick,
@@ -333,5 +344,55 @@ fn stalled_device() {
             other => panic!("{other:?}"),
         }
     }
+    runtime.block_on(gateway.stop());
+}
+
+/// Guards sanitize operations: one that a restart interrupted goes on by itself, one that is waited for is answered
+/// at its end, and one that fails says so until it is left.
+#[test]
+fn sanitizes() {
+    const AUSE: u8 = 0x20;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let disk = Model::new(VOLUME_BYTES);
+    disk.fill(7);
+    let keeper = Keeper::default();
+    let kind = SanitizeKind::BlockErase;
+    keeper.change(1, |unit| {
+        unit.sanitize = Some(Sanitize { kind, unrestricted_exit: false, has_failed: false });
+    });
+    disk.hold();
+    let (gateway, disks) = start_with(&["127.0.0.1:0"], &disk, keeper).unwrap();
+    let mut host = Wire::connect(gateway.portals()[0]);
+    host.login();
+    let mut cmd_sn = 0;
+    let mut next = || {
+        cmd_sn += 1;
+        cmd_sn - 1
+    };
+    assert_eq!(host.command(next(), [0; 16], false, 0, &[]).0, 2, "POWER ON");
+    assert_eq!(host.command(next(), [0; 16], false, 0, &[]).0, 2, "it goes on");
+    disk.release();
+    while host.command(next(), [0; 16], false, 0, &[]).0 != 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(host.command(next(), read10(100, 16), true, 8192, &[]), (0, vec![0; 8192]));
+    assert_eq!(disks.keeper.units()[&VolumeId(1)].sanitize, None);
+
+    let sanitize = |action: u8, len: u8| {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[1], cdb[8]) = (0x48, action, len);
+        cdb
+    };
+    let list = [0x01, 0, 0, 2, 0xaa, 0xbb];
+    assert_eq!(host.command(next(), sanitize(0x01, 6), false, 6, &list).0, 0);
+    let last = host.command(next(), read10(32767, 1), true, 512, &[]);
+    assert_eq!(last, (0, [0xaa, 0xbb].repeat(256)));
+
+    disk.fail_next(DeviceError::NoSpace);
+    assert_eq!(host.command(next(), sanitize(AUSE | 0x02, 0), false, 0, &[]).0, 2);
+    assert_eq!(host.command(next(), [0; 16], false, 0, &[]).0, 2);
+    assert_eq!(host.command(next(), sanitize(0x1f, 0), false, 0, &[]).0, 0);
+    assert_eq!(host.command(next(), [0; 16], false, 0, &[]).0, 0);
     runtime.block_on(gateway.stop());
 }

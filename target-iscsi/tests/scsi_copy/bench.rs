@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::scsi_model::{CLUSTER, Model, cdb, pattern, sense_code};
+use crate::scsi_model::{CLUSTER, Model, cdb, pattern, sense_code, shared};
 use bytes::Bytes;
 use lunette_proto::ids::VolumeId;
 use lunette_proto::map::naa;
@@ -91,6 +91,8 @@ impl Bench {
 
     pub(crate) fn map(&mut self, lun: u16, volume: u64, change: impl FnOnce(&mut LogicalUnit)) {
         let mut unit = (*self.model.view.luns[&0]).clone();
+        let known = self.model.view.luns.values().find(|known| known.volume == VolumeId(volume));
+        unit.shared = known.map_or_else(|| shared(VolumeId(volume)), |known| Arc::clone(&known.shared));
         (unit.volume, unit.size_bytes, unit.read_only) = (VolumeId(volume), 8 * MIB as u64, false);
         change(&mut unit);
         self.model.view.luns.insert(lun, Arc::new(unit));

@@ -9,7 +9,7 @@ use lunette_proto::ids::{ClusterId, VolumeId};
 use lunette_proto::map::NexusId;
 use lunette_target_iscsi::exports::{Change, Devices, KeepError};
 use lunette_target_iscsi::scsi::{
-    LogicalUnit, Nexus, Response, Settled, SharedUnit, Step, TargetView, Task, Transition,
+    Ended, LogicalUnit, Nexus, Response, Settled, SharedUnit, Step, TargetView, Task, Transition,
 };
 use lunette_volume::device::{
     BlockDevice, Command, Completions, DEALLOCATED, Data, DeviceError, MAPPED, MAPPING_BYTES_MAX, Outcome,
@@ -51,6 +51,8 @@ pub(crate) struct Model {
     pub(crate) commands: Vec<Command>,
     /// What the next command of the device comes to, if not a success.
     pub(crate) fails: Option<DeviceError>,
+    /// What a sanitize operation that is waited for comes to.
+    pub(crate) sanitize_fails: bool,
 }
 
 /// How a command ended, checked for what holds of every response.
@@ -87,6 +89,7 @@ impl Model {
             mapped: BTreeSet::new(),
             commands: Vec::new(),
             fails: None,
+            sanitize_fails: false,
         };
         assert_eq!(model.run(&[0; 6], &[]).sense_code(), (6, 0x29, 0x00));
         model
@@ -104,6 +107,13 @@ impl Model {
 
     pub(crate) fn add(&mut self, lun: u16) {
         self.view.luns.insert(lun, Arc::new(unit(1 << 20, 512, Readiness::Ready)));
+    }
+
+    /// MODE SELECT of WCE.
+    pub(crate) fn write_back(&mut self, is_set: bool) {
+        let mut list = [0; 24];
+        list[4..7].copy_from_slice(&[0x08, 0x12, u8::from(is_set) << 2]);
+        self.run(&[0x15, 0x10, 0, 0, 24, 0], &list).good();
     }
 
     /// Runs a command on LUN 0; the initiator sends all of `data_out` that is asked for.
@@ -135,6 +145,17 @@ impl Model {
                     let settled = self.settle(lun, transition);
                     task.settled(settled)
                 }
+                Step::Await => {
+                    let unit = Arc::clone(&self.view.luns[&((lun >> 48) as u16 & 0x3FFF)].shared);
+                    let operation = unit.sanitize_operation().expect("it is waited for");
+                    let ended = Ended { operation, has_failed: self.sanitize_fails };
+                    self.settle(lun, Box::new(ended)).expect("it is kept");
+                    let (sender, receiver) = std::sync::mpsc::channel();
+                    unit.when_sanitized(Box::new(move |settled| {
+                        sender.send(settled).expect("it is waited for")
+                    }));
+                    task.settled(receiver.try_recv().expect("it is over"))
+                }
                 Step::Done(response) => return End::check(response, data_out_len),
             };
         }
@@ -142,7 +163,7 @@ impl Model {
     }
 
     /// Makes a change of the unit at `lun`.
-    fn settle(&self, lun: u64, transition: Box<dyn Transition>) -> Settled {
+    pub(crate) fn settle(&self, lun: u64, transition: Box<dyn Transition>) -> Settled {
         let unit = &self.view.luns[&((lun >> 48) as u16 & 0x3FFF)];
         let (sender, receiver) = std::sync::mpsc::channel();
         unit.shared
@@ -328,10 +349,14 @@ pub(crate) fn unit(size_bytes: u64, block_bytes: u32, readiness: Readiness) -> L
         size_bytes,
         block_bytes,
         read_only: false,
-        write_back: false,
         device: Arc::new(Device(readiness)),
-        shared: Arc::new(SharedUnit::new(VolumeId(0x1122), Arc::default(), Arc::new(Keeper))),
+        shared: shared(VolumeId(0x1122)),
     }
+}
+
+/// What the sessions share of a volume of which nothing was ever kept.
+pub(crate) fn shared(volume: VolumeId) -> Arc<SharedUnit> {
+    Arc::new(SharedUnit::new(volume, Arc::default(), Arc::new(Keeper)))
 }
 
 /// Keeps whatever it is given.

@@ -67,7 +67,7 @@ pub(super) fn extended_copy(request: &mut Request<'_>) -> Answer {
         }
         _ => {
             let unit = request.nexus.unit(request.lun);
-            let copy = Copy::new(request.lun, len, unit.modes().sense_format(), unit.copies());
+            let copy = Copy::new(request.lun, len, request.unit.shared.modes.sense_format(), unit.copies());
             Ok(Plan::Collect(Job::Copy(Box::new(copy)), len))
         }
     }

@@ -124,7 +124,6 @@ mod tests {
             size_bytes: 1 << 40,
             block_bytes,
             read_only: false,
-            write_back: false,
             device: Arc::new(Nothing),
             shared: Arc::new(SharedUnit::new(VolumeId(volume), Arc::default(), Arc::new(Nothing))),
         };

@@ -6,9 +6,9 @@ use super::SEGMENT_DATA_BYTES_MAX;
 use super::aborted::{CopyAborted, DESTINATION_LBA, NUMBER_OF_BLOCKS, Refusal, SOURCE_LBA, Side};
 use super::list::{BLOCK_LENGTH, List, Segment, Target};
 use crate::scsi::inquiry::BLOCK_DEVICE;
-use crate::scsi::nexus::Modes;
 use crate::scsi::reservation::Access;
 use crate::scsi::sense::{Failure, Sense};
+use crate::scsi::unit::Modes;
 use crate::scsi::vpd::unit_naa;
 use crate::scsi::{LogicalUnit, Nexus, TargetView};
 
@@ -134,16 +134,19 @@ fn span(
 }
 
 /// How a logical unit would answer the READ or WRITE that a copy is to it, if it would not carry it out.
-fn refusal(place: &Place, side: Side, nexus: &mut Nexus) -> Option<Refusal> {
+fn refusal(place: &Place, side: Side, nexus: &Nexus) -> Option<Refusal> {
     let writes = side == Side::Destination;
     let access = if writes { Access::Write } else { Access::Read };
     if !place.unit.shared.allows(nexus.id(), access) {
         return Some(Refusal::Reserved);
     }
+    if let Some(sense) = place.unit.shared.sanitize_sense() {
+        return Some(Refusal::Check(sense));
+    }
     if writes && place.unit.read_only {
         return Some(Refusal::Check(Sense::WRITE_PROTECTED));
     }
-    if writes && nexus.unit(place.lun).modes().load() & Modes::SWP != 0 {
+    if writes && place.unit.shared.modes.load() & Modes::SWP != 0 {
         return Some(Refusal::Check(Sense::SOFTWARE_WRITE_PROTECTED));
     }
     None

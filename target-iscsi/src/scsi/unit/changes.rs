@@ -27,7 +27,7 @@ const WAITING_MAX: usize = 64;
 const TRIES_MAX: u32 = 8;
 
 /// Told once what came of a change, from anywhere.
-type Done = Box<dyn FnOnce(Settled) + Send>;
+pub(super) type Done = Box<dyn FnOnce(Settled) + Send>;
 
 /// The changes of a unit.
 #[derive(Default)]
@@ -52,9 +52,9 @@ enum Asked {
     Arrived,
 }
 
-struct Waiting {
+pub(super) struct Waiting {
     transition: Box<dyn Transition>,
-    done: Done,
+    pub(super) done: Done,
     tries: u32,
 }
 
@@ -107,7 +107,7 @@ impl SharedUnit {
     }
 
     /// Sees to the queue until it is empty, or something is being kept. Only who has set `is_busy` calls this.
-    fn run(self: &Arc<Self>) {
+    pub(super) fn run(self: &Arc<Self>) {
         loop {
             let (mut waiting, before) = {
                 let mut changes = self.changes.lock();
@@ -120,6 +120,11 @@ impl SharedUnit {
             match waiting.transition.decide(&before) {
                 Err(refusal) => (waiting.done)(Err(refusal)),
                 Ok(Decision::Nothing) => (waiting.done)(Ok(None)),
+                Ok(Decision::Modes(select)) => {
+                    if !self.change_modes(waiting, select) {
+                        return;
+                    }
+                }
                 Ok(Decision::Keep(Proposal { state, notices })) => {
                     let revision = before.revision.saturating_add(1);
                     let after = Arc::new(UnitState { revision, ..state });

@@ -18,8 +18,10 @@
 //!   [`SharedUnit::reset`]; what a nexus holds of it is given back by dropping a guard in `nexus::Unit`.
 
 mod changes;
+mod modes;
 mod nexuses;
 mod registry;
+mod sanitizing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -32,10 +34,14 @@ use parking_lot::Mutex;
 use super::Attention;
 use super::reservation::Classic;
 use super::sense::Failure;
+use super::statistics::Statistics;
 use crate::exports::Devices;
 use changes::Changes;
 use nexuses::Nexuses;
+use sanitizing::Sanitizing;
 
+pub(super) use modes::Modes;
+pub use modes::SelectModes;
 pub(super) use nexuses::Acquaintance;
 pub use registry::Units;
 
@@ -50,6 +56,9 @@ pub struct SharedUnit {
     pub(super) classic: Mutex<Classic>,
     changes: Mutex<Changes>,
     nexuses: Mutex<Nexuses>,
+    pub(super) modes: Modes,
+    pub(super) statistics: Statistics,
+    sanitizing: Sanitizing,
 }
 
 /// There is a persistent reservation.
@@ -70,6 +79,8 @@ pub enum Decision {
     Nothing,
     /// Keep this.
     Keep(Proposal),
+    /// Changeable mode parameters change.
+    Modes(SelectModes),
 }
 
 /// A state to be kept.
@@ -104,6 +115,8 @@ pub struct Changed {
     pub after: Arc<UnitState>,
     /// In the order of the nexuses.
     notices: Vec<Notice>,
+    /// The unit attention condition of every nexus but the one that asked for the change.
+    pub everyone: Option<Attention>,
 }
 
 /// What one nexus has to know of a change.
@@ -122,6 +135,8 @@ impl SharedUnit {
     #[must_use]
     pub fn new(volume: VolumeId, state: Arc<UnitState>, devices: Arc<dyn Devices>) -> Self {
         let reserved = if state.reservations.reservation.is_some() { PERSISTENT } else { 0 };
+        let sanitizing = Sanitizing::default();
+        sanitizing.install(&state);
         Self {
             volume,
             devices,
@@ -130,7 +145,16 @@ impl SharedUnit {
             classic: Mutex::default(),
             changes: Mutex::default(),
             nexuses: Mutex::default(),
+            modes: Modes::default(),
+            statistics: Statistics::default(),
+            sanitizing,
         }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn volume(&self) -> VolumeId {
+        self.volume
     }
 
     /// What is kept of it.
@@ -151,6 +175,7 @@ impl SharedUnit {
 
     /// The unit, or its target, was reset (SAM-5 6.3.3).
     pub fn reset(&self) {
+        self.modes.reset();
         self.release_classic();
     }
 
@@ -160,6 +185,7 @@ impl SharedUnit {
         if is_reserved {
             self.mark(PERSISTENT, true);
         }
+        self.sanitizing.install(&state);
         self.state.store(state);
         if !is_reserved {
             self.mark(PERSISTENT, false);
@@ -183,13 +209,13 @@ impl Changed {
         mut notices: Vec<Notice>,
     ) -> Self {
         notices.sort_by(|a, b| a.nexus.cmp(&b.nexus));
-        Self { volume, before, after, notices }
+        Self { volume, before, after, notices, everyone: None }
     }
 
     /// Whether anybody has to know.
     #[must_use]
     pub fn concerns_anyone(&self) -> bool {
-        !self.notices.is_empty()
+        !self.notices.is_empty() || self.everyone.is_some()
     }
 
     /// What `nexus` has to know.

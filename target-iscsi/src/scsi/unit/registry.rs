@@ -38,6 +38,8 @@ impl Units {
         }
         let state = map.units.get(&volume).cloned().unwrap_or_else(|| Arc::new(UnitState::default()));
         let unit = Arc::new(SharedUnit::new(volume, state, Arc::clone(&self.devices)));
+        // Nobody knows the unit yet who would have to be told.
+        let _ = unit.learn_write_back(map.volumes.get(&volume).is_some_and(|volume| volume.write_back));
         units.insert(volume, Arc::downgrade(&unit));
         unit
     }
@@ -48,7 +50,12 @@ impl Units {
     pub fn learn(&self, map: &ClusterMap) -> Vec<Arc<Changed>> {
         let mut units = self.units.lock();
         units.retain(|_, unit| unit.strong_count() != 0);
-        let news = units.iter().filter_map(|(volume, unit)| unit.upgrade()?.learn(map.units.get(volume)?));
-        news.collect()
+        let mut news = Vec::new();
+        for (id, unit) in &*units {
+            let Some(unit) = unit.upgrade() else { continue };
+            news.extend(map.units.get(id).and_then(|state| unit.learn(state)));
+            news.extend(map.volumes.get(id).and_then(|volume| unit.learn_write_back(volume.write_back)));
+        }
+        news
     }
 }
