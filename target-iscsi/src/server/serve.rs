@@ -96,6 +96,10 @@ impl Task {
             if self.connection.is_closed() {
                 return;
             }
+            if self.connection.has_actions() {
+                // What was sent made room for commands that waited; nothing else need ever wake this task.
+                continue;
+            }
             let wants_bytes = self.connection.wants_bytes();
             let missing = self.connection.missing(&inbound.bytes);
             if wants_bytes && !inbound.bytes.is_empty() && missing == 0 {

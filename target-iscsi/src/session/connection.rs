@@ -196,6 +196,12 @@ impl Connection {
         self.io.actions.pop_front()
     }
 
+    /// Whether there is something to be done: [`Connection::fill`] also lets commands go on that waited for room.
+    #[must_use]
+    pub fn has_actions(&self) -> bool {
+        !self.io.actions.is_empty()
+    }
+
     /// Lays out what can be sent now; then read it by [`Connection::slices`] or [`Connection::pop`].
     pub fn fill(&mut self) {
         let Phase::Full(session) = &mut self.phase else {
