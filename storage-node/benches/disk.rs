@@ -107,7 +107,10 @@ impl Bench {
             if answered % 4096 == 0 {
                 // As the owner does once a second.
                 let seq = self.seq - depth;
-                self.send(0, RequestBody::Watermark { namespace: NS, generation: Generation(1), seq });
+                self.send(
+                    0,
+                    RequestBody::Watermark { namespace: NS, generation: Generation(1), seq, complete: true },
+                );
             }
         }
         count as f64 / begin.elapsed().as_secs_f64()

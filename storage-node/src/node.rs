@@ -10,7 +10,7 @@ use lunette_proto::node::{Failure, Replies, Reply, ReplyBody, Request, RequestBo
 use parking_lot::Mutex;
 
 use crate::engine::{
-    Completion, DiskConfig, DiskEngine, DiskError, Engine, Operation, ReadQuery, ScrubStatus,
+    Completion, DiskConfig, DiskEngine, DiskError, Engine, ExtentsQuery, Operation, ReadQuery, ScrubStatus,
 };
 
 /// The disks of a node. Answers requests whether they come over the network or by a call.
@@ -166,8 +166,12 @@ impl Service for Node {
                 Operation::Put { extent, generation, version, offset, change }
             }
             RequestBody::Flush { namespace, generation } => Operation::Flush { namespace, generation },
-            RequestBody::Watermark { namespace, generation, seq } => {
-                let operation = Operation::Watermark { namespace, generation, seq };
+            RequestBody::Extents { namespace, generation, from, newer_than } => {
+                engine.extents(epoch, ExtentsQuery { namespace, generation, from, newer_than }, done);
+                return;
+            }
+            RequestBody::Watermark { namespace, generation, seq, complete } => {
+                let operation = Operation::Watermark { namespace, generation, seq, complete };
                 let naming = Naming { engine: engine.clone(), namespace, done: Mutex::new(Some(done)) };
                 engine.submit(epoch, operation, Completion::new(0, Arc::new(naming)));
                 return;

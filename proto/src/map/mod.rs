@@ -16,14 +16,16 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use identity::{naa, serial};
-pub use pool::{FailureDomain, Pool, Redundancy, Table};
+pub use pool::{FailureDomain, Partitions, Pool, Redundancy, Table};
 pub use target::{Acl, Chap, ChapAlgorithm, ChapCredential, Lun, Sealed, Target};
 pub use unit::{
     NexusId, Registrant, Reservation, ReservationType, Reservations, Sanitize, SanitizeKind, UnitState,
 };
 pub use volume::{Owner, Stripe, Volume, VolumeState};
 
-use crate::ids::{ClusterId, DiskId, DiskUuid, Epoch, GatewayId, NodeId, PoolId, TargetId, VolumeId};
+use crate::ids::{
+    ClusterId, DiskId, DiskUuid, Epoch, GatewayId, NodeId, Partition, PoolId, TargetId, VolumeId,
+};
 
 /// Everything that was committed up to `epoch`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +52,9 @@ pub struct ClusterMap {
     pub units: BTreeMap<VolumeId, Arc<UnitState>>,
     /// What an initiator must prove for a discovery session; `None` is AuthMethod=None.
     pub discovery_chap: Option<Chap>,
+    /// Partitions of which a disk is a member by the table, and holds a copy that does not count: it has missed changes, or
+    /// it left. No entry is empty.
+    pub behind: BTreeMap<(PoolId, DiskId), Arc<Partitions>>,
 }
 
 impl ClusterMap {
@@ -74,6 +79,13 @@ impl ClusterMap {
     /// Disks that were added by command and are not in service yet: their nodes are to format them.
     pub fn wishes(&self) -> impl Iterator<Item = &AddedDisk> {
         self.added.values().filter(|added| !self.disks.contains_key(&added.id))
+    }
+
+    /// Whether a disk's copy of a partition counts: it holds every acked write. The disk is one of the partition's row.
+    #[must_use]
+    pub fn is_in_sync(&self, pool: PoolId, disk: DiskId, partition: Partition) -> bool {
+        self.disks.get(&disk).is_some_and(|disk| disk.state != DiskState::Out)
+            && !self.behind.get(&(pool, disk)).is_some_and(|behind| behind.contains(partition))
     }
 
     /// The node that carries a disk.
@@ -139,13 +151,19 @@ pub struct AddedDisk {
 }
 
 /// Whether a disk's copies count as members of the in-sync sets it belongs to.
+///
+/// ```text
+///     InSync --it does not answer--> Out --it is back--> CatchingUp --all partitions--> InSync
+///                                     ^--it does not answer--'
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskState {
     /// It holds every acked write of its partitions.
     InSync,
-    /// It is being brought up to date: it takes new writes, uncounted, and serves no reads.
+    /// Its copies of some partitions ([`ClusterMap::behind`]) are being brought up to date: these take new writes,
+    /// uncounted, and serve no reads. The others count.
     CatchingUp,
-    /// It has left: nothing is sent to it.
+    /// It has left: nothing is sent to it, and all its copies are behind.
     Out,
 }
 

@@ -124,6 +124,76 @@ impl Table {
     }
 }
 
+/// Some of a pool's partitions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partitions(Vec<u64>);
+
+impl Partitions {
+    /// Whether it is one of them.
+    #[must_use]
+    pub fn contains(&self, partition: Partition) -> bool {
+        let (word, bit) = place(partition);
+        self.0.get(word).is_some_and(|bits| bits >> bit & 1 == 1)
+    }
+
+    /// Adds one; whether it was new.
+    pub fn insert(&mut self, partition: Partition) -> bool {
+        let (word, bit) = place(partition);
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        let is_new = self.0[word] >> bit & 1 == 0;
+        self.0[word] |= 1 << bit;
+        is_new
+    }
+
+    /// Takes one away; whether it was there.
+    pub fn remove(&mut self, partition: Partition) -> bool {
+        let (word, bit) = place(partition);
+        let Some(bits) = self.0.get_mut(word).filter(|bits| **bits >> bit & 1 == 1) else { return false };
+        *bits &= !(1 << bit);
+        while self.0.last() == Some(&0) {
+            self.0.pop();
+        }
+        true
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|bits| bits.count_ones() as usize).sum()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|bits| *bits == 0)
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Partition> {
+        (0u32..).zip(&self.0).flat_map(|(word, bits)| {
+            (0..u64::BITS)
+                .filter(move |bit| bits >> bit & 1 == 1)
+                .map(move |bit| Partition(word * u64::BITS + bit))
+        })
+    }
+}
+
+impl FromIterator<Partition> for Partitions {
+    fn from_iter<I: IntoIterator<Item = Partition>>(partitions: I) -> Self {
+        let mut set = Self::default();
+        for partition in partitions {
+            set.insert(partition);
+        }
+        set
+    }
+}
+
+fn place(partition: Partition) -> (usize, u32) {
+    ((partition.0 / u64::BITS) as usize, partition.0 % u64::BITS)
+}
+
 /// A table as it was received, before its shape has been checked.
 #[derive(Deserialize)]
 #[serde(rename = "Table")]
@@ -147,6 +217,23 @@ impl TryFrom<Cells> for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Guards the set: what was put in is in it, once, in order, and equal sets are equal values.
+    #[test]
+    fn a_set_of_partitions() {
+        let mut set: Partitions = [130, 3, 64].map(Partition).into_iter().collect();
+        assert_eq!(set.iter().collect::<Vec<_>>(), [3, 64, 130].map(Partition));
+        assert_eq!((set.len(), set.insert(Partition(3)), set.insert(Partition(4))), (3, false, true));
+        assert!(
+            set.contains(Partition(64)) && !set.contains(Partition(65)) && !set.contains(Partition(9999))
+        );
+        assert!(set.remove(Partition(130)) && !set.remove(Partition(130)) && !set.remove(Partition(500)));
+        assert_eq!(set, [3, 4, 64].map(Partition).into_iter().collect());
+        for partition in [3, 4, 64] {
+            set.remove(Partition(partition));
+        }
+        assert_eq!((set.is_empty(), set), (true, Partitions::default()));
+    }
 
     /// Guards against a damaged table: a shape that lookups could not index is refused on arrival.
     #[test]

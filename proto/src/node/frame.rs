@@ -13,7 +13,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 4 | magic, the bytes `LUNE` |
-//! | 4 | 1 | protocol version: 3; in `Hello` and `HelloAck` for ever 1 |
+//! | 4 | 1 | protocol version: 4; in `Hello` and `HelloAck` for ever 1 |
 //! | 5 | 1 | kind (below) |
 //! | 6 | 1 | status: outcome in `HelloAck`, code in `Failure`, otherwise 0 |
 //! | 7 | 1 | reserved, 0 |
@@ -45,20 +45,22 @@
 //! | 20 | `Read` | namespace 8, extent 8, generation 8, offset 4, length 4 |
 //! | 21 | `Versions` | namespace 8, extent 8, generation 8 |
 //! | 22 | `Flush` | namespace 8, generation 8 |
-//! | 23 | `Watermark` | namespace 8, generation 8, seq 8 |
+//! | 23 | `Watermark` | namespace 8, generation 8, seq 8, complete 1, reserved 7 |
 //! | 24 | `Delete` | namespace 8, generation 8 |
 //! | 25 | `Space` | empty |
 //! | 26 | `Prepare` | namespace 8, extent 8, version (generation 8, seq 8), previous version 16, offset 4, length 4, content 1, reserved 7; data: the blocks |
 //! | 27 | `Commit` | namespace 8, extent 8, generation 8, version (generation 8, seq 8), offset 4, length 4 |
 //! | 28 | `Rollback` | as `Commit` |
 //! | 29 | `Prepared` | namespace 8, extent 8, generation 8 |
+//! | 30 | `Extents` | namespace 8, generation 8, from extent 8, newer than version 16 |
 //! | 128 | `Done` | empty |
 //! | 129 | `Data` | empty; data: the bytes read |
-//! | 130 | `Sealed` | count 4, reserved 4; data: count times (extent 8, newest version 16) |
+//! | 130 | `Sealed` | count 4, reserved 4, complete up to version 16; data: count times (extent 8, newest version 16) |
 //! | 131 | `Versions` | count 4, reserved 4, count times (version 16, blocks 4, hole 1, reserved 3) |
 //! | 132 | `Space` | capacity 8, used 8 |
 //! | 133 | `Damaged` | count 4, reserved 4, count times (extent 8, first block 4, blocks 4) |
 //! | 134 | `Prepared` | count 4, reserved 4, count times (version 16, previous version 16, offset 4, length 4, hole 1, reserved 7) |
+//! | 135 | `Extents` | count 4, more 1, reserved 3, next extent 8 (0 without more), count times (extent 8, newest version 16) |
 //! | 143 | `Failure` | sealed 8, got 8, offset 4, reserved 4; those that the status does not use are 0 |
 //!
 //! - content: 1 data (then length = data length), 2 zeros (then there is no data);
@@ -66,7 +68,8 @@
 //!   after the one before it;
 //! - `Prepared` has at most [`EXTENT_PREPARED_MAX`](crate::limits::EXTENT_PREPARED_MAX) changes, each of whole blocks
 //!   inside a unit of its own, after the one before it;
-//! - durability: 1 stable, 2 volatile; hole: 0 or 1;
+//! - `Extents` has at most [`NODE_LIST_MAX`](crate::limits::NODE_LIST_MAX) extents, rising, all before the next;
+//! - durability: 1 stable, 2 volatile; hole, complete, more: 0 or 1;
 //! - status of `HelloAck`: 0 accepted, 1 wrong cluster, 2 no common version;
 //! - status of `Failure`: 1 generation (sealed, got), 2 epoch (sealed, got), 3 deleted, 4 no space,
 //!   5 corrupt (offset), 6 disk failed, 7 no such disk, 8 invalid, 9 busy, 10 version (present: generation in sealed, seq
@@ -85,8 +88,9 @@
 //! | 1 | |
 //! | 2 | `Damaged`, an answer to `Watermark` |
 //! | 3 | `Prepare`, `Commit`, `Rollback`, `Prepared`, and the failure 10 |
+//! | 4 | `Extents`; `Watermark` and `Sealed` say what a disk has completely |
 //!
-//! This side speaks version 3 only.
+//! This side speaks version 4 only.
 
 mod decoder;
 mod fields;
@@ -104,7 +108,7 @@ pub use outgoing::Outgoing;
 use super::{Reply, Request};
 
 /// The protocol version that this code speaks.
-pub const PROTOCOL_VERSION: u8 = 3;
+pub const PROTOCOL_VERSION: u8 = 4;
 /// The version in the header of a greeting, which comes before anything was agreed on.
 pub const GREETING_VERSION: u8 = 1;
 /// Longest name in a greeting.

@@ -156,6 +156,21 @@ pub enum RequestBody {
         generation: Generation,
         /// All changes up to this one, included.
         seq: u64,
+        /// Whether the disk itself lacks nothing of it in any extent of which it is a member: this becomes what it
+        /// [has](Sealed::complete). `false` while some of its copies are being brought up to date.
+        complete: bool,
+    },
+    /// The extents of a namespace that have blocks newer than a version, in the order of their indices: what may have
+    /// changed while another disk was away.
+    Extents {
+        /// Whose.
+        namespace: Namespace,
+        /// The owner's generation, which must be the sealed one.
+        generation: Generation,
+        /// From this index on.
+        from: u64,
+        /// Only those whose newest block is newer than this; discards are blocks like others.
+        newer_than: Version,
     },
     /// Give back the space of the whole namespace, for ever: it stays sealed to everybody. Ids are
     /// never used again, so nothing of it can come back (invariant 10).
@@ -225,6 +240,13 @@ pub enum ReplyBody {
     Versions(Vec<BlockVersion>),
     /// To `Prepared`: at most one change of each unit, in the order of the units.
     Prepared(Vec<PreparedChange>),
+    /// To `Extents`: at most [`NODE_LIST_MAX`](crate::limits::NODE_LIST_MAX).
+    Extents {
+        /// Rising indices, none below the one asked from.
+        list: Vec<DirtyExtent>,
+        /// Where to ask on from, behind all of them; `None` if there are no more.
+        next: Option<u64>,
+    },
     /// To `Space`.
     Space {
         /// Bytes that the disk offers.
@@ -269,9 +291,12 @@ pub struct PreparedChange {
 pub struct Sealed {
     /// Extents that may differ between members: changed since the last watermark, or with a prepared change.
     pub dirty: Vec<DirtyExtent>,
+    /// The newest watermark that was [complete](RequestBody::Watermark::complete): whatever is not newer is on this disk, in
+    /// every extent of which it was a member then. [`Version::NONE`] if there was none.
+    pub complete: Version,
 }
 
-/// An extent that may differ between members.
+/// An extent, and how new it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirtyExtent {
     /// Its index in the namespace.

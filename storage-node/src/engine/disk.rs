@@ -25,7 +25,9 @@ use lunette_proto::ids::{ClusterId, Epoch, ExtentId, Generation, Namespace};
 use lunette_proto::node::{DamagedRun, Failure};
 use parking_lot::{Condvar, Mutex};
 
-use super::{Completion, DiskConfig, DiskError, Engine, Operation, ReadQuery, Space, valid_range};
+use super::{
+    Completion, DiskConfig, DiskError, Engine, ExtentsQuery, Operation, ReadQuery, Space, valid_range,
+};
 use crate::store::superblock::FORMAT_VERSION;
 use crate::store::{Checkpoint, FileDisk, Identity, OpenError, Store, View};
 use committer::Committer;
@@ -262,6 +264,10 @@ impl Engine for DiskEngine {
 
     fn prepared(&self, epoch: Epoch, extent: ExtentId, generation: Generation, done: Completion) {
         self.shared.read_or_queue(WaitingRead { epoch, extent, generation, what: ReadWhat::Prepared, done });
+    }
+
+    fn extents(&self, epoch: Epoch, query: ExtentsQuery, done: Completion) {
+        done.complete(self.shared.extents(epoch, &query));
     }
 
     fn space(&self) -> Space {

@@ -46,6 +46,9 @@ pub trait Engine: Send + Sync {
     /// What is prepared in an extent.
     fn prepared(&self, epoch: Epoch, extent: ExtentId, generation: Generation, done: Completion);
 
+    /// The extents of a namespace from an index on that have blocks newer than a version.
+    fn extents(&self, epoch: Epoch, query: ExtentsQuery, done: Completion);
+
     /// Space offered and taken.
     fn space(&self) -> Space;
 
@@ -65,7 +68,7 @@ pub enum Operation {
     Change { extent: ExtentId, version: Version, offset: u32, change: Change, durability: Durability },
     Put { extent: ExtentId, generation: Generation, version: Version, offset: u32, change: Change },
     Flush { namespace: Namespace, generation: Generation },
-    Watermark { namespace: Namespace, generation: Generation, seq: u64 },
+    Watermark { namespace: Namespace, generation: Generation, seq: u64, complete: bool },
     Delete { namespace: Namespace, generation: Generation },
     Prepare { extent: ExtentId, version: Version, prev: Version, offset: u32, change: Change },
     Commit { extent: ExtentId, generation: Generation, version: Version, offset: u32, len: u32 },
@@ -95,6 +98,19 @@ pub struct ReadQuery {
     pub offset: u32,
     /// How many bytes.
     pub len: u32,
+}
+
+/// Which extents are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtentsQuery {
+    /// Whose.
+    pub namespace: Namespace,
+    /// The owner's generation.
+    pub generation: Generation,
+    /// From this index on.
+    pub from: u64,
+    /// Only those whose newest block is newer.
+    pub newer_than: Version,
 }
 
 /// Space of a disk.

@@ -477,7 +477,7 @@ impl World {
                 let (generation, _) = self.model.sealed(namespace);
                 let seq = self.seq.get(&namespace).copied().unwrap_or(FIRST_SEQ).saturating_sub(*behind);
                 self.model.watermark(namespace, Version { generation, seq });
-                Operation::Watermark { namespace, generation, seq }
+                Operation::Watermark { namespace, generation, seq, complete: true }
             }
             Op::Seal { ns } => {
                 let namespace = NAMESPACES[*ns];

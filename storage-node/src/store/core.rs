@@ -188,8 +188,9 @@ impl<D: Disk> Store<D> {
                 let checked = self.view.check(*namespace, *generation, epoch);
                 Ok(Prepared::Answer { stable: checked.is_ok(), reply: checked.map(|()| ReplyBody::Done) })
             }
-            Operation::Watermark { namespace, generation, seq } => {
-                self.watermark(epoch, *namespace, Version { generation: *generation, seq: *seq })
+            Operation::Watermark { namespace, generation, seq, complete } => {
+                let mark = Version { generation: *generation, seq: *seq };
+                self.watermark(epoch, *namespace, mark, *complete)
             }
             Operation::Delete { namespace, generation } => self.delete(epoch, *namespace, *generation),
             Operation::Change { extent, version, offset, change, durability } => {
@@ -252,10 +253,16 @@ impl<D: Disk> Store<D> {
         if namespaces.seal(id, generation, epoch) && !planted!(SealNotDurable) {
             self.batch.push(&Record::Seal(id, generation, epoch));
         }
-        Ok(Prepared::Answer { reply: Ok(ReplyBody::Sealed(namespaces.dirty(id))), stable: true })
+        Ok(Prepared::Answer { reply: Ok(ReplyBody::Sealed(namespaces.answer(id))), stable: true })
     }
 
-    fn watermark(&mut self, epoch: Epoch, id: Namespace, mark: Version) -> Result<Prepared, Fatal> {
+    fn watermark(
+        &mut self,
+        epoch: Epoch,
+        id: Namespace,
+        mark: Version,
+        complete: bool,
+    ) -> Result<Prepared, Fatal> {
         if !self.make_room(RECORD_BYTES_MAX, 0)? {
             return Ok(Prepared::Blocked);
         }
@@ -263,8 +270,8 @@ impl<D: Disk> Store<D> {
         if let Err(failure) = state.namespaces.check(id, mark.generation, epoch) {
             return Ok(Prepared::refused(failure));
         }
-        if state.namespaces.watermark(id, mark) {
-            self.batch.push(&Record::Watermark(id, mark));
+        if state.namespaces.watermark(id, mark, complete) {
+            self.batch.push(&Record::Watermark { namespace: id, mark, complete });
         }
         Ok(Prepared::done(false))
     }

@@ -304,6 +304,12 @@ impl Extents {
         })
     }
 
+    /// The extents of a namespace from an index on, in order.
+    pub(crate) fn from(&self, namespace: Namespace, index: u64) -> impl Iterator<Item = (u64, &Extent)> {
+        let extents = self.0.get(&namespace).into_iter();
+        extents.flat_map(move |extents| extents.range(index..)).map(|(index, extent)| (*index, extent))
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.values().map(BTreeMap::len).sum()
     }

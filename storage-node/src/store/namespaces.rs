@@ -12,7 +12,7 @@ use lunette_proto::node::{DirtyExtent, Failure, Sealed};
 /// with a margin. The owner is told that the disk is busy until its watermark has moved.
 pub(crate) const DIRTY_EXTENTS_MAX: usize = 131_072;
 /// What a namespace, a dirty extent of it and a tombstone take in a checkpoint.
-const NAMESPACE_STATE_BYTES: usize = 56;
+const NAMESPACE_STATE_BYTES: usize = 72;
 const DIRTY_STATE_BYTES: usize = 24;
 const TOMBSTONE_STATE_BYTES: usize = 8;
 
@@ -25,6 +25,8 @@ pub(crate) struct NamespaceState {
     pub(crate) epoch: Epoch,
     /// Everything up to it is on all in-sync members.
     pub(crate) watermark: Version,
+    /// Everything up to it is on this disk, wherever it was a member.
+    pub(crate) complete: Version,
     /// Extents changed beyond the watermark, with the newest version of any of their blocks.
     pub(crate) dirty: BTreeMap<u64, Version>,
     /// Extents with prepared changes, and of how many slots: they stay dirty. It follows from the extents, and is not in a
@@ -100,11 +102,10 @@ impl Namespaces {
     }
 
     /// The answer to a seal.
-    pub(crate) fn dirty(&self, id: Namespace) -> Sealed {
-        let dirty = self.live.get(&id).map_or_else(Vec::new, |state| {
-            state.dirty.iter().map(|(index, newest)| DirtyExtent { index: *index, newest: *newest }).collect()
-        });
-        Sealed { dirty }
+    pub(crate) fn answer(&self, id: Namespace) -> Sealed {
+        let Some(state) = self.live.get(&id) else { return Sealed::default() };
+        let dirty = state.dirty.iter().map(|(index, newest)| DirtyExtent { index: *index, newest: *newest });
+        Sealed { dirty: dirty.collect(), complete: state.complete }
     }
 
     /// Whether one more namespace fits `state_max` bytes of state; always if there is one. Half of the state is for
@@ -168,11 +169,15 @@ impl Namespaces {
         }
     }
 
-    /// Everything up to `mark` is on all in-sync members; whether that is news.
-    pub(crate) fn watermark(&mut self, id: Namespace, mark: Version) -> bool {
+    /// Everything up to `mark` is on all in-sync members, and on this disk if it is `complete`; whether that is news.
+    pub(crate) fn watermark(&mut self, id: Namespace, mark: Version, complete: bool) -> bool {
         let state = self.live.entry(id).or_default();
+        let more = complete && mark > state.complete;
+        if more {
+            state.complete = mark;
+        }
         if mark <= state.watermark {
-            return false;
+            return more;
         }
         state.watermark = mark;
         let before = state.dirty.len();
@@ -194,8 +199,8 @@ impl Namespaces {
         self.deleted.insert(id)
     }
 
-    /// As a checkpoint has them: live namespaces, each (id 8, sealed 8, epoch 8, watermark 16, snapshot 8, dirty extents
-    /// 4, zeros 4) with its dirty extents (index 8, newest 16), then the deleted ones (8).
+    /// As a checkpoint has them: live namespaces, each (id 8, sealed 8, epoch 8, watermark 16, complete 16, snapshot 8,
+    /// dirty extents 4, zeros 4) with its dirty extents (index 8, newest 16), then the deleted ones (8).
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64_le(self.live.len() as u64);
         out.put_u64_le(self.deleted.len() as u64);
@@ -204,6 +209,7 @@ impl Namespaces {
             out.put_u64_le(state.sealed.0);
             out.put_u64_le(state.epoch.0);
             put_version(out, state.watermark);
+            put_version(out, state.complete);
             out.put_u64_le(0);
             out.put_u32_le(u32::try_from(state.dirty.len()).expect("at most DIRTY_EXTENTS_MAX"));
             out.put_u32_le(0);
@@ -225,6 +231,7 @@ impl Namespaces {
             let sealed = Generation(fields.try_get_u64_le().ok()?);
             let epoch = Epoch(fields.try_get_u64_le().ok()?);
             let watermark = get_version(&mut fields)?;
+            let complete = get_version(&mut fields)?;
             let snapshot = fields.try_get_u64_le().ok()?;
             let count = fields.try_get_u32_le().ok()?;
             if snapshot != 0 || fields.try_get_u32_le().ok()? != 0 {
@@ -236,7 +243,10 @@ impl Namespaces {
                 dirty.insert(index, get_version(&mut fields)?);
             }
             all.dirty_extents += dirty.len();
-            all.live.insert(id, NamespaceState { sealed, epoch, watermark, dirty, ..Default::default() });
+            all.live.insert(
+                id,
+                NamespaceState { sealed, epoch, watermark, complete, dirty, ..Default::default() },
+            );
         }
         for _ in 0..deleted {
             all.deleted.insert(Namespace(fields.try_get_u64_le().ok()?));
@@ -293,13 +303,30 @@ mod tests {
         all.changed(NS, 1, version(1, 50), version(1, 50));
         all.changed(NS, 2, version(2, 7), version(2, 7));
         all.changed(NS, 3, version(2, 8), version(2, 8));
-        assert!(all.watermark(NS, version(2, 7)));
-        assert_eq!(all.dirty(NS).dirty, [DirtyExtent { index: 3, newest: version(2, 8) }]);
-        assert!(!all.watermark(NS, version(2, 3)), "a late watermark changes nothing");
+        assert!(all.watermark(NS, version(2, 7), false));
+        assert_eq!(all.answer(NS).dirty, [DirtyExtent { index: 3, newest: version(2, 8) }]);
+        assert!(!all.watermark(NS, version(2, 3), false), "a late watermark changes nothing");
         // A repair of what is on all members already makes no work for a takeover.
         all.changed(NS, 4, version(1, 3), version(1, 3));
-        assert_eq!(all.dirty(NS).dirty.len(), 1);
+        assert_eq!(all.answer(NS).dirty.len(), 1);
         assert_eq!(all.dirty_extents, 1);
+    }
+
+    /// Guards what a returning disk is brought up from: only complete watermarks say what it has, late ones say nothing, and
+    /// the same watermark may become complete later.
+    #[test]
+    fn only_complete_watermarks_say_what_a_disk_has() {
+        let mut all = Namespaces::default();
+        all.seal(NS, Generation(2), Epoch(1));
+        assert!(all.watermark(NS, version(1, 9), true));
+        assert!(all.watermark(NS, version(2, 7), false));
+        assert_eq!(all.answer(NS).complete, version(1, 9));
+        assert!(all.watermark(NS, version(2, 7), true), "the same, and complete now");
+        assert!(!all.watermark(NS, version(2, 7), true) && !all.watermark(NS, version(1, 8), true));
+        assert_eq!(all.answer(NS).complete, version(2, 7));
+        let mut bytes = Vec::new();
+        all.encode(&mut bytes);
+        assert_eq!(Namespaces::decode(&bytes), Some(all));
     }
 
     /// Guards takeovers: an extent with something prepared is named until that is resolved, wherever the watermark is; and
@@ -309,18 +336,18 @@ mod tests {
         let id = ExtentId { namespace: NS, index: 4 };
         let mut all = Namespaces::default();
         all.seal(NS, Generation(2), Epoch(1));
-        all.watermark(NS, version(2, 7));
+        all.watermark(NS, version(2, 7), false);
         all.add_prepared(id, version(2, 6));
         all.add_prepared(id, version(2, 8));
         all.add_prepared(ExtentId { index: 5, ..id }, version(2, 8));
         assert_eq!(all.prepared(id), (3, 2));
-        assert!(all.watermark(NS, version(2, 9)));
+        assert!(all.watermark(NS, version(2, 9), false));
         let named =
-            |all: &Namespaces| all.dirty(NS).dirty.iter().map(|dirty| dirty.index).collect::<Vec<_>>();
+            |all: &Namespaces| all.answer(NS).dirty.iter().map(|dirty| dirty.index).collect::<Vec<_>>();
         assert_eq!(named(&all), [4, 5]);
         all.remove_prepared(id);
         all.remove_prepared(ExtentId { index: 5, ..id });
-        assert!(all.watermark(NS, version(2, 10)));
+        assert!(all.watermark(NS, version(2, 10), false));
         assert_eq!((named(&all), all.prepared(id)), (vec![4], (1, 1)));
         all.delete(NS);
         assert_eq!((all.prepared(id), all.dirty_extents), ((0, 0), 0));
@@ -345,7 +372,7 @@ mod tests {
         all.seal(NS, Generation(2), Epoch(1));
         all.changed(NS, 1, version(2, 1), version(2, 1));
         all.seal(Namespace(8), Generation(5), Epoch(4));
-        all.watermark(Namespace(8), version(5, 3));
+        all.watermark(Namespace(8), version(5, 3), false);
         all.seal(Namespace(9), Generation(1), Epoch(4));
         all.delete(Namespace(9));
         let mut bytes = Vec::new();

@@ -304,8 +304,8 @@ impl<D: Disk> Replay<'_, D> {
                     }
                     self.namespaces.seal(*id, *generation, *epoch);
                 }
-                Record::Watermark(id, mark) => {
-                    self.namespaces.watermark(*id, *mark);
+                Record::Watermark { namespace, mark, complete } => {
+                    self.namespaces.watermark(*namespace, *mark, *complete);
                 }
                 Record::Delete(id) => self.delete(*id),
                 Record::Hole { extent, version, slots } => {

@@ -6,7 +6,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `LUNESTOR` |
-//! | 8 | 4 | format version: 3 |
+//! | 8 | 4 | format version: 4 |
 //! | 12 | 4 | disk id |
 //! | 16 | 16 | cluster id |
 //! | 32 | 16 | disk uuid |
@@ -34,7 +34,7 @@ use super::Identity;
 use super::layout::{Layout, PAGE_BYTES};
 
 /// Version of the disk's format that this program reads and writes.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 const MAGIC: &[u8; 8] = b"LUNESTOR";
 const BYTES: usize = PAGE_BYTES as usize;
 const CRC: usize = BYTES - 4;
@@ -173,10 +173,10 @@ mod tests {
             assert!(Superblock::decode(&flipped).is_err(), "byte {at}");
         }
         let mut newer = page.clone();
-        newer[8] = 4;
+        newer[8] = 5;
         let crc = crc32c(&newer[..CRC]);
         newer[CRC..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Superblock::decode(&newer), Err(NotSuper::Version(4)));
+        assert_eq!(Superblock::decode(&newer), Err(NotSuper::Version(5)));
         assert_eq!(Superblock::decode(&page[..100]), Err(NotSuper::Foreign));
     }
 }

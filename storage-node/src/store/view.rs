@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use lunette_proto::ids::{DiskUuid, Epoch, ExtentId, Generation, Namespace, Version};
-use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, EXTENT_BYTES};
-use lunette_proto::node::{BlockVersion, Failure};
+use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, EXTENT_BYTES, NODE_LIST_MAX};
+use lunette_proto::node::{BlockVersion, DirtyExtent, Failure};
 use parking_lot::{Mutex, RwLock};
 
 use super::cache::Cache;
@@ -31,6 +31,8 @@ pub use scrub::Inspection;
 
 static ZEROS: [u8; EXTENT_BYTES as usize] = [0; EXTENT_BYTES as usize];
 const BLOCK: usize = BLOCK_BYTES as usize;
+/// Extents that one question for those which are newer looks at.
+const EXTENTS_SEEN_MAX: usize = 4 * NODE_LIST_MAX;
 /// Looks without keeping changes out, before the one that does.
 const FREE_LOOKS: usize = 2;
 
@@ -153,6 +155,28 @@ impl<D: Disk> View<D> {
     /// Why not.
     pub fn check(&self, namespace: Namespace, generation: Generation, epoch: Epoch) -> Result<(), Failure> {
         self.state.read().namespaces.check(namespace, generation, epoch)
+    }
+
+    /// Extents of a namespace from an index on that have blocks newer than a version, as many as an answer names; and
+    /// where to look on from, if there may be more.
+    #[must_use]
+    pub fn extents(
+        &self,
+        namespace: Namespace,
+        from: u64,
+        newer_than: Version,
+    ) -> (Vec<DirtyExtent>, Option<u64>) {
+        let state = self.state.read();
+        let mut list = Vec::new();
+        for (seen, (index, extent)) in state.extents.from(namespace, from).enumerate() {
+            if seen == EXTENTS_SEEN_MAX || list.len() == NODE_LIST_MAX {
+                return (list, Some(index));
+            }
+            if extent.newest > newer_than {
+                list.push(DirtyExtent { index, newest: extent.newest });
+            }
+        }
+        (list, None)
     }
 
     /// Space offered and taken, in whole units.

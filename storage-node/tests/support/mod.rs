@@ -263,7 +263,7 @@ impl Client {
     }
 
     pub(crate) fn watermark(&mut self, seq: u64) -> Reply {
-        self.call(RequestBody::Watermark { namespace: NS, generation: self.generation, seq })
+        self.call(RequestBody::Watermark { namespace: NS, generation: self.generation, seq, complete: true })
     }
 
     pub(crate) fn flush(&mut self) -> Reply {

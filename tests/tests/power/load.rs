@@ -271,7 +271,7 @@ impl Load {
                 });
                 let seq = unanswered.min().unwrap_or(self.seq + 1) - 1;
                 self.watermarks.insert(namespace, seq);
-                (RequestBody::Watermark { namespace, generation, seq }, Pending::Watermark)
+                (RequestBody::Watermark { namespace, generation, seq, complete: true }, Pending::Watermark)
             }
         }
     }

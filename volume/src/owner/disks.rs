@@ -188,7 +188,7 @@ impl Owner {
 
     /// Invariant 4: nothing older can take effect on this disk any more, and it has said what may differ.
     pub(super) fn sealed(&mut self, id: DiskId, answer: Option<Sealed>) {
-        let Some(Sealed { dirty }) = answer else {
+        let Some(Sealed { dirty, .. }) = answer else {
             self.disk(id).sealed = Seal::No;
             self.seal_all();
             return;

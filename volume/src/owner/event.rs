@@ -1,6 +1,7 @@
 //! What goes into an owner and what comes out.
 
 use lunette_proto::ids::{ClusterId, DiskId, Generation, VolumeId};
+use lunette_proto::map::Partitions;
 use lunette_proto::node::{Reply, Request};
 
 use super::view::View;
@@ -130,6 +131,8 @@ pub enum Action {
     },
     /// The deleted volume's space has been given back on every disk.
     Purged,
+    /// What the control plane should know has changed: complaints, or what is caught up.
+    News,
 }
 
 /// Why an in-sync disk does not answer.
@@ -152,6 +155,24 @@ pub struct Complaint {
     pub since_ms: u64,
     /// Why.
     pub trouble: Trouble,
+}
+
+/// How far the copies of a disk that do not count have been brought up to date.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatchUp {
+    /// Which disk.
+    pub disk: DiskId,
+    /// Partitions whose copies are equal to the others' and take part in every change from now on, for as long as this
+    /// owner owns the volume: they may count.
+    pub ready: Partitions,
+    /// Partitions that are not.
+    pub behind: Partitions,
+    /// Extents that are known to need a look, and have not had it.
+    pub waiting_extents: u64,
+    /// Extents that were looked at.
+    pub checked_extents: u64,
+    /// Bytes that were copied.
+    pub copied_bytes: u64,
 }
 
 /// Bugs that the simulator must be able to find. The seams are constant `false` outside tests.

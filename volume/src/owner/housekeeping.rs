@@ -352,7 +352,11 @@ impl Owner {
             .collect();
         for (at, disk) in parked {
             let (namespace, generation) = (self.namespace, self.config.generation);
-            let tag = self.send(disk, RequestBody::Watermark { namespace, generation, seq }, What::Watermark);
+            let tag = self.send(
+                disk,
+                RequestBody::Watermark { namespace, generation, seq, complete: true },
+                What::Watermark,
+            );
             if let Some(mark) = &mut self.mark {
                 mark.legs[at].state = LegState::Sent(tag);
             }

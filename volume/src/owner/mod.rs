@@ -59,7 +59,7 @@ use lunette_proto::node::{Failure, Reply, ReplyBody};
 use slab::Slab;
 
 pub(crate) use event::Plant;
-pub use event::{Action, Complaint, Config, Event, Limits, Trouble};
+pub use event::{Action, CatchUp, Complaint, Config, Event, Limits, Trouble};
 pub use view::{Members, PartitionOf, PoolView, Standing, View};
 
 use crate::device::{DeviceError, Readiness};
@@ -265,6 +265,12 @@ impl Owner {
         } else {
             Readiness::Starting
         }
+    }
+
+    /// How far copies that do not count have been brought up to date.
+    #[must_use]
+    pub fn catch_ups(&self) -> Vec<CatchUp> {
+        Vec::new()
     }
 
     /// Whether it has lost the volume, or given it back: nothing will come of it any more.

@@ -128,6 +128,7 @@ impl Rig {
                     Action::Complete { tag, outcome } => assert!(self.done.insert(tag, outcome).is_none()),
                     Action::SetTimer { at_ms } => self.timer = Some(at_ms),
                     Action::Purged => self.purged = true,
+                    Action::News => {}
                 }
             }
         }
@@ -625,7 +626,7 @@ fn impossible_lists_are_not_believed() {
         for action in actions {
             if let Action::Send { tag, disk, .. } = action {
                 let dirty = if disk == DiskId(0) { dirty.clone() } else { Vec::new() };
-                let reply = Ok(ReplyBody::Sealed(lunette_proto::node::Sealed { dirty }));
+                let reply = Ok(ReplyBody::Sealed(lunette_proto::node::Sealed { dirty, ..Default::default() }));
                 rig.drive(Event::Reply { tag, reply });
             }
         }

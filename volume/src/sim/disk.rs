@@ -13,6 +13,8 @@ use lunette_proto::node::{
 use super::rng::Rng;
 
 const UNIT_BLOCKS: u32 = UNIT_BYTES / BLOCK_BYTES;
+/// Extents in one answer; few, so that owners ask on.
+const LIST_MAX: usize = 2;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Block {
@@ -31,6 +33,8 @@ pub(crate) struct ModelDisk {
     stable: BTreeMap<(ExtentId, u32), Block>,
     dirty: BTreeMap<ExtentId, Version>,
     watermarks: BTreeMap<Namespace, Version>,
+    /// Those that were complete.
+    complete: BTreeMap<Namespace, Version>,
     /// Extents of a namespace that may await the next watermark.
     pub(crate) dirty_max: usize,
     pub(crate) corrupt: BTreeSet<(ExtentId, u32)>,
@@ -54,6 +58,7 @@ impl ModelDisk {
             stable: BTreeMap::new(),
             dirty: BTreeMap::new(),
             watermarks: BTreeMap::new(),
+            complete: BTreeMap::new(),
             dirty_max: usize::MAX,
             corrupt: BTreeSet::new(),
             lost: BTreeSet::new(),
@@ -103,14 +108,33 @@ impl ModelDisk {
                 self.stable.retain(|(extent, _), _| extent.namespace != *namespace);
                 Ok(ReplyBody::Done)
             }
-            RequestBody::Watermark { namespace, generation, seq } => {
+            RequestBody::Watermark { namespace, generation, seq, complete } => {
                 self.check(*namespace, *generation, epoch)?;
                 let mark = Version { generation: *generation, seq: *seq };
                 let last = self.watermarks.entry(*namespace).or_default();
                 *last = mark.max(*last);
+                if *complete {
+                    let last = self.complete.entry(*namespace).or_default();
+                    *last = mark.max(*last);
+                }
                 self.dirty.retain(|extent, newest| extent.namespace != *namespace || *newest > mark);
                 let runs = self.damaged(*namespace);
                 Ok(if runs.is_empty() { ReplyBody::Done } else { ReplyBody::Damaged(runs) })
+            }
+            RequestBody::Extents { namespace, generation, from, newer_than } => {
+                self.check(*namespace, *generation, epoch)?;
+                let newest =
+                    |list: &Vec<Block>| list.iter().map(|block| block.version).max().unwrap_or_default();
+                let mut list = self
+                    .extents
+                    .iter()
+                    .filter(|(extent, _)| extent.namespace == *namespace && extent.index >= *from)
+                    .map(|(extent, list)| DirtyExtent { index: extent.index, newest: newest(list) })
+                    .filter(|extent| extent.newest > *newer_than)
+                    .collect::<Vec<_>>();
+                let next = list.get(LIST_MAX).map(|extent| extent.index);
+                list.truncate(LIST_MAX);
+                Ok(ReplyBody::Extents { list, next })
             }
             RequestBody::Delete { namespace, generation } => {
                 if let Some((sealed, _)) = self.sealed.get(namespace)
@@ -160,7 +184,8 @@ impl ModelDisk {
             .filter(|(extent, _)| extent.namespace == namespace)
             .map(|(extent, newest)| DirtyExtent { index: extent.index, newest: *newest })
             .collect();
-        Ok(ReplyBody::Sealed(Sealed { dirty }))
+        let complete = self.complete.get(&namespace).copied().unwrap_or_default();
+        Ok(ReplyBody::Sealed(Sealed { dirty, complete }))
     }
 
     fn check(&self, namespace: Namespace, got: Generation, epoch: Epoch) -> Result<(), Failure> {

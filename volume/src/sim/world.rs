@@ -302,6 +302,7 @@ impl World {
                     self.at(wait, Happening::Timer { owner: gateway, at: at_ms });
                 }
                 Action::Purged => self.purged = true,
+                Action::News => {}
             }
         }
     }

@@ -13,12 +13,19 @@ use lunette_proto::ids::{DiskId, Generation, VolumeId};
 use lunette_proto::node::{Failure, Replies, Reply};
 use parking_lot::Mutex;
 use slab::Slab;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::timers::Timers;
 use super::{Clock, VolumeEvent, Ways};
 use crate::device::{Command, Completions, Readiness};
-use crate::owner::{Action, Complaint, Event, Owner, View};
+use crate::owner::{Action, CatchUp, Complaint, Event, Owner, View};
+
+/// Where what happens is told.
+#[derive(Clone)]
+pub(super) struct Outlets {
+    pub(super) events: mpsc::UnboundedSender<VolumeEvent>,
+    pub(super) news: Arc<Notify>,
+}
 
 /// An open volume under one generation.
 pub(super) struct Cell {
@@ -28,7 +35,7 @@ pub(super) struct Cell {
     clock: Clock,
     ways: Arc<ArcSwap<Ways>>,
     timers: Arc<Timers<Weak<Self>>>,
-    events: mpsc::UnboundedSender<VolumeEvent>,
+    outlets: Outlets,
     inbox: Mutex<Inbox>,
     machine: Mutex<Machine>,
     waiters: Mutex<Slab<Waiter>>,
@@ -63,7 +70,7 @@ impl Cell {
         clock: Clock,
         ways: Arc<ArcSwap<Ways>>,
         timers: Arc<Timers<Weak<Self>>>,
-        events: mpsc::UnboundedSender<VolumeEvent>,
+        outlets: Outlets,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -72,12 +79,16 @@ impl Cell {
             clock,
             ways,
             timers,
-            events,
+            outlets,
             inbox: Mutex::default(),
             machine: Mutex::new(Machine { owner, batch: VecDeque::new(), actions: Vec::new() }),
             waiters: Mutex::default(),
             timer_ms: AtomicU64::new(u64::MAX),
         })
+    }
+
+    pub(super) fn volume(&self) -> VolumeId {
+        self.volume
     }
 
     pub(super) fn generation(&self) -> Generation {
@@ -135,6 +146,10 @@ impl Cell {
 
     pub(super) fn complaints(&self) -> Vec<Complaint> {
         self.machine.lock().owner.complaints()
+    }
+
+    pub(super) fn catch_ups(&self) -> Vec<CatchUp> {
+        self.machine.lock().owner.catch_ups()
     }
 
     pub(super) fn hopeless_blocks(&self) -> usize {
@@ -199,9 +214,10 @@ impl Cell {
                     self.timer_ms.store(at_ms, Ordering::Relaxed);
                     self.timers.set(at_ms, self.me.clone());
                 }
+                Action::News => self.outlets.news.notify_one(),
                 Action::Purged => {
                     let event = VolumeEvent::Purged { volume: self.volume, generation: self.generation };
-                    if self.events.send(event).is_err() {
+                    if self.outlets.events.send(event).is_err() {
                         tracing::debug!(volume = %self.volume, "purged, and nobody wants to know");
                     }
                 }

@@ -22,13 +22,13 @@ use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::map::{self, ClusterMap, VolumeState};
 use lunette_proto::node::Service;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::device::{BlockDevice, DeviceError};
 use crate::fabric::{Fabric, Links};
 use crate::layout::Layout;
-use crate::owner::{Config, Limits, Owner, PoolView, Standing, Trouble, View};
-use cell::Cell;
+use crate::owner::{CatchUp, Config, Limits, Owner, PoolView, Standing, Trouble, View};
+use cell::{Cell, Outlets};
 use device::Device;
 use timers::Timers;
 
@@ -64,7 +64,7 @@ pub struct Volumes {
     gateway: GatewayId,
     fabric: Arc<dyn Fabric>,
     clock: Clock,
-    events: mpsc::UnboundedSender<VolumeEvent>,
+    outlets: Outlets,
     devices: RwLock<BTreeMap<VolumeId, Arc<Device>>>,
     /// The open owners, for lost connections.
     cells: ArcSwap<Vec<Arc<Cell>>>,
@@ -117,7 +117,7 @@ impl Volumes {
             gateway,
             fabric,
             clock: Clock(Instant::now()),
-            events,
+            outlets: Outlets { events, news: Arc::default() },
             devices: RwLock::default(),
             cells: ArcSwap::default(),
             timers: Arc::new(Timers::new()),
@@ -168,6 +168,25 @@ impl Volumes {
             }
         }
         worst.into_values().collect()
+    }
+
+    /// How far the copies that do not count have been brought up to date, of each open volume. What is ready stays so
+    /// for as long as the volume has that generation.
+    #[must_use]
+    pub fn catch_ups(&self) -> Vec<(VolumeId, Generation, CatchUp)> {
+        let cells = self.cells.load();
+        let of = |cell: &Arc<Cell>| {
+            let (volume, generation) = (cell.volume(), cell.generation());
+            cell.catch_ups().into_iter().map(move |catch_up| (volume, generation, catch_up))
+        };
+        cells.iter().flat_map(of).collect()
+    }
+
+    /// Notified when what [`unreachable`](Self::unreachable) or [`catch_ups`](Self::catch_ups) says has changed in a way
+    /// that the control plane should know at once.
+    #[must_use]
+    pub fn news(&self) -> Arc<Notify> {
+        Arc::clone(&self.outlets.news)
     }
 
     /// Damaged blocks of which no other disk in sync has a good copy.
@@ -261,7 +280,7 @@ impl Volumes {
         };
         let owner = Owner::new(config, view);
         let (ways, timers) = (Arc::clone(&self.ways), Arc::clone(&self.timers));
-        Some(Cell::new(volume.id, generation, owner, self.clock, ways, timers, self.events.clone()))
+        Some(Cell::new(volume.id, generation, owner, self.clock, ways, timers, self.outlets.clone()))
     }
 
     fn follow_nodes(&self, map: &ClusterMap) {

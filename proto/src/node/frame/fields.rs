@@ -58,6 +58,15 @@ impl<'a> Fields<'a> {
         Ok(Version { generation: self.generation()?, seq: self.u64()? })
     }
 
+    /// 0 or 1.
+    pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, FrameError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(FrameError::Field(name)),
+        }
+    }
+
     /// `len` bytes that must be zero.
     pub(super) fn reserved(&mut self, len: usize) -> Result<(), FrameError> {
         let bytes = self.bytes(len)?;

@@ -47,6 +47,7 @@ kinds! {
     Commit = 27,
     Rollback = 28,
     Prepared = 29,
+    Extents = 30,
     DoneReply = 128,
     DataReply = 129,
     SealedReply = 130,
@@ -54,6 +55,7 @@ kinds! {
     SpaceReply = 132,
     DamagedReply = 133,
     PreparedReply = 134,
+    ExtentsReply = 135,
     FailureReply = 143,
 }
 

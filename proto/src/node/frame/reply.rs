@@ -9,7 +9,7 @@ use super::{EncodeError, FrameError, SEALED_EXTENTS_MAX};
 use crate::ids::{Epoch, Generation, Version};
 use crate::limits::{
     BLOCK_BYTES, EXTENT_BLOCKS, EXTENT_BYTES, EXTENT_PREPARED_MAX, FRAME_BODY_BYTES_MAX,
-    FRAME_DATA_BYTES_MAX, NODE_DAMAGED_RUNS_MAX, UNIT_BYTES,
+    FRAME_DATA_BYTES_MAX, NODE_DAMAGED_RUNS_MAX, NODE_LIST_MAX, UNIT_BYTES,
 };
 use crate::node::{BlockVersion, DamagedRun, DirtyExtent, Failure, PreparedChange, Reply, ReplyBody, Sealed};
 
@@ -50,16 +50,26 @@ pub(super) fn encode(reply: &Reply, out: &mut BytesMut) -> Result<(Kind, u8, Byt
             }
             (Kind::DataReply, 0, data.clone())
         }
-        ReplyBody::Sealed(Sealed { dirty }) => {
+        ReplyBody::Sealed(Sealed { dirty, complete }) => {
             let count = count(dirty.len(), SEALED_EXTENTS_MAX)?;
             out.put_u32_le(count);
             out.put_u32_le(0);
+            put_version(out, *complete);
             let mut list = BytesMut::with_capacity(dirty.len() * DIRTY_BYTES);
-            for extent in dirty {
-                list.put_u64_le(extent.index);
-                put_version(&mut list, extent.newest);
-            }
+            put_dirty(dirty, &mut list);
             (Kind::SealedReply, 0, list.freeze())
+        }
+        ReplyBody::Extents { list, next } => {
+            if !is_rising(list, *next) {
+                return Err(EncodeError::NotSent);
+            }
+            let count = count(list.len(), NODE_LIST_MAX)?;
+            out.put_u32_le(count);
+            out.put_u8(u8::from(next.is_some()));
+            out.put_bytes(0, 3);
+            out.put_u64_le(next.unwrap_or_default());
+            put_dirty(list, out);
+            (Kind::ExtentsReply, 0, none)
         }
         ReplyBody::Versions(runs) => {
             let count = count(runs.len(), RUNS_MAX)?;
@@ -128,7 +138,27 @@ pub(super) fn decode(header: &Header, body: &[u8], data: Bytes) -> Result<Reply,
             if count.checked_mul(DIRTY_BYTES) != Some(data.len()) {
                 return Err(FrameError::Field("count"));
             }
-            Ok(ReplyBody::Sealed(Sealed { dirty: data.chunks_exact(DIRTY_BYTES).map(dirty).collect() }))
+            let dirty = data.chunks_exact(DIRTY_BYTES).map(dirty).collect();
+            Ok(ReplyBody::Sealed(Sealed { dirty, complete: fields.version()? }))
+        }
+        Kind::ExtentsReply => {
+            let count = fields.u32()? as usize;
+            let more = fields.flag("more")?;
+            fields.reserved(3)?;
+            let at = fields.u64()?;
+            if at != 0 && !more {
+                return Err(FrameError::Field("next"));
+            }
+            let next = more.then_some(at);
+            if count > NODE_LIST_MAX || count.checked_mul(DIRTY_BYTES) != Some(fields.remaining()) {
+                return Err(FrameError::Field("count"));
+            }
+            let list: Vec<_> =
+                fields.bytes(count * DIRTY_BYTES)?.chunks_exact(DIRTY_BYTES).map(dirty).collect();
+            if !is_rising(&list, next) {
+                return Err(FrameError::Field("extents"));
+            }
+            Ok(ReplyBody::Extents { list, next })
         }
         Kind::VersionsReply => {
             let count = list_head(&mut fields)?;
@@ -251,6 +281,19 @@ fn is_list_of_units(changes: &[PreparedChange]) -> bool {
     changes.iter().all(is_inside) && changes.windows(2).all(|pair| unit(&pair[0]) < unit(&pair[1]))
 }
 
+/// Whether the extents are in order, all before the next.
+fn is_rising(list: &[DirtyExtent], next: Option<u64>) -> bool {
+    list.windows(2).all(|pair| pair[0].index < pair[1].index)
+        && next.is_none_or(|next| list.last().is_none_or(|last| last.index < next))
+}
+
+fn put_dirty(list: &[DirtyExtent], out: &mut BytesMut) {
+    for extent in list {
+        out.put_u64_le(extent.index);
+        put_version(out, extent.newest);
+    }
+}
+
 fn count(len: usize, max: usize) -> Result<u32, EncodeError> {
     u32::try_from(len).ok().filter(|_| len <= max).ok_or(EncodeError::ListTooLong(len))
 }
@@ -272,23 +315,15 @@ fn dirty(mut entry: &[u8]) -> DirtyExtent {
 fn prepared(fields: &mut Fields<'_>) -> Result<PreparedChange, FrameError> {
     let (version, prev) = (fields.version()?, fields.version()?);
     let (offset, len) = (fields.u32()?, fields.u32()?);
-    let hole = hole(fields)?;
+    let hole = fields.flag("hole")?;
     fields.reserved(7)?;
     Ok(PreparedChange { offset, len, version, prev, hole })
-}
-
-fn hole(fields: &mut Fields<'_>) -> Result<bool, FrameError> {
-    match fields.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(FrameError::Field("hole")),
-    }
 }
 
 fn run(fields: &mut Fields<'_>) -> Result<BlockVersion, FrameError> {
     let version = fields.version()?;
     let blocks = fields.u32()?;
-    let hole = hole(fields)?;
+    let hole = fields.flag("hole")?;
     fields.reserved(3)?;
     if blocks == 0 {
         return Err(FrameError::Field("blocks"));

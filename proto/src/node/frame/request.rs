@@ -71,11 +71,20 @@ pub(super) fn encode(request: &RequestBody, out: &mut BytesMut) -> Result<(Kind,
             out.put_u64_le(generation.0);
             (Kind::Flush, none)
         }
-        RequestBody::Watermark { namespace, generation, seq } => {
+        RequestBody::Watermark { namespace, generation, seq, complete } => {
             out.put_u64_le(namespace.0);
             out.put_u64_le(generation.0);
             out.put_u64_le(*seq);
+            out.put_u8(u8::from(*complete));
+            out.put_bytes(0, 7);
             (Kind::Watermark, none)
+        }
+        RequestBody::Extents { namespace, generation, from, newer_than } => {
+            out.put_u64_le(namespace.0);
+            out.put_u64_le(generation.0);
+            out.put_u64_le(*from);
+            put_version(out, *newer_than);
+            (Kind::Extents, none)
         }
         RequestBody::Delete { namespace, generation } => {
             out.put_u64_le(namespace.0);
@@ -160,10 +169,17 @@ pub(super) fn decode(header: &Header, body: &[u8], data: Bytes) -> Result<Reques
         Kind::Flush => {
             RequestBody::Flush { namespace: fields.namespace()?, generation: fields.generation()? }
         }
-        Kind::Watermark => RequestBody::Watermark {
+        Kind::Watermark => {
+            let (namespace, generation, seq) = (fields.namespace()?, fields.generation()?, fields.u64()?);
+            let complete = fields.flag("complete")?;
+            fields.reserved(7)?;
+            RequestBody::Watermark { namespace, generation, seq, complete }
+        }
+        Kind::Extents => RequestBody::Extents {
             namespace: fields.namespace()?,
             generation: fields.generation()?,
-            seq: fields.u64()?,
+            from: fields.u64()?,
+            newer_than: fields.version()?,
         },
         Kind::Delete => {
             RequestBody::Delete { namespace: fields.namespace()?, generation: fields.generation()? }

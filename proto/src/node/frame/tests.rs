@@ -400,8 +400,22 @@ fn requests() -> impl Strategy<Value = Request> {
             .prop_map(|(extent, generation)| RequestBody::Versions { extent, generation }),
         (namespaces(), generations())
             .prop_map(|(namespace, generation)| RequestBody::Flush { namespace, generation }),
-        (namespaces(), generations(), any::<u64>())
-            .prop_map(|(namespace, generation, seq)| RequestBody::Watermark { namespace, generation, seq }),
+        (namespaces(), generations(), any::<u64>(), any::<bool>()).prop_map(
+            |(namespace, generation, seq, complete)| RequestBody::Watermark {
+                namespace,
+                generation,
+                seq,
+                complete
+            }
+        ),
+        (namespaces(), generations(), any::<u64>(), versions()).prop_map(
+            |(namespace, generation, from, newer_than)| RequestBody::Extents {
+                namespace,
+                generation,
+                from,
+                newer_than
+            }
+        ),
         (namespaces(), generations())
             .prop_map(|(namespace, generation)| RequestBody::Delete { namespace, generation }),
         Just(RequestBody::Space),
@@ -443,7 +457,7 @@ fn requests() -> impl Strategy<Value = Request> {
 }
 
 fn replies() -> impl Strategy<Value = Reply> {
-    let dirty = (any::<u64>(), versions()).prop_map(|(index, newest)| DirtyExtent { index, newest });
+    let dirty = || (any::<u64>(), versions()).prop_map(|(index, newest)| DirtyExtent { index, newest });
     let run = (1..u32::MAX, versions(), any::<bool>()).prop_map(|(blocks, version, hole)| BlockVersion {
         blocks,
         version,
@@ -478,7 +492,14 @@ fn replies() -> impl Strategy<Value = Reply> {
         prepared,
         versions().prop_map(|present| Err(Failure::Version { present })),
         proptest::collection::vec(any::<u8>(), 0..300).prop_map(|data| Ok(ReplyBody::Data(data.into()))),
-        proptest::collection::vec(dirty, 0..20).prop_map(|dirty| Ok(ReplyBody::Sealed(Sealed { dirty }))),
+        (proptest::collection::vec(dirty(), 0..20), versions())
+            .prop_map(|(dirty, complete)| Ok(ReplyBody::Sealed(Sealed { dirty, complete }))),
+        (proptest::collection::vec(dirty(), 0..20), any::<Option<u64>>()).prop_map(|(mut list, next)| {
+            list.sort_by_key(|extent| extent.index);
+            list.dedup_by_key(|extent| extent.index);
+            list.retain(|extent| next.is_none_or(|next| extent.index < next));
+            Ok(ReplyBody::Extents { list, next })
+        }),
         proptest::collection::vec(run, 0..20).prop_map(|runs| Ok(ReplyBody::Versions(runs))),
         any::<(u64, u64)>()
             .prop_map(|(capacity_bytes, used_bytes)| Ok(ReplyBody::Space { capacity_bytes, used_bytes })),
@@ -558,7 +579,7 @@ proptest! {
     /// Guards against panics behind the checksums: a body of any bytes is a frame or an error.
     #[test]
     fn any_body_is_a_frame_or_an_error(
-        kind in prop_oneof![16u8..30, 128u8..144], status in 0u8..12,
+        kind in prop_oneof![16u8..31, 128u8..144], status in 0u8..12,
         body in proptest::collection::vec(prop_oneof![4 => Just(0u8), 1 => any::<u8>()], 0..80),
     ) {
         let Some(kind) = header::Kind::from_code(kind) else { return Ok(()) };

@@ -7,7 +7,7 @@ use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::node::{Failure, Reply, ReplyBody};
 
 use super::Shared;
-use crate::engine::Completion;
+use crate::engine::{Completion, ExtentsQuery};
 use crate::store::Missed;
 
 /// Reads that may wait for the medium.
@@ -116,6 +116,16 @@ impl Shared {
                 Ok(checked.and(Err(failure)))
             }
         }
+    }
+
+    /// Which extents have blocks newer than a version: memory knows.
+    pub(super) fn extents(&self, epoch: Epoch, query: &ExtentsQuery) -> Reply {
+        if self.is_failed() {
+            return Err(Failure::DiskFailed);
+        }
+        self.view.check(query.namespace, query.generation, epoch)?;
+        let (list, next) = self.view.extents(query.namespace, query.from, query.newer_than);
+        Ok(ReplyBody::Extents { list, next })
     }
 
     fn check(&self, read: &WaitingRead) -> Result<(), Failure> {

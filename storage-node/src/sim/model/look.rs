@@ -72,7 +72,7 @@ impl Model {
                 newest.extend(named.max().map(|named| (*index, named)));
             }
             if sealed != Generation(0) {
-                check_dirty(store, *id, (sealed, epoch), &newest)?;
+                check_sealed(store, *id, (sealed, epoch), &newest, namespace.mark)?;
             }
         }
         Ok(seen)
@@ -191,12 +191,14 @@ fn check_spoiled_extent<D: Disk>(
     Ok(newest)
 }
 
-/// What a seal answers names every extent that has something beyond the watermark, or prepared: these, up to these.
-fn check_dirty<D: Disk>(
+/// What a seal answers names every extent that has something beyond the watermark, or prepared: these, up to these. What it
+/// says the disk has completely is not beyond what it was told.
+fn check_sealed<D: Disk>(
     store: &mut Store<D>,
     namespace: Namespace,
     (generation, epoch): (Generation, Epoch),
     newest: &BTreeMap<u64, Version>,
+    mark: Version,
 ) -> Result<(), String> {
     let prepared = store.prepare(epoch, &Operation::Seal { namespace, generation });
     let reply = match prepared {
@@ -207,6 +209,9 @@ fn check_dirty<D: Disk>(
     let Ok(ReplyBody::Sealed(sealed)) = reply else {
         return Err(format!("{namespace}: a seal answers {reply:?}"));
     };
+    if sealed.complete > mark {
+        return Err(format!("{namespace}: complete up to {}, and was told {mark}", sealed.complete));
+    }
     for (index, newest) in newest {
         let named = |dirty: &DirtyExtent| dirty.index == *index && dirty.newest >= *newest;
         if !sealed.dirty.iter().any(named) {

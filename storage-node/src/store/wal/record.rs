@@ -7,7 +7,7 @@
 //! | 3 | slots become a hole | zeros 4, namespace 8, index 8, version 16, slots 8 |
 //! | 4 | seal | namespace 8, generation 8, epoch 8 |
 //! | 5 | delete | namespace 8 |
-//! | 6 | watermark | namespace 8, version 16 |
+//! | 6 | watermark | complete 1, zeros 7, namespace 8, version 16 |
 //! | 7 | a change of blocks of one slot is prepared | as kind 1, and between unit and digests: the slot's newest version 16; flags also 4: the blocks become zeros, and there are no digests |
 //! | 8 | what is prepared in a slot is committed | how 1, slot 1, zeros 2, namespace 8, index 8, version 16 |
 //! | 9 | what is prepared in a slot is dropped | zero 1, slot 1, zeros 2, namespace 8, index 8, version 16 |
@@ -56,7 +56,7 @@ pub(crate) enum Record {
     /// A namespace is deleted.
     Delete(Namespace),
     /// A namespace's watermark moves.
-    Watermark(Namespace, Version),
+    Watermark { namespace: Namespace, mark: Version, complete: bool },
     /// A change is prepared: `write` into a unit that no reader sees, or zeros, without digests.
     Prepare { write: WriteRecord, prev: Version, zeros: bool },
     /// What is prepared in a slot counts.
@@ -157,9 +157,9 @@ impl Record {
                 out.put_u8(DELETE);
                 out.put_u64_le(id.0);
             }
-            Self::Watermark(id, mark) => {
-                out.put_u8(WATERMARK);
-                out.put_u64_le(id.0);
+            Self::Watermark { namespace, mark, complete } => {
+                out.put_slice(&[WATERMARK, u8::from(*complete), 0, 0, 0, 0, 0, 0, 0]);
+                out.put_u64_le(namespace.0);
                 put_version(out, *mark);
             }
         }
@@ -216,7 +216,15 @@ impl Record {
                 Epoch(fields.try_get_u64_le().ok()?),
             ),
             DELETE => Self::Delete(Namespace(fields.try_get_u64_le().ok()?)),
-            WATERMARK => Self::Watermark(Namespace(fields.try_get_u64_le().ok()?), get_version(fields)?),
+            WATERMARK => {
+                let complete = match fields.try_get_uint_le(8).ok()? {
+                    0 => false,
+                    1 => true,
+                    _ => return None,
+                };
+                let namespace = Namespace(fields.try_get_u64_le().ok()?);
+                Self::Watermark { namespace, mark: get_version(fields)?, complete }
+            }
             _ => return None,
         })
     }
@@ -358,7 +366,8 @@ mod tests {
             Record::Hole { extent, version, slots: u64::MAX },
             Record::Seal(extent.namespace, Generation(5), Epoch(6)),
             Record::Delete(extent.namespace),
-            Record::Watermark(extent.namespace, version),
+            Record::Watermark { namespace: extent.namespace, mark: version, complete: false },
+            Record::Watermark { namespace: extent.namespace, mark: version, complete: true },
             Record::Prepare {
                 write: WriteRecord { place, placed: false, digests: digests.clone() },
                 prev: version,
