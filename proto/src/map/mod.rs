@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use identity::{naa, serial};
-pub use pool::{FailureDomain, Partitions, Pool, Redundancy, Table};
+pub use pool::{Behind, FailureDomain, Partitions, Pool, Redundancy, Table};
 pub use target::{Acl, Chap, ChapAlgorithm, ChapCredential, Lun, Sealed, Target};
 pub use unit::{
     NexusId, Registrant, Reservation, ReservationType, Reservations, Sanitize, SanitizeKind, UnitState,
@@ -54,7 +54,7 @@ pub struct ClusterMap {
     pub discovery_chap: Option<Chap>,
     /// Partitions of which a disk is a member by the table, and holds a copy that does not count: it has missed changes, or
     /// it left. No entry is empty.
-    pub behind: BTreeMap<(PoolId, DiskId), Arc<Partitions>>,
+    pub behind: BTreeMap<(PoolId, DiskId), Arc<Behind>>,
 }
 
 impl ClusterMap {
@@ -85,7 +85,7 @@ impl ClusterMap {
     #[must_use]
     pub fn is_in_sync(&self, pool: PoolId, disk: DiskId, partition: Partition) -> bool {
         self.disks.get(&disk).is_some_and(|disk| disk.state != DiskState::Out)
-            && !self.behind.get(&(pool, disk)).is_some_and(|behind| behind.contains(partition))
+            && !self.behind.get(&(pool, disk)).is_some_and(|behind| behind.partitions.contains(partition))
     }
 
     /// The node that carries a disk.

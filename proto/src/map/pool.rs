@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{DiskId, Partition, PoolId};
+use crate::ids::{DiskId, Epoch, Partition, PoolId};
 
 /// A redundancy policy over a set of disks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +188,16 @@ impl FromIterator<Partition> for Partitions {
         }
         set
     }
+}
+
+/// Copies of a pool's partitions on one disk that do not count.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Which; never none.
+    pub partitions: Partitions,
+    /// The map in which the disk left or came back last. What an owner said under an older map about being up to date
+    /// counts nothing: it may have let go of the disk since.
+    pub since: Epoch,
 }
 
 fn place(partition: Partition) -> (usize, u32) {

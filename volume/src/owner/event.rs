@@ -1,6 +1,6 @@
 //! What goes into an owner and what comes out.
 
-use lunette_proto::ids::{ClusterId, DiskId, Generation, VolumeId};
+use lunette_proto::ids::{ClusterId, DiskId, Epoch, Generation, VolumeId};
 use lunette_proto::map::Partitions;
 use lunette_proto::node::{Reply, Request};
 
@@ -162,6 +162,9 @@ pub struct Complaint {
 pub struct CatchUp {
     /// Which disk.
     pub disk: DiskId,
+    /// The map that the owner acted under when it said this. It holds if that is not older than what the present map
+    /// says in [`Behind::since`](lunette_proto::map::Behind::since).
+    pub epoch: Epoch,
     /// Partitions whose copies are equal to the others' and take part in every change from now on, for as long as this
     /// owner owns the volume: they may count.
     pub ready: Partitions,

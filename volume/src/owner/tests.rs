@@ -626,7 +626,8 @@ fn impossible_lists_are_not_believed() {
         for action in actions {
             if let Action::Send { tag, disk, .. } = action {
                 let dirty = if disk == DiskId(0) { dirty.clone() } else { Vec::new() };
-                let reply = Ok(ReplyBody::Sealed(lunette_proto::node::Sealed { dirty, ..Default::default() }));
+                let reply =
+                    Ok(ReplyBody::Sealed(lunette_proto::node::Sealed { dirty, ..Default::default() }));
                 rig.drive(Event::Reply { tag, reply });
             }
         }

@@ -52,22 +52,22 @@ fn change() -> Request {
 /// checksums by an independent bitwise CRC-32C.
 #[test]
 fn golden() {
-    let mut expected = hex("4c554e4503120000300000000010000088776655443322114d00000000000000\
-         050000004016b51e934137942c5a7fcf0700000000000001090000000000000003000000000000002a00000000000000\
+    let mut expected = hex("4c554e4504120000300000000010000088776655443322114d00000000000000\
+         050000004016b51e934137941fdce7d50700000000000001090000000000000003000000000000002a00000000000000\
          00200000001000000102000000000000");
     expected.extend([0xab; 4096]);
     assert_eq!(request_bytes(0x1122_3344_5566_7788, &change()), expected);
 
     let mut out = Outgoing::new();
     out.reply(6, &Err(Failure::Generation { sealed: Generation(9), got: Generation(8) })).unwrap();
-    let failure = "4c554e45038f01001800000000000000060000000000000000000000000000000000000002b872770000000044792ed4\
+    let failure = "4c554e45048f01001800000000000000060000000000000000000000000000000000000002b872770000000077ffb6ce\
          090000000000000008000000000000000000000000000000";
     assert_eq!(bytes_of(out), hex(failure));
 
     let mut out = Outgoing::new();
     out.hello(&Hello::new(ClusterId(0xaaaa_bbbb_cccc_dddd_1111_2222_3333_4444), "gw1")).unwrap();
-    let hello = "4c554e450101000017000000000000000000000000000000000000000000000000000000c129f8ba00000000886f841d\
-         4444333322221111ddddccccbbbbaaaa03030300677731";
+    let hello = "4c554e450101000017000000000000000000000000000000000000000000000000000000e5655421000000005d363887\
+         4444333322221111ddddccccbbbbaaaa04040300677731";
     assert_eq!(bytes_of(out), hex(hello));
 }
 
@@ -79,16 +79,16 @@ fn golden_prepared() {
     let request = |body| request_bytes(1, &Request { disk: DiskId(5), epoch: Epoch(77), body });
     let (offset, len) = (0x11000, 8192);
     let change = Change::Zeros { len };
-    let prepare = "4c554e45031a0000400000000000000001000000000000004d000000000000000500000027bca8b500000000cb1ddedf\
+    let prepare = "4c554e45041a0000400000000000000001000000000000004d000000000000000500000027bca8b500000000f89b46c5\
          0700000000000000090000000000000003000000000000002a0000000000000003000000000000002900000000000000\
          00100100002000000200000000000000";
     assert_eq!(request(RequestBody::Prepare { extent, version, prev, offset, change }), hex(prepare));
     let (generation, all) = (Generation(4), 0x10000);
-    let commit = "4c554e45031b0000300000000000000001000000000000004d0000000000000005000000857192d600000000991b0b5e\
+    let commit = "4c554e45041b0000300000000000000001000000000000004d0000000000000005000000857192d600000000aa9d9344\
          07000000000000000900000000000000040000000000000003000000000000002a000000000000000000010000000100";
     let body = RequestBody::Commit { extent, generation, version, offset: all, len: all };
     assert_eq!(request(body), hex(commit));
-    let rollback = "4c554e45031c0000300000000000000001000000000000004d0000000000000005000000857192d600000000e31df1bc\
+    let rollback = "4c554e45041c0000300000000000000001000000000000004d0000000000000005000000857192d600000000d09b69a6\
          07000000000000000900000000000000040000000000000003000000000000002a000000000000000000010000000100";
     let body = RequestBody::Rollback { extent, generation, version, offset: all, len: all };
     assert_eq!(request(body), hex(rollback));
@@ -97,14 +97,74 @@ fn golden_prepared() {
         out.reply(6, &reply).unwrap();
         bytes_of(out)
     };
-    let prepared = "4c554e4503860000380000000000000006000000000000000000000000000000000000004cd540d40000000074958c5c\
+    let prepared = "4c554e4504860000380000000000000006000000000000000000000000000000000000004cd540d40000000047131446\
          010000000000000003000000000000002a00000000000000030000000000000029000000000000000010010000200000\
          0100000000000000";
     let change = PreparedChange { offset, len, version, prev, hole: true };
     assert_eq!(reply(Ok(ReplyBody::Prepared(vec![change]))), hex(prepared));
-    let refused = "4c554e45038f0a00180000000000000006000000000000000000000000000000000000002aae62180000000070987920\
+    let refused = "4c554e45048f0a00180000000000000006000000000000000000000000000000000000002aae621800000000431ee13a\
          030000000000000029000000000000000000000000000000";
     assert_eq!(reply(Err(Failure::Version { present: prev })), hex(refused));
+}
+
+/// Guards the layout of what brings a returning disk up to date, in the same way.
+#[test]
+fn golden_extents() {
+    let namespace = Namespace(7);
+    let generation = Generation(4);
+    let [newest, complete] = [42, 41].map(|seq| Version { generation: Generation(3), seq });
+    let request = |body| request_bytes(1, &Request { disk: DiskId(5), epoch: Epoch(77), body });
+    let extents = "4c554e45041e0000280000000000000001000000000000004d0000000000000005000000f7f28b01000000004ea71b33\
+         07000000000000000400000000000000090000000000000003000000000000002a00000000000000";
+    let body = RequestBody::Extents { namespace, generation, from: 9, newer_than: newest };
+    assert_eq!(request(body), hex(extents));
+    let mark = "4c554e4504170000200000000000000001000000000000004d0000000000000005000000728d67d500000000fc9fb02d\
+         070000000000000004000000000000002a000000000000000100000000000000";
+    assert_eq!(request(RequestBody::Watermark { namespace, generation, seq: 42, complete: true }), hex(mark));
+    let reply = |reply| {
+        let mut out = Outgoing::new();
+        out.reply(6, &Ok(reply)).unwrap();
+        bytes_of(out)
+    };
+    let list = vec![DirtyExtent { index: 9, newest }];
+    let sealed = "4c554e450482000018000000180000000600000000000000000000000000000000000000f7524b2bdb6c2c300d6e9c3c\
+         010000000000000003000000000000002900000000000000090000000000000003000000000000002a00000000000000";
+    assert_eq!(reply(ReplyBody::Sealed(Sealed { dirty: list.clone(), complete })), hex(sealed));
+    let listed = "4c554e45048700002800000000000000060000000000000000000000000000000000000040c8139000000000a02e0605\
+         01000000010000000a00000000000000090000000000000003000000000000002a00000000000000";
+    assert_eq!(reply(ReplyBody::Extents { list, next: Some(10) }), hex(listed));
+}
+
+/// Guards the owner against lists of extents that no disk makes: out of order, twice the same, or not before the next.
+#[test]
+fn impossible_extents_are_refused() {
+    let newest = Version { generation: Generation(3), seq: 42 };
+    for (indices, next) in [(vec![3, 2], None), (vec![3, 3], None), (vec![3, 4], Some(4)), (vec![3], Some(0))]
+    {
+        let list: Vec<_> = indices.iter().map(|index| DirtyExtent { index: *index, newest }).collect();
+        let mut out = Outgoing::new();
+        assert!(out.reply(1, &Ok(ReplyBody::Extents { list: list.clone(), next })).is_err(), "{indices:?}");
+        let mut body = [(list.len() as u32).to_le_bytes(), [u8::from(next.is_some()), 0, 0, 0]].concat();
+        body.extend(next.unwrap_or(0).to_le_bytes());
+        for extent in &list {
+            body.extend([extent.index, newest.generation.0, newest.seq].map(u64::to_le_bytes).concat());
+        }
+        let header = header::Header {
+            kind: header::Kind::ExtentsReply,
+            status: 0,
+            body_len: body.len() as u32,
+            data_len: 0,
+            id: 1,
+            epoch: 0,
+            disk: 0,
+            body_crc: crc32c(&body),
+            data_crc: 0,
+        };
+        let mut decoder = greeted();
+        decoder.push(&header.encode());
+        decoder.push(&body);
+        assert_eq!(decoder.next_frame(), Err(FrameError::Field("extents")), "{indices:?}");
+    }
 }
 
 /// Guards detection of damage: every single-bit flip of a frame is an error, and none makes the
@@ -143,7 +203,7 @@ fn lengths_beyond_the_limits() {
 fn unknown_values() {
     let cases: [(usize, &[u8], FrameError); 9] = [
         (4, &[2], FrameError::Version(2)),
-        (4, &[4], FrameError::Version(4)),
+        (4, &[5], FrameError::Version(5)),
         (5, &[99], FrameError::Kind(99)),
         (6, &[1], FrameError::Field("status")),
         (7, &[1], FrameError::Field("reserved")),
@@ -189,12 +249,12 @@ fn greeting_comes_first_and_once() {
 #[test]
 fn greetings_are_answered_by_name() {
     let hello = Hello::new(ClusterId(1), "gw");
-    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 3, .. }));
+    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 4, .. }));
     let wrong = hello.answer(ClusterId(2), "n1");
     assert_eq!(wrong.to_string(), "this node belongs to cluster 00000000000000000000000000000002");
-    let newer = Hello { versions: ProtocolVersions { min: 4, max: 5 }, ..hello };
+    let newer = Hello { versions: ProtocolVersions { min: 5, max: 6 }, ..hello };
     let refused = newer.answer(ClusterId(1), "n1");
-    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 3");
+    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 4");
     for ack in [wrong, refused, HelloAck::Accepted { cluster: ClusterId(3), version: 2, name: "n".into() }] {
         let mut out = Outgoing::new();
         out.hello_ack(&ack).unwrap();
@@ -204,10 +264,10 @@ fn greetings_are_answered_by_name() {
     }
 }
 
-/// Guards versions: a peer of version 2 greets in a header that this side reads, and is refused by name.
+/// Guards versions: a peer of version 3 greets in a header that this side reads, and is refused by name.
 #[test]
 fn an_older_peer_is_refused_by_name() {
-    let hello = Hello { versions: ProtocolVersions { min: 2, max: 2 }, ..Hello::new(ClusterId(1), "old") };
+    let hello = Hello { versions: ProtocolVersions { min: 3, max: 3 }, ..Hello::new(ClusterId(1), "old") };
     let mut out = Outgoing::new();
     out.hello(&hello).unwrap();
     let bytes = bytes_of(out);
@@ -215,7 +275,7 @@ fn an_older_peer_is_refused_by_name() {
     let mut decoder = Decoder::new();
     decoder.push(&bytes);
     assert_eq!(decoder.next_frame(), Ok(Some(Frame::Hello(hello.clone()))));
-    let versions = ProtocolVersions { min: 3, max: 3 };
+    let versions = ProtocolVersions { min: 4, max: 4 };
     assert_eq!(
         hello.answer(ClusterId(1), "n1"),
         HelloAck::NoCommonVersion { cluster: ClusterId(1), versions }
