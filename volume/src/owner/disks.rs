@@ -1,6 +1,6 @@
 //! The disks that an owner talks to: which are sealed, which answer.
 
-use lunette_proto::ids::DiskId;
+use lunette_proto::ids::{DiskId, Version};
 use lunette_proto::limits::{EXTENT_BYTES, STRIPE_WIDTH_MAX, VOLUME_BYTES_MAX};
 use lunette_proto::node::{Failure, Reply, Request, RequestBody, Sealed};
 
@@ -22,6 +22,12 @@ pub(super) struct Disk {
     pub(super) link: Link,
     /// Requests unanswered.
     pub(super) outstanding: u32,
+    /// What it has completely, as it said when it was sealed.
+    pub(super) complete: Version,
+    /// Whether it was sealed under this generation before: then it may name what this owner wrote.
+    was_sealed: bool,
+    /// Since when it owes an answer and has given none.
+    pub(super) silent_ms: u64,
     pause_ms: u64,
     down: Option<(u64, Trouble)>,
 }
@@ -49,7 +55,16 @@ pub(super) enum Link {
 
 impl Disk {
     fn new() -> Self {
-        Self { sealed: Seal::No, link: Link::Up, outstanding: 0, pause_ms: PAUSE_MS_MIN, down: None }
+        Self {
+            sealed: Seal::No,
+            link: Link::Up,
+            outstanding: 0,
+            complete: Version::NONE,
+            was_sealed: false,
+            silent_ms: 0,
+            pause_ms: PAUSE_MS_MIN,
+            down: None,
+        }
     }
 }
 
@@ -59,7 +74,12 @@ impl Owner {
         self.serial = self.serial.wrapping_add(1);
         let key = self.pending.insert(Pending { serial: self.serial, disk, what });
         let tag = (u64::from(self.serial) << 32) | key as u64;
-        self.disk(disk).outstanding += 1;
+        let now = self.now;
+        let to = self.disk(disk);
+        if to.outstanding == 0 {
+            to.silent_ms = now;
+        }
+        to.outstanding += 1;
         let request = Request { disk, epoch: self.view.epoch, body };
         self.out.push(Action::Send { disk, tag, request });
         tag
@@ -81,7 +101,10 @@ impl Owner {
             return None;
         }
         let pending = self.pending.remove(key);
-        self.disk(pending.disk).outstanding -= 1;
+        let now = self.now;
+        let disk = self.disk(pending.disk);
+        disk.outstanding -= 1;
+        disk.silent_ms = now;
         if let Err(failure) = reply {
             self.note_failure(pending.disk, failure);
         }
@@ -111,6 +134,16 @@ impl Owner {
         if matches!(disk.link, Link::Up | Link::Busy { .. }) {
             disk.link = Link::Paused { until_ms: now + disk.pause_ms };
             disk.down = Some(disk.down.map_or((now, trouble), |(since, _)| (since, trouble)));
+            self.catch_ups.wake();
+            self.out.push(Action::News);
+        }
+    }
+
+    /// The map has taken a disk out: when it comes back, it is one that nothing is known of.
+    pub(super) fn forget(&mut self, id: DiskId) {
+        if let Some(disk) = self.disks.get_mut(&id) {
+            let (outstanding, was_sealed) = (disk.outstanding, disk.was_sealed);
+            *disk = Disk { outstanding, was_sealed, ..Disk::new() };
         }
     }
 
@@ -141,6 +174,8 @@ impl Owner {
         let disk = self.disk(id);
         disk.link = Link::Untrusted;
         disk.down = Some((disk.down.map_or(now, |(since, _)| since), Trouble::Untrusted));
+        self.catch_ups.wake();
+        self.out.push(Action::News);
     }
 
     /// Whether a request for its extents may be sent to a disk now.
@@ -168,12 +203,14 @@ impl Owner {
         self.disks.entry(id).or_insert_with(Disk::new)
     }
 
-    /// Seals every in-sync disk that is not sealed yet and can be reached.
+    /// Seals every disk that is there, is not sealed yet and can be reached.
     pub(super) fn seal_all(&mut self) {
         if !self.is_serving() {
             return;
         }
-        for id in self.in_sync_disks() {
+        let used: Vec<DiskId> =
+            self.view.pool.disks().map(|(disk, _)| disk).filter(|disk| self.uses(*disk)).collect();
+        for id in used {
             self.seal(id);
         }
     }
@@ -188,33 +225,51 @@ impl Owner {
 
     /// Invariant 4: nothing older can take effect on this disk any more, and it has said what may differ.
     pub(super) fn sealed(&mut self, id: DiskId, answer: Option<Sealed>) {
-        let Some(Sealed { dirty, .. }) = answer else {
+        let Some(Sealed { dirty, complete }) = answer else {
             self.disk(id).sealed = Seal::No;
             self.seal_all();
             return;
         };
-        // Nothing was sent to it under this generation, and under a later one it had not answered.
-        if dirty.iter().any(|it| it.index >= EXTENTS_MAX || it.newest.generation >= self.config.generation) {
+        let generation = self.config.generation;
+        // Unless it is one that was away, nothing was sent to it under this generation; under a later one it had not
+        // answered.
+        let is_own = self.disk(id).was_sealed;
+        let is_later =
+            |version: Version| version.generation > generation || version.generation == generation && !is_own;
+        if is_later(complete) || dirty.iter().any(|it| it.index >= EXTENTS_MAX || is_later(it.newest)) {
             self.disk(id).sealed = Seal::No;
             return self.distrust(id);
         }
-        self.disk(id).sealed = Seal::Yes;
+        let disk = self.disk(id);
+        disk.sealed = Seal::Yes;
+        disk.was_sealed = true;
+        disk.complete = complete;
         for extent in &dirty {
-            self.changed.entry(extent.index).or_insert(0);
+            // What does not count is compared when it is brought up to date.
+            if self.members(extent.index).contains(&id) {
+                self.changed.entry(extent.index).or_insert(0);
+                self.dirty.insert(extent.index);
+            }
         }
-        self.dirty.extend(dirty.iter().map(|extent| extent.index));
+        self.catch_ups.wake();
         self.unpark(id);
         self.wake_all();
     }
 
-    pub(super) fn in_sync_disks(&self) -> Vec<DiskId> {
+    /// Disks that take part in changes: some copy of theirs counts, or is being brought up to date.
+    pub(super) fn joined_disks(&self) -> Vec<DiskId> {
         let pool = &self.view.pool;
-        pool.disks().map(|(disk, _)| disk).filter(|disk| pool.is_in_sync(*disk)).collect()
+        let disks = pool.disks().map(|(disk, _)| disk);
+        disks.filter(|disk| pool.is_counted(*disk) || self.catch_ups.joins(*disk)).collect()
     }
 
     pub(super) fn all_sealed(&self) -> bool {
-        let pool = &self.view.pool;
-        pool.disks().all(|(disk, _)| !pool.is_in_sync(disk) || self.is_sealed(disk))
+        self.view.pool.counted().all(|disk| self.is_sealed(disk))
+    }
+
+    /// Whether there is anything to do on a disk: it has not left.
+    pub(super) fn uses(&self, id: DiskId) -> bool {
+        self.view.pool.is_counted(id) || self.catch_ups.has(id)
     }
 
     /// Lets paused disks be tried again when their time has come.
@@ -260,6 +315,7 @@ impl Owner {
         disk.link = Link::Up;
         disk.pause_ms = PAUSE_MS_MIN;
         disk.down = None;
+        self.catch_ups.wake();
         self.seal_all();
         self.unpark(id);
     }
@@ -270,12 +326,13 @@ impl Owner {
         self.pause(id, Trouble::Disconnected);
         if self.is_volatile() && !self.planted(Plant::IgnoreLost) {
             self.suspect(id);
+            self.restart_catch_up(id);
         }
     }
 
     /// Whether there is any use for a disk under the present map.
     pub(super) fn wants(&self, id: DiskId) -> bool {
-        if self.is_purging() { self.purges(id) } else { self.view.pool.is_in_sync(id) }
+        if self.is_purging() { self.purges(id) } else { self.uses(id) }
     }
 
     /// When the first of the disks in use that are left alone is to be tried again.

@@ -149,7 +149,7 @@ impl Owner {
         };
         let (extent, damaged) = (*extent, *disk);
         let mut sources = self.members(extent);
-        let is_member = sources.contains(&damaged);
+        let is_member = self.writers(extent).contains(&damaged);
         sources.retain(|disk| *disk != damaged && !healing.tried.contains(disk));
         if self.planted(Plant::HealFromItself) {
             sources = [damaged].into_iter().filter(|disk| !healing.tried.contains(disk)).collect();
@@ -271,8 +271,8 @@ impl Owner {
             return self.ask_heal(id);
         }
         let (extent, blocks) = (self.ops[id].extent, self.ops[id].blocks());
-        self.heals.healed += blocks.len() as u64;
-        if let Work::Heal { disk } = self.ops[id].work {
+        if let Op { origin: Origin::Heal, work: Work::Heal { disk }, .. } = self.ops[id] {
+            self.heals.healed += blocks.len() as u64;
             for block in blocks {
                 self.heals.hopeless.remove(&(disk, extent, block));
             }
@@ -284,7 +284,7 @@ impl Owner {
     fn heal_exhausted(&mut self, id: usize) {
         let op = &self.ops[id];
         let (index, blocks) = (op.extent, op.blocks());
-        if let Work::Heal { disk } = op.work {
+        if let Op { origin: Origin::Heal, work: Work::Heal { disk }, .. } = *op {
             if blocks.len() > 1 {
                 // Perhaps each of them is good somewhere.
                 for first in blocks.rev() {
@@ -318,7 +318,7 @@ impl Owner {
 
     /// Lets go of repairs whose source takes long: readers wait for their blocks.
     pub(super) fn tick_heals(&mut self) {
-        if self.heals.running.is_empty() {
+        if self.heals.running.is_empty() && self.catch_ups.is_empty() {
             return;
         }
         let ids: Vec<usize> = self.ops.iter().map(|(id, _)| id).collect();
@@ -333,7 +333,9 @@ impl Owner {
     fn is_stuck(&self, id: usize) -> bool {
         let is_late = |asked: Asked| self.now - asked.since_ms >= self.config.limits.hedge_ms;
         match self.ops.get(id).map(|op| (op.origin, &op.phase)) {
-            Some((Origin::Heal, Phase::Healing(healing))) => healing.asked.is_some_and(is_late),
+            Some((Origin::Heal | Origin::CatchUp { .. }, Phase::Healing(healing))) => {
+                healing.asked.is_some_and(is_late)
+            }
             // What has no member to ask waits for one that is away.
             Some((Origin::HealPart { .. }, Phase::Reading(reading))) => {
                 !reading.withdrawing && reading.asked.is_none_or(is_late)
@@ -345,9 +347,9 @@ impl Owner {
     /// The members have changed: what is no member needs no repair.
     pub(super) fn refresh_heals(&mut self) {
         let (heals, pool) = (&mut self.heals, &self.view.pool);
-        heals.waiting.retain(|(disk, _)| pool.is_in_sync(*disk));
-        heals.damaged.retain(|disk| pool.is_in_sync(*disk));
-        heals.hopeless.retain(|(disk, ..)| pool.is_in_sync(*disk));
+        heals.waiting.retain(|(disk, _)| pool.is_counted(*disk));
+        heals.damaged.retain(|disk| pool.is_counted(*disk));
+        heals.hopeless.retain(|(disk, ..)| pool.is_counted(*disk));
     }
 
     /// The members may have changed: a repair that asks one which is none any more is let go.
@@ -357,8 +359,8 @@ impl Owner {
         else {
             return;
         };
-        let members = self.members(*extent);
-        let stays = members.contains(disk) && healing.asked.is_none_or(|asked| members.contains(&asked.disk));
+        let (members, writers) = (self.members(*extent), self.writers(*extent));
+        let stays = writers.contains(disk) && healing.asked.is_none_or(|asked| members.contains(&asked.disk));
         if !stays && healing.parts == 0 {
             self.finish(id, Err(DeviceError::Busy));
         }

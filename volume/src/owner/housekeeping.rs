@@ -6,6 +6,7 @@ use lunette_proto::ids::{DiskId, ExtentId};
 use lunette_proto::map::DiskState;
 use lunette_proto::node::RequestBody;
 
+use super::catch_up::CatchUps;
 use super::event::{Action, Limits, Plant};
 use super::heal::Heals;
 use super::op::{Leg, LegState};
@@ -42,6 +43,7 @@ impl Owner {
             return;
         }
         self.view = view;
+        self.follow_behind();
         if self.is_purging() {
             self.refresh_purge();
             return;
@@ -85,6 +87,7 @@ impl Owner {
         self.tick_commands();
         self.tick_reads();
         self.tick_heals();
+        self.tick_catch_ups();
         self.start_flush();
         self.tick_watermark();
     }
@@ -97,8 +100,11 @@ impl Owner {
             return;
         }
         // What nobody waits for goes on by itself, but for copies that take long to be read.
-        let slow =
-            !self.ops.is_empty() || !self.reconciles.is_empty() || self.flush.is_some() || self.is_draining();
+        let slow = !self.ops.is_empty()
+            || !self.reconciles.is_empty()
+            || !self.catch_ups.is_empty()
+            || self.flush.is_some()
+            || self.is_draining();
         let due = [
             busy.then_some(now + TICK_MS),
             slow.then_some(now + IDLE_TICK_MS),
@@ -144,6 +150,7 @@ impl Owner {
         self.dirty.clear();
         self.repairs.clear();
         self.heals = Heals::default();
+        self.catch_ups = CatchUps::default();
         self.unresolved.clear();
         self.unflushed.clear();
         self.changed.clear();
@@ -182,7 +189,7 @@ impl Owner {
         }
     }
 
-    fn begin_flush(&mut self) {
+    pub(super) fn begin_flush(&mut self) {
         if self.flush.is_some() || !self.is_serving() || !self.all_sealed() || !self.dirty.is_empty() {
             return;
         }
@@ -191,7 +198,7 @@ impl Owner {
             self.commands[*command].touched = true;
         }
         let legs =
-            self.in_sync_disks().into_iter().map(|disk| Leg { disk, state: LegState::Parked }).collect();
+            self.joined_disks().into_iter().map(|disk| Leg { disk, state: LegState::Parked }).collect();
         self.flush = Some(Flush { commands, covered: self.settled_seq(), legs });
         self.unpark_flush();
     }
@@ -236,6 +243,7 @@ impl Owner {
         else {
             return self.start_flush();
         };
+        flush.legs.iter().for_each(|leg| self.catch_ups.flushed(leg.disk));
         self.unflushed.retain(|_, newest| *newest > flush.covered);
         self.flushed = Some(flush.covered);
         self.drained(flush.covered);
@@ -245,13 +253,14 @@ impl Owner {
         self.start_flush();
     }
 
-    fn refresh_flush(&mut self) {
+    pub(super) fn refresh_flush(&mut self) {
+        let joined = self.joined_disks();
         let Some(flush) = &mut self.flush else {
             return;
         };
         let mut gone = Vec::new();
         flush.legs.retain(|leg| {
-            let stays = self.view.pool.is_in_sync(leg.disk);
+            let stays = joined.contains(&leg.disk);
             if let (false, LegState::Sent(tag)) = (stays, leg.state) {
                 gone.push(tag);
             }
@@ -331,7 +340,8 @@ impl Owner {
 
     fn mark(&mut self, seq: u64) {
         let parked = |disk| Leg { disk, state: LegState::Parked };
-        let legs = self.in_sync_disks().into_iter().map(parked).collect();
+        let disks = self.view.pool.disks().map(|(disk, _)| disk).filter(|disk| self.uses(*disk));
+        let legs = disks.map(parked).collect();
         if let Some(old) = self.mark.replace(Mark { seq, legs }) {
             self.abandon_legs(&old.legs);
         }
@@ -352,11 +362,9 @@ impl Owner {
             .collect();
         for (at, disk) in parked {
             let (namespace, generation) = (self.namespace, self.config.generation);
-            let tag = self.send(
-                disk,
-                RequestBody::Watermark { namespace, generation, seq, complete: true },
-                What::Watermark,
-            );
+            let complete = self.view.pool.is_complete(disk) || self.planted(Plant::CompleteTooEarly);
+            let body = RequestBody::Watermark { namespace, generation, seq, complete };
+            let tag = self.send(disk, body, What::Watermark);
             if let Some(mark) = &mut self.mark {
                 mark.legs[at].state = LegState::Sent(tag);
             }
@@ -377,7 +385,11 @@ impl Owner {
         let Some(mark) = &mut self.mark else {
             return;
         };
-        let (stay, gone) = mark.legs.drain(..).partition(|leg: &Leg| self.view.pool.is_in_sync(leg.disk));
+        let legs = std::mem::take(&mut mark.legs);
+        let (stay, gone) = legs.into_iter().partition(|leg: &Leg| self.uses(leg.disk));
+        let Some(mark) = &mut self.mark else {
+            return;
+        };
         mark.legs = stay;
         self.abandon_legs(&gone);
         self.settle_mark();

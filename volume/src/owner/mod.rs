@@ -37,6 +37,7 @@
 //!   the last flush are reconciled before they are served again, and watermarks follow flushes.
 
 mod cache;
+mod catch_up;
 mod command;
 mod disks;
 mod event;
@@ -64,6 +65,7 @@ pub use view::{Members, PartitionOf, PoolView, Standing, View};
 
 use crate::device::{DeviceError, Readiness};
 use cache::Cache;
+use catch_up::CatchUps;
 use command::Command;
 use disks::Disk;
 use hazard::Locks;
@@ -107,6 +109,7 @@ pub struct Owner {
     ready: VecDeque<usize>,
     repairs: BTreeSet<(u64, u32)>,
     heals: Heals,
+    catch_ups: CatchUps,
 
     /// Extents whose members may differ.
     dirty: BTreeSet<u64>,
@@ -161,10 +164,27 @@ struct Pending {
 enum What {
     Seal,
     Probe,
-    Read { op: usize },
-    Leg { op: usize },
-    Versions { extent: u64 },
-    Heal { op: usize },
+    Read {
+        op: usize,
+    },
+    Leg {
+        op: usize,
+    },
+    Versions {
+        extent: u64,
+    },
+    Heal {
+        op: usize,
+    },
+    /// The extents that may differ on a disk that is brought up to date.
+    Listing {
+        of: DiskId,
+    },
+    /// The versions of an extent, for the same.
+    Look {
+        of: DiskId,
+        extent: u64,
+    },
     Flush,
     Watermark,
     Delete,
@@ -188,7 +208,7 @@ impl Owner {
     #[must_use]
     pub fn new(config: Config, view: View) -> Self {
         let namespace = Namespace::volume(config.volume);
-        Self {
+        let mut owner = Self {
             namespace,
             view,
             stage: Stage::Serving,
@@ -208,6 +228,7 @@ impl Owner {
             ready: VecDeque::new(),
             repairs: BTreeSet::new(),
             heals: Heals::default(),
+            catch_ups: CatchUps::default(),
             dirty: BTreeSet::new(),
             reconciles: BTreeMap::new(),
             unreadable: BTreeSet::new(),
@@ -225,7 +246,9 @@ impl Owner {
             config,
             #[cfg(test)]
             plant: None,
-        }
+        };
+        owner.follow_behind();
+        owner
     }
 
     /// What happened, at `now_ms` on any clock that does not go back; leaves what is to be done.
@@ -247,6 +270,10 @@ impl Owner {
             self.tick();
         }
         self.run_ready();
+        while self.wakes_catch_ups() {
+            self.drive_catch_ups();
+            self.run_ready();
+        }
         self.set_timer();
         std::mem::swap(&mut self.out, out);
     }
@@ -265,12 +292,6 @@ impl Owner {
         } else {
             Readiness::Starting
         }
-    }
-
-    /// How far copies that do not count have been brought up to date.
-    #[must_use]
-    pub fn catch_ups(&self) -> Vec<CatchUp> {
-        Vec::new()
     }
 
     /// Whether it has lost the volume, or given it back: nothing will come of it any more.
@@ -322,6 +343,8 @@ impl Owner {
             What::Leg { op } => self.leg_answered(op, tag, answer),
             What::Versions { extent } => self.versions_answered(extent, disk, answer),
             What::Heal { op } => self.heal_answered(op, disk, answer),
+            What::Listing { of } => self.listed(of, disk, tag, answer),
+            What::Look { of, extent } => self.looked(of, extent, disk, tag, answer),
             What::Flush => {
                 self.rest_after(disk, &answer);
                 self.flush_answered(disk, matches!(answer, Answer::Body(ReplyBody::Done)));
@@ -399,10 +422,6 @@ impl Owner {
 
     fn extent(&self, index: u64) -> ExtentId {
         ExtentId { namespace: self.namespace, index }
-    }
-
-    fn members(&self, index: u64) -> Members {
-        self.view.pool.in_sync(self.extent(index))
     }
 
     fn is_serving(&self) -> bool {

@@ -58,7 +58,12 @@ impl Op {
         match &self.work {
             Work::Write(Change::Data(data)) => data.len() as u64,
             Work::Modify { patch, .. } => patch.held_bytes(),
-            Work::Read { .. } | Work::Map | Work::Write(_) | Work::Level { .. } | Work::Heal { .. } => 0,
+            Work::Read { .. }
+            | Work::Map
+            | Work::Write(_)
+            | Work::Level { .. }
+            | Work::Heal { .. }
+            | Work::Rewrite => 0,
         }
     }
 
@@ -91,6 +96,8 @@ pub(super) enum Origin {
     HealPart { heal: usize },
     /// Reconciliation of its extent, which is closed to everything else.
     Reconcile,
+    /// Blocks of a copy that is brought up to date; of the attempt of that number.
+    CatchUp { disk: DiskId, attempt: u32 },
 }
 
 /// What it does.
@@ -108,8 +115,10 @@ pub(super) enum Work {
     /// `or_hole`, some lagging member has a hole in every block of it, and it is as good to give
     /// all members that.
     Level { version: Version, hole: bool, or_hole: bool, sources: Members, lagging: Members },
-    /// Bring the blocks of one member back to what the others have.
+    /// Bring the blocks of one copy to what the members have.
     Heal { disk: DiskId },
+    /// Give the blocks the content that they have, under a new version.
+    Rewrite,
 }
 
 /// Where it stands.

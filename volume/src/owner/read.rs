@@ -220,7 +220,7 @@ impl Owner {
                 let (version, lagging) = (*version, lagging.clone());
                 self.put(id, Change::Data(data), version, &lagging);
             }
-            Work::Write(_) | Work::Map | Work::Heal { .. } => {}
+            Work::Write(_) | Work::Map | Work::Heal { .. } | Work::Rewrite => {}
         }
     }
 
@@ -262,7 +262,8 @@ impl Owner {
 
     pub(super) fn can_repair(&self, extent: u64) -> bool {
         let members = self.members(extent);
-        members.len() >= self.view.pool.min_size() && members.iter().all(|disk| self.is_usable(*disk))
+        self.counting(extent, members.iter().copied()) >= self.view.pool.min_size()
+            && members.iter().all(|disk| self.is_usable(*disk))
     }
 
     /// Asks another member where one takes long.

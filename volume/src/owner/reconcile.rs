@@ -212,6 +212,7 @@ impl Owner {
         self.reconciles.remove(&extent);
         if !again {
             self.dirty.remove(&extent);
+            self.note_levelled(extent);
             // What the members agree on may still be in the memory of some.
             if self.is_volatile() {
                 self.unflushed.entry(extent).or_insert(0);

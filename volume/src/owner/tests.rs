@@ -54,9 +54,12 @@ fn view(states: &BTreeMap<DiskId, DiskState>, epoch: u64, size_bytes: u64, delet
         failure_domain: FailureDomain::Disk,
         table: Arc::new(Table::new(1, disks.len() as u8, disks)),
     };
-    let pool = PoolView::new(&pool, lunette_placement::partition_of, |disk| {
-        Some(Standing { state: states[&disk], local: false })
-    });
+    let pool = PoolView::new(
+        &pool,
+        lunette_placement::partition_of,
+        |disk| Some(Standing { state: states[&disk], local: false }),
+        |_| None,
+    );
     View { epoch: Epoch(epoch), size_bytes, deleting, pool: Arc::new(pool) }
 }
 

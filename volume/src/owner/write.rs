@@ -28,10 +28,13 @@ impl Owner {
             return self.reconcile(extent);
         }
         // Before what could make it wait: others wait for its lock.
-        if matches!(origin, Origin::Repair | Origin::Heal) && !self.can_repair(extent) {
+        if matches!(origin, Origin::Repair | Origin::Heal | Origin::CatchUp { .. })
+            && !self.can_repair(extent)
+        {
             return self.finish(id, Err(DeviceError::Busy));
         }
-        if is_exclusive && self.members(extent).len() < self.view.pool.min_size() {
+        if is_exclusive && self.counting(extent, self.members(extent).into_iter()) < self.view.pool.min_size()
+        {
             return;
         }
         if is_exclusive && !self.has_room_to_change(extent) {
@@ -43,14 +46,15 @@ impl Owner {
                 self.change(id, offset, change);
             }
             Work::Map => self.read(id, Members::new(), false),
-            Work::Read { .. } | Work::Modify { .. } => {
+            Work::Read { .. } | Work::Modify { .. } | Work::Rewrite => {
                 let op = &self.ops[id];
+                let is_rewrite = matches!(op.work, Work::Rewrite);
                 let is_lost = |block: &u32| self.unreadable.contains(&(extent, *block)) && op.needs(*block);
                 if let Some(block) = op.blocks().find(is_lost) {
                     let offset = self.config.layout.address(extent, block * BLOCK_BYTES);
                     return self.finish(id, Err(DeviceError::Medium { offset }));
                 }
-                self.read(id, Members::new(), false);
+                self.read(id, Members::new(), is_rewrite);
             }
             Work::Heal { .. } => self.heal(id),
             Work::Level { .. } => {}
@@ -58,7 +62,7 @@ impl Owner {
     }
 
     /// Whether operations on an extent may start (invariants 4 and 19).
-    fn is_open(&self, extent: u64) -> bool {
+    pub(super) fn is_open(&self, extent: u64) -> bool {
         let members = self.members(extent);
         !members.is_empty()
             && members.iter().all(|disk| self.is_sealed(*disk))
@@ -93,8 +97,10 @@ impl Owner {
         if op.durability == Durability::Volatile {
             self.unflushed.insert(op.extent, version.seq);
         }
-        self.changed.insert(self.ops[id].extent, version.seq);
-        let legs = self.members(self.ops[id].extent).iter().map(|disk| parked(*disk)).collect();
+        let extent = self.ops[id].extent;
+        self.changed.insert(extent, version.seq);
+        self.note_change(extent);
+        let legs = self.writers(extent).iter().map(|disk| parked(*disk)).collect();
         self.ops[id].phase = Phase::Mutating(Mutating {
             offset,
             change,
@@ -111,7 +117,7 @@ impl Owner {
 
     /// Brings lagging members up to a version that others have (invariant 9).
     pub(super) fn put(&mut self, id: usize, change: Change, version: Version, lagging: &Members) {
-        let members = self.members(self.ops[id].extent);
+        let members = self.writers(self.ops[id].extent);
         let op = &mut self.ops[id];
         op.phase = Phase::Mutating(Mutating {
             offset: op.offset,
@@ -160,9 +166,11 @@ impl Owner {
     }
 
     pub(super) fn leg_answered(&mut self, id: usize, tag: u64, answer: Answer) {
-        let Some(Op { origin, work, phase: Phase::Mutating(mutating), .. }) = self.ops.get_mut(id) else {
+        let Some(Op { origin, work, extent, phase: Phase::Mutating(mutating), .. }) = self.ops.get_mut(id)
+        else {
             return;
         };
+        let extent = *extent;
         let is_heal = matches!(origin, Origin::HealPart { .. });
         let needs_no_space =
             mutating.withdrawing || !is_heal && matches!(work, Work::Level { or_hole: false, .. });
@@ -171,6 +179,8 @@ impl Owner {
         };
         leg.state = LegState::Parked;
         let disk = leg.disk;
+        let (is_done, is_full) =
+            (matches!(answer, Answer::Body(ReplyBody::Done)), matches!(answer, Answer::NoSpace));
         match answer {
             Answer::Body(ReplyBody::Done) => leg.state = LegState::Done,
             Answer::NoSpace if !needs_no_space => leg.state = LegState::NoSpace,
@@ -180,16 +190,24 @@ impl Owner {
             Answer::Later => {}
             Answer::Unknown => mutating.ambiguous = true,
         }
+        if !is_done && self.is_catching_up(disk, extent) {
+            // It has to be brought up to date in this, too.
+            if let Phase::Mutating(mutating) = &mut self.ops[id].phase {
+                mutating.legs.retain(|leg| leg.disk != disk);
+            }
+            self.missed(disk, extent, is_full);
+        }
         self.settle(id);
     }
 
     /// Goes on once every member has answered (invariant 2).
     fn settle(&mut self, id: usize) {
-        let Some(Op { phase: Phase::Mutating(mutating), .. }) = self.ops.get(id) else {
+        let Some(Op { extent, phase: Phase::Mutating(mutating), .. }) = self.ops.get(id) else {
             return;
         };
         let is_answered = |leg: &Leg| matches!(leg.state, LegState::Done | LegState::NoSpace);
-        let enough = mutating.put || mutating.legs.len() >= self.view.pool.min_size();
+        let counting = || self.counting(*extent, mutating.legs.iter().map(|leg| leg.disk));
+        let enough = mutating.put || counting() >= self.view.pool.min_size();
         let first_is_enough =
             self.planted(Plant::AckAfterFirst) && mutating.legs.iter().any(|leg| leg.state == LegState::Done);
         if !(enough && mutating.legs.iter().all(is_answered) || first_is_enough) {
@@ -267,7 +285,7 @@ impl Owner {
         let Some(op) = self.ops.get(id) else {
             return;
         };
-        let members = self.members(op.extent);
+        let (members, writers) = (self.members(op.extent), self.writers(op.extent));
         let mut gone: Vec<u64> = Vec::new();
         let op = &mut self.ops[id];
         match &mut op.phase {
@@ -290,14 +308,14 @@ impl Owner {
             }
             Phase::Mutating(mutating) => {
                 mutating.legs.retain(|leg| {
-                    let stays = members.contains(&leg.disk);
+                    let stays = writers.contains(&leg.disk);
                     if let (false, LegState::Sent(tag)) = (stays, leg.state) {
                         gone.push(tag);
                     }
                     stays
                 });
                 if !mutating.put {
-                    for disk in &members {
+                    for disk in &writers {
                         if !mutating.legs.iter().any(|leg| leg.disk == *disk) {
                             mutating.legs.push(parked(*disk));
                         }
@@ -319,7 +337,7 @@ impl Owner {
             Work::Level { .. } if matches!(op.origin, Origin::HealPart { .. }) => {
                 self.finish(id, Err(DeviceError::Busy));
             }
-            Work::Heal { .. } => {}
+            Work::Heal { .. } | Work::Rewrite => {}
             Work::Level { .. } => {
                 self.reconcile_again(self.ops[id].extent);
                 self.finish(id, Ok(Bytes::new()));
@@ -372,6 +390,10 @@ impl Owner {
             Origin::Heal => self.heal_over(&op),
             Origin::HealPart { heal } => self.heal_part_done(heal, &op.verdict.and(result)),
             Origin::Reconcile => self.levelled(op.extent),
+            Origin::CatchUp { disk, attempt } => {
+                let outcome = op.verdict.clone().and(result);
+                self.copied(&op, disk, attempt, outcome.is_ok());
+            }
         }
         if self.dirty.contains(&op.extent) {
             self.reconcile(op.extent);

@@ -1,11 +1,13 @@
 //! What goes wrong in a run.
 
-use lunette_proto::ids::DiskId;
-use lunette_proto::map::DiskState;
+use std::sync::Arc;
+
+use lunette_proto::ids::{DiskId, Generation};
+use lunette_proto::map::{Behind, DiskState};
 use lunette_proto::node::Failure;
 
 use super::world::{Happening, MS, PARTITIONS, World};
-use crate::owner::Event;
+use crate::owner::{CatchUp, Event};
 
 impl World {
     pub(super) fn disconnect(&mut self, owner: usize, disk: DiskId, late: bool) {
@@ -64,11 +66,15 @@ impl World {
 
     pub(super) fn trouble(&mut self) {
         let disks: Vec<DiskId> = self.disks.keys().copied().collect();
-        let Some(disk) = self.rng.pick(&disks) else {
+        let catching_up: Vec<DiskId> =
+            disks.iter().copied().filter(|it| self.states[it] == DiskState::CatchingUp).collect();
+        let some = if catching_up.is_empty() || self.rng.chance(400) { &disks } else { &catching_up };
+        let Some(disk) = self.rng.pick(some) else {
             return;
         };
         let last = self.gateways.len() - 1;
-        match self.rng.below(16) {
+        // Disks that come and go need many comings and goings to be caught at a bad moment.
+        match self.rng.below(if self.removable { 22 } else { 16 }) {
             0..5 => self.disconnect(last, disk, true),
             5..7 => self.crash_disk(disk, false),
             7..9 => self.crash_disk(disk, true),
@@ -83,7 +89,7 @@ impl World {
                 self.at(wait, Happening::Takeover { paused: false });
             }
             12 => self.take_over(true),
-            13 if self.removable => self.remove(disk),
+            13 | 16.. if self.removable => self.remove(disk),
             14 if self.tight => {
                 for (model, _) in self.disks.values_mut() {
                     model.capacity = self.rng.between(0, 4) as usize;
@@ -109,6 +115,77 @@ impl World {
         }
         self.states.insert(disk, DiskState::Out);
         self.epoch.0 += 1;
+        let rows = self.pool.table.rows().filter(|(_, row)| row.contains(&disk));
+        let behind = Behind { partitions: rows.map(|(partition, _)| partition).collect(), since: self.epoch };
+        self.behind.insert(disk, Arc::new(behind));
+        self.tell_owners();
+        let soon = self.rng.chance(500);
+        let back = self.rng.between(0, if soon { 25 * MS } else { 150 * MS });
+        self.at(back, Happening::Return { disk });
+    }
+
+    /// The disk is brought up to date.
+    pub(super) fn bring_back(&mut self, disk: DiskId) {
+        if self.states[&disk] != DiskState::Out {
+            return;
+        }
+        self.states.insert(disk, DiskState::CatchingUp);
+        self.epoch.0 += 1;
+        if let Some(behind) = self.behind.get_mut(&disk) {
+            Arc::make_mut(behind).since = self.epoch;
+        }
+        self.tell_owners();
+        if !std::mem::replace(&mut self.watching, true) {
+            self.at(MS, Happening::Watch);
+        }
+    }
+
+    /// The control plane hears what the owner says of copies that do not count, and commits it a little later.
+    pub(super) fn watch(&mut self) {
+        self.watching = self.states.values().any(|state| *state == DiskState::CatchingUp);
+        if !self.watching {
+            return;
+        }
+        let generation = self.config.generation;
+        let said = match self.gateways.last() {
+            Some(gateway) if !gateway.dead => gateway.owner.catch_ups(),
+            _ => Vec::new(),
+        };
+        for mut said in said {
+            // Perhaps it has not heard of all of them.
+            if self.rng.chance(300) {
+                let some = said.ready.iter().filter(|_| self.rng.chance(500)).collect();
+                said.ready = some;
+            }
+            let wait = self.rng.between(0, 30 * MS);
+            self.at(wait, Happening::CaughtUp { generation, said });
+        }
+        let wait = self.rng.between(MS, 10 * MS);
+        self.at(wait, Happening::Watch);
+    }
+
+    pub(super) fn caught_up(&mut self, generation: Generation, said: &CatchUp) {
+        let Some(behind) = self.behind.get_mut(&said.disk) else { return };
+        let is_old = generation != self.config.generation || said.epoch < behind.since;
+        if is_old && !self.faults.believe_old_promises || self.states[&said.disk] != DiskState::CatchingUp {
+            return;
+        }
+        let news: Vec<_> = said.ready.iter().filter(|it| behind.partitions.contains(*it)).collect();
+        if news.is_empty() {
+            return;
+        }
+        for partition in news {
+            Arc::make_mut(behind).partitions.remove(partition);
+        }
+        if behind.partitions.is_empty() {
+            self.behind.remove(&said.disk);
+            self.states.insert(said.disk, DiskState::InSync);
+        }
+        self.epoch.0 += 1;
+        self.tell_owners();
+    }
+
+    fn tell_owners(&mut self) {
         for owner in 0..self.gateways.len() {
             let wait = self.rng.between(0, 20 * MS);
             // To an owner of before, the map says first of all that it is none any more.

@@ -7,14 +7,14 @@ use lunette_proto::ids::{
     ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Partition, PoolId, VolumeId,
 };
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
-use lunette_proto::map::{DiskState, FailureDomain, Pool, Redundancy, Stripe, Table};
+use lunette_proto::map::{Behind, DiskState, FailureDomain, Pool, Redundancy, Stripe, Table};
 use lunette_proto::node::{Failure, Reply, Request};
 
 use super::disk::ModelDisk;
 use super::rng::Rng;
 use crate::device::{Command, Outcome};
 use crate::layout::Layout;
-use crate::owner::{Action, Config, Event, Limits, Owner, Plant, PoolView, Standing, View};
+use crate::owner::{Action, CatchUp, Config, Event, Limits, Owner, Plant, PoolView, Standing, View};
 
 pub(super) const VOLUME: VolumeId = VolumeId(7);
 pub(super) const SECTOR: u64 = 512;
@@ -30,19 +30,57 @@ pub(super) const HEAL_MS: u64 = 20_000;
 pub(super) struct Faults {
     pub(super) planted: Option<Plant>,
     pub(super) forget_generation: bool,
+    /// The control plane believes what was said before a disk left.
+    pub(super) believe_old_promises: bool,
 }
 
 #[derive(Debug)]
 pub(super) enum Happening {
-    Deliver { owner: usize, disk: DiskId, conn: u64, tag: u64, request: Request },
-    Answer { owner: usize, disk: DiskId, conn: u64, tag: u64, reply: Reply },
-    Timer { owner: usize, at: u64 },
-    Map { owner: usize, event: Event },
+    Deliver {
+        owner: usize,
+        disk: DiskId,
+        conn: u64,
+        tag: u64,
+        request: Request,
+    },
+    Answer {
+        owner: usize,
+        disk: DiskId,
+        conn: u64,
+        tag: u64,
+        reply: Reply,
+    },
+    Timer {
+        owner: usize,
+        at: u64,
+    },
+    Map {
+        owner: usize,
+        event: Event,
+    },
     Submit,
     Trouble,
-    Connect { owner: usize, disk: DiskId },
-    Restart { disk: DiskId },
-    Takeover { paused: bool },
+    Connect {
+        owner: usize,
+        disk: DiskId,
+    },
+    Restart {
+        disk: DiskId,
+    },
+    Takeover {
+        paused: bool,
+    },
+    /// A disk that has left is there again.
+    Return {
+        disk: DiskId,
+    },
+    /// The control plane looks at what the owner says.
+    Watch,
+    /// It has committed what it saw.
+    CaughtUp {
+        generation: Generation,
+        said: CatchUp,
+    },
 }
 
 #[derive(Debug)]
@@ -77,6 +115,9 @@ pub(super) struct World {
     pub(super) agenda: BTreeMap<(u64, u64), Happening>,
     pub(super) disks: BTreeMap<DiskId, (ModelDisk, bool)>,
     pub(super) states: BTreeMap<DiskId, DiskState>,
+    pub(super) behind: BTreeMap<DiskId, Arc<Behind>>,
+    /// Whether the control plane looks at what is caught up.
+    pub(super) watching: bool,
     pub(super) pool: Pool,
     pub(super) epoch: Epoch,
     pub(super) size: u64,
@@ -159,6 +200,8 @@ impl World {
             order: 0,
             agenda: BTreeMap::new(),
             disks,
+            behind: BTreeMap::new(),
+            watching: false,
             states: (0..count).map(|id| (DiskId(id), DiskState::InSync)).collect(),
             pool,
             epoch: Epoch(1),
@@ -228,6 +271,10 @@ impl World {
                 ));
             }
             self.happen(what);
+            // A full disk may never be up to date.
+            if !self.healed && self.left == 0 && !self.behind.is_empty() && self.open().next().is_none() {
+                return Ok(());
+            }
         }
         match self.open().next() {
             Some(open) => self.fail(format!("command {open} was never answered")),
@@ -249,6 +296,7 @@ impl World {
             &self.pool,
             |extent: ExtentId, partitions| Partition((extent.index % u64::from(partitions)) as u32),
             |disk| Some(Standing { state: states[&disk], local: disk == near }),
+            |disk| self.behind.get(&disk).cloned(),
         );
         View { epoch: self.epoch, size_bytes: self.size, deleting: self.deleting, pool: Arc::new(pool) }
     }
@@ -369,6 +417,9 @@ impl World {
                 }
             }
             Happening::Takeover { paused } => self.take_over(paused),
+            Happening::Return { disk } => self.bring_back(disk),
+            Happening::Watch => self.watch(),
+            Happening::CaughtUp { generation, said } => self.caught_up(generation, &said),
         }
     }
 
@@ -407,7 +458,10 @@ impl World {
 
     pub(super) fn in_sync(&self, index: u64) -> Vec<DiskId> {
         let row = self.pool.table.row(Partition((index % u64::from(PARTITIONS)) as u32));
-        row.iter().copied().filter(|disk| self.states[disk] == DiskState::InSync).collect()
+        let partition = Partition((index % u64::from(PARTITIONS)) as u32);
+        let is_behind =
+            |disk: &DiskId| self.behind.get(disk).is_some_and(|behind| behind.partitions.contains(partition));
+        row.iter().copied().filter(|disk| !is_behind(disk)).collect()
     }
 
     pub(super) fn place(&self, address: u64) -> (ExtentId, u32) {
@@ -438,6 +492,9 @@ impl World {
         self.healed = true;
         for (model, _) in self.disks.values_mut() {
             model.capacity = usize::MAX;
+        }
+        for disk in self.disks.keys().copied().collect::<Vec<_>>() {
+            self.bring_back(disk);
         }
         // The last of the owners is the one that the control plane knows.
         if self.gateways.last().is_none_or(|it| it.dead || it.owner.is_over()) {

@@ -88,6 +88,7 @@ struct Applied {
 struct CachedPool {
     pool: map::Pool,
     standing: BTreeMap<DiskId, Standing>,
+    behind: BTreeMap<DiskId, Arc<map::Behind>>,
     view: Arc<PoolView>,
 }
 
@@ -327,13 +328,23 @@ impl Volumes {
             .collect();
         applied.pools.retain(|id, _| map.pools.contains_key(id));
         for pool in map.pools.values() {
-            if applied.pools.get(&pool.id).is_some_and(|it| it.pool == *pool && it.standing == standing) {
+            let of_pool = (pool.id, DiskId(0))..=(pool.id, DiskId(u32::MAX));
+            let behind: BTreeMap<_, _> =
+                map.behind.range(of_pool).map(|((_, disk), behind)| (*disk, Arc::clone(behind))).collect();
+            let is_same =
+                |it: &CachedPool| it.pool == *pool && it.standing == standing && it.behind == behind;
+            if applied.pools.get(&pool.id).is_some_and(is_same) {
                 continue;
             }
-            let view =
-                PoolView::new(pool, lunette_placement::partition_of, |disk| standing.get(&disk).copied());
-            let cached = CachedPool { pool: pool.clone(), standing: standing.clone(), view: Arc::new(view) };
-            applied.pools.insert(pool.id, cached);
+            let view = PoolView::new(
+                pool,
+                lunette_placement::partition_of,
+                |disk| standing.get(&disk).copied(),
+                |disk| behind.get(&disk).cloned(),
+            );
+            let (pool, standing) = (pool.clone(), standing.clone());
+            let cached = CachedPool { pool, standing, behind, view: Arc::new(view) };
+            applied.pools.insert(cached.pool.id, cached);
         }
     }
 
