@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lunette_proto::ids::{
-    ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, PoolId, Version, VolumeId,
+    ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Partition, PoolId, Version, VolumeId,
 };
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
-use lunette_proto::map::{DiskState, FailureDomain, Pool, Redundancy, Table};
+use lunette_proto::map::{Behind, DiskState, FailureDomain, Pool, Redundancy, Table};
 use lunette_proto::node::{Failure, ReplyBody, Request, RequestBody};
 
 use super::*;
@@ -19,6 +19,7 @@ use crate::sim::disk::ModelDisk;
 
 mod atomic;
 mod cache;
+mod catch_up;
 mod commands;
 
 const VOLUME: VolumeId = VolumeId(3);
@@ -54,11 +55,14 @@ fn view(states: &BTreeMap<DiskId, DiskState>, epoch: u64, size_bytes: u64, delet
         failure_domain: FailureDomain::Disk,
         table: Arc::new(Table::new(1, disks.len() as u8, disks)),
     };
+    // All that is on a disk which is not in sync is behind, as if it had left with the map of epoch 1.
+    let behind = Behind { partitions: [Partition(0)].into_iter().collect(), since: Epoch(1) };
+    let behind = Arc::new(behind);
     let pool = PoolView::new(
         &pool,
         lunette_placement::partition_of,
         |disk| Some(Standing { state: states[&disk], local: false }),
-        |_| None,
+        |disk| (states[&disk] != DiskState::InSync).then(|| Arc::clone(&behind)),
     );
     View { epoch: Epoch(epoch), size_bytes, deleting, pool: Arc::new(pool) }
 }
@@ -472,7 +476,7 @@ fn purges_a_deleted_volume() {
 #[test]
 fn messages_bear_the_map() {
     let mut rig = Rig::new(3, 512);
-    rig.states.insert(DiskId(0), DiskState::CatchingUp);
+    rig.states.insert(DiskId(0), DiskState::Out);
     rig.map();
     rig.sent.clear();
     assert!(rig.write(100 * u64::from(BLOCK_BYTES), 4096, 1).is_ok());

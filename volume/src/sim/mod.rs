@@ -119,14 +119,11 @@ finds! {
     finds_a_write_in_parts: planted(Plant::SplitAtomic);
     finds_reads_of_a_copy_that_is_behind: planted(Plant::ReadBehind);
     finds_changes_forgotten_while_away: planted(Plant::ForgetChanges);
-    finds_levelled_extents_forgotten: planted(Plant::ForgetLevelled);
     finds_missed_changes_forgotten: planted(Plant::ForgetMissed);
-    finds_lost_memory_of_a_copy_ignored: planted(Plant::IgnoreLostCopy);
     finds_promises_kept_from_before_it_left: planted(Plant::KeepPromises);
     finds_unacked_tails_kept: planted(Plant::KeepTails);
     finds_ready_before_levelled: planted(Plant::ReadyUnlevelled);
     finds_ready_before_looked_at: planted(Plant::ReadyUnlooked);
-    finds_ready_before_flushed: planted(Plant::ReadyUnflushed);
     finds_complete_while_behind: planted(Plant::CompleteTooEarly);
     finds_old_promises_believed: Faults { believe_old_promises: true, ..Faults::default() };
     finds_a_disk_that_forgets_generations: Faults { forget_generation: true, ..Faults::default() };

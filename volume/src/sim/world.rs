@@ -180,7 +180,7 @@ impl World {
                 dirty_max,
                 reconcile_max: 2,
                 hedge_ms: 15,
-                watermark_ms: 20,
+                watermark_ms: if rng.chance(300) { 250 } else { 20 },
                 survey_ms: None,
             },
         };
