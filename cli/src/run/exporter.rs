@@ -4,7 +4,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use lunette_control::api::cluster::report::Member;
@@ -23,10 +22,8 @@ use tokio::sync::watch;
 
 use super::keeper::{Done, Keeper};
 use super::ownership::Ownership;
+use super::reports::{catch_ups, complaint};
 use super::secrets::ClusterSecrets;
-
-/// A disk that is silent for longer is complained about; a connection that is made again is not.
-const UNREACHABLE_AFTER: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(crate) struct Exporter {
@@ -177,14 +174,14 @@ impl Attached for Reporter {
         self.exporter.apply(&map);
         let sessions =
             self.exporter.gateway.load().as_ref().map(|gateway| gateway.sessions()).unwrap_or_default();
-        let unreachable = self.exporter.volumes.unreachable().into_iter();
-        let unreachable = unreachable.filter(|disk| disk.lasting >= UNREACHABLE_AFTER);
+        let volumes = &self.exporter.volumes;
         Report {
             member: Some(Member::Gateway(GatewayReport {
                 gateway: self.id.0,
                 sessions: sessions.into_iter().map(session).collect(),
-                unreachable_disks: unreachable.map(|disk| disk.disk.0).collect(),
-                hopeless_blocks: self.exporter.volumes.hopeless_blocks(),
+                hopeless_blocks: volumes.hopeless_blocks(),
+                unreachable: volumes.unreachable().iter().map(complaint).collect(),
+                catch_ups: catch_ups(&map, volumes.catch_ups()),
             })),
         }
     }

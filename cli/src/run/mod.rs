@@ -2,7 +2,7 @@
 //! puts into one process.
 //!
 //! - [`node`], [`storage`], [`added`]: a storage node and its disks;
-//! - [`gateway`], [`exporter`], [`ownership`], [`secrets`]: a gateway that follows the map;
+//! - [`gateway`], [`exporter`], [`ownership`], [`secrets`], [`reports`]: a gateway that follows the map;
 //! - [`member`]: what both say to the control plane; [`stop`]: when to stop.
 
 pub(crate) mod added;
@@ -12,6 +12,7 @@ pub(crate) mod keeper;
 mod member;
 pub(crate) mod node;
 pub(crate) mod ownership;
+mod reports;
 pub(crate) mod secrets;
 pub(crate) mod stop;
 pub(crate) mod storage;

@@ -11,5 +11,7 @@ use std::time::Duration;
 
 /// Nodes and gateways report at least this often.
 pub const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// A disk that does not answer a gateway for longer is listed as unreachable; a connection that is made again is not.
+pub const UNREACHABLE_AFTER: Duration = Duration::from_secs(1);
 /// Silence after which a member counts as down, even if its stream is still open.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);

@@ -8,12 +8,12 @@
 //! that ends is proof of a death at once, for a killed process closes its sockets.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lunette_proto::ids::{DiskId, GatewayId, NodeId};
 use thiserror::Error;
 
-use super::SILENCE_MAX;
+use super::{SILENCE_MAX, UNREACHABLE_AFTER};
 use crate::api::cluster::{DiskReport, GatewayReport, NodeReport, SessionReport};
 
 /// A stream of reports; later ones have higher numbers.
@@ -133,8 +133,9 @@ impl Registry {
     /// Whether a gateway that is there gets no answers from a disk.
     #[must_use]
     pub fn is_suspected(&self, disk: DiskId, now: Instant) -> bool {
-        let mut up = self.gateways.values().filter(|presence| presence.is_up(now));
-        up.any(|presence| presence.report.unreachable_disks.contains(&disk.0))
+        let up = self.gateways.values().filter(|presence| presence.is_up(now));
+        up.flat_map(|presence| &presence.report.unreachable)
+            .any(|it| it.disk == disk.0 && Duration::from_millis(it.lasting_ms) >= UNREACHABLE_AFTER)
     }
 
     /// Damaged blocks without a good copy, by the gateways that are there.
@@ -172,6 +173,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::api::cluster::UnreachableDisk;
 
     const NODE: NodeId = NodeId(1);
     const GATEWAY: GatewayId = GatewayId(1);
@@ -205,11 +207,12 @@ mod tests {
         let now = Instant::now();
         let (old, new) = (registry.open(), registry.open());
         let session = SessionReport { tsih: 7, ..SessionReport::default() };
+        let unreachable = UnreachableDisk { disk: 4, lasting_ms: 1000, ..UnreachableDisk::default() };
         let report = |sessions: Vec<SessionReport>| GatewayReport {
             gateway: 1,
             sessions,
-            unreachable_disks: vec![4],
-            hopeless_blocks: 0,
+            unreachable: vec![unreachable],
+            ..GatewayReport::default()
         };
         registry.gateway_report(old, GATEWAY, report(vec![session]), now).expect("first");
         assert_eq!(registry.sessions(now).count(), 1);

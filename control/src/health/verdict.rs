@@ -265,7 +265,7 @@ mod tests {
     use lunette_proto::map::{FailureDomain, Redundancy, Table};
 
     use super::*;
-    use crate::api::cluster::{DiskReport, GatewayReport, NodeReport};
+    use crate::api::cluster::{DiskReport, GatewayReport, NodeReport, UnreachableDisk};
     use crate::state::{Command, NewDisk, State};
 
     /// Three nodes with a disk each, a pool with an exported volume, a gateway.
@@ -309,7 +309,7 @@ mod tests {
     }
 
     /// Everybody reports, disk `failed` (0: none) as failed, the gateway not reaching `unreachable`.
-    fn everybody(now: Instant, failed: u32, unreachable: &[u32]) -> Registry {
+    fn everybody(now: Instant, failed: u32, unreachable_disks: &[u32]) -> Registry {
         let mut registry = Registry::default();
         for node in 1..=3 {
             let disk = DiskReport { disk: node, failed: node == failed, ..DiskReport::default() };
@@ -318,8 +318,10 @@ mod tests {
             registry.node_report(stream, NodeId(node), report, now).expect("new");
         }
         let stream = registry.open();
-        let unreachable_disks = unreachable.to_vec();
-        let report = GatewayReport { gateway: 1, unreachable_disks, ..GatewayReport::default() };
+        let unreachable =
+            |disk: &u32| UnreachableDisk { disk: *disk, lasting_ms: 1000, ..Default::default() };
+        let unreachable = unreachable_disks.iter().map(unreachable).collect();
+        let report = GatewayReport { gateway: 1, unreachable, ..GatewayReport::default() };
         registry.gateway_report(stream, GatewayId(1), report, now).expect("new");
         registry
     }

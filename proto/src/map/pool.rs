@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{DiskId, Epoch, Partition, PoolId};
+use crate::limits::PARTITIONS_MAX;
 
 /// A redundancy policy over a set of disks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +127,13 @@ impl Table {
 
 /// Some of a pool's partitions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Words")]
 pub struct Partitions(Vec<u64>);
+
+/// A set of partitions as it was received.
+#[derive(Deserialize)]
+#[serde(rename = "Partitions")]
+struct Words(Vec<u64>);
 
 impl Partitions {
     /// Whether it is one of them.
@@ -177,6 +184,58 @@ impl Partitions {
                 .filter(move |bit| bits >> bit & 1 == 1)
                 .map(move |bit| Partition(word * u64::BITS + bit))
         })
+    }
+}
+
+impl Partitions {
+    /// Those that are in both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        Self::trimmed(self.0.iter().zip(&other.0).map(|(one, other)| one & other).collect())
+    }
+
+    /// Those that are not in the other.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Self {
+        let others = other.0.iter().copied().chain(std::iter::repeat(0));
+        Self::trimmed(self.0.iter().zip(others).map(|(one, other)| one & !other).collect())
+    }
+
+    /// As a bitmap of little-endian words.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|bits| bits.to_le_bytes()).collect()
+    }
+
+    /// From [`to_bytes`](Self::to_bytes); `None` for what cannot be that, or names partitions beyond
+    /// [`PARTITIONS_MAX`](crate::limits::PARTITIONS_MAX).
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (words, []) = bytes.as_chunks() else { return None };
+        if words.len() > WORDS_MAX {
+            return None;
+        }
+        Self::try_from(Words(words.iter().map(|word| u64::from_le_bytes(*word)).collect())).ok()
+    }
+
+    fn trimmed(mut words: Vec<u64>) -> Self {
+        while words.last() == Some(&0) {
+            words.pop();
+        }
+        Self(words)
+    }
+}
+
+const WORDS_MAX: usize = PARTITIONS_MAX.div_ceil(u64::BITS) as usize;
+
+impl TryFrom<Words> for Partitions {
+    type Error = &'static str;
+
+    fn try_from(Words(words): Words) -> Result<Self, Self::Error> {
+        if words.len() > WORDS_MAX || words.last() == Some(&0) {
+            return Err("a set of partitions has no zeros at its end, and none beyond the largest pool's");
+        }
+        Ok(Self(words))
     }
 }
 
@@ -243,6 +302,38 @@ mod tests {
             set.remove(Partition(partition));
         }
         assert_eq!((set.is_empty(), set), (true, Partitions::default()));
+    }
+
+    /// Guards sets from outside: what is sent arrives, the same set in another spelling and what no pool can have do not.
+    #[test]
+    fn sets_of_partitions_are_checked_on_arrival() {
+        let set: Partitions = [0, 9, 64].map(Partition).into_iter().collect();
+        let bytes = set.to_bytes();
+        assert_eq!(bytes, [1, 2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Partitions::from_bytes(&bytes), Some(set.clone()));
+        assert_eq!(Partitions::from_bytes(&[]), Some(Partitions::default()));
+        let last: Partitions = [Partition(PARTITIONS_MAX - 1)].into_iter().collect();
+        assert_eq!(Partitions::from_bytes(&last.to_bytes()), Some(last));
+        let beyond: Partitions = [Partition(PARTITIONS_MAX)].into_iter().collect();
+        for wrong in [&bytes[..9], &[0; 8], &[&bytes[..], &[0; 8]].concat(), &beyond.to_bytes()] {
+            assert_eq!(Partitions::from_bytes(wrong), None, "{} bytes", wrong.len());
+        }
+        let encode = |words: Vec<u64>| postcard::to_allocvec(&words).unwrap();
+        assert_eq!(postcard::from_bytes(&encode(vec![0x201, 1])), Ok(set));
+        assert!(postcard::from_bytes::<Partitions>(&encode(vec![1, 0])).is_err());
+        assert!(postcard::from_bytes::<Partitions>(&encode(vec![1; 1025])).is_err());
+    }
+
+    /// Guards what is made of two sets: equal to the set that is made of their elements.
+    #[test]
+    fn two_sets_of_partitions() {
+        let set = |them: &[u32]| them.iter().copied().map(Partition).collect::<Partitions>();
+        let (one, other) = (set(&[1, 70, 200]), set(&[1, 2, 200, 900]));
+        assert_eq!(one.intersection(&other), set(&[1, 200]));
+        assert_eq!(one.difference(&other), set(&[70]));
+        assert_eq!(other.difference(&one), set(&[2, 900]));
+        assert_eq!(one.difference(&one), Partitions::default());
+        assert_eq!(set(&[1, 70]).intersection(&set(&[1, 71])), set(&[1]));
     }
 
     /// Guards against a damaged table: a shape that lookups could not index is refused on arrival.
