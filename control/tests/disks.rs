@@ -210,7 +210,9 @@ async fn wishes_survive() {
 /// Guards against a disk that its node cannot open and that is listed as if it served.
 #[tokio::test]
 async fn what_the_node_cannot_open() {
-    let plane = Plane::with_pool().await;
+    // In no pool: it would leave otherwise.
+    let plane = Plane::new().await;
+    plane.plane().register_node(PATIENCE, &support::node(1)).await.expect("registers");
     let node = Node::new();
     let attachment = attached(&plane, &node).await;
     *node.0.lock() =

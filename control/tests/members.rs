@@ -9,7 +9,8 @@ use lunette_control::api::admin::status_response::Health;
 use lunette_control::api::admin::*;
 use lunette_control::api::cluster::map_update::Update;
 use lunette_control::api::cluster::{
-    NodeReport, Report, TakeOwnershipRequest, VolumePurgedRequest, WatchMapRequest, report,
+    CatchUpReport, GatewayReport, NodeReport, Report, TakeOwnershipRequest, VolumePurgedRequest,
+    WatchMapRequest, report,
 };
 use lunette_control::client::{Attachment, MapWatcher};
 use lunette_proto::ids::{Epoch, VolumeId};
@@ -180,16 +181,21 @@ async fn health() {
     // The stream's end is proof: no three seconds of silence.
     attached.pop().expect("three").stop().await;
     let down = status(&mut plane, |status| !status.nodes[2].up).await;
-    assert_eq!(down.health(), Health::Unavailable);
-    assert!(down.reasons[0].contains("wait for disk-3 (unreachable) (1 volumes)"), "{:?}", down.reasons);
+    assert_eq!(down.health(), Health::Degraded, "two copies of three answer");
+    assert!(down.reasons[0].contains("wait until disk-3 (unreachable)"), "{:?}", down.reasons);
     assert_eq!(down.disks[2].state, "unreachable");
     attached.push(Attachment::start(plane.plane(), Arc::clone(&nodes[2]) as Arc<_>));
     status(&mut plane, |status| status.health() == Health::Healthy).await;
 
     *nodes[0].failed.lock() = true;
     attached[0].report_now();
-    let failed = status(&mut plane, |status| status.health() == Health::Unavailable).await;
+    let failed = status(&mut plane, |status| status.pools[0].degraded_partitions == 64).await;
     assert_eq!(failed.disks[0].state, "failed");
+    assert_eq!(failed.health(), Health::Degraded);
+    let lack =
+        "pool default: 64 of 64 partitions have fewer than 3 copies in sync, at least 2 each".to_owned();
+    assert_eq!(failed.reasons, [lack, "disk-1 of node node1 has failed".to_owned()]);
+    // Nobody has written, so there is nothing to catch up with.
     *nodes[0].failed.lock() = false;
     status(&mut plane, |status| status.health() == Health::Healthy).await;
     gateway.stop().await;
@@ -242,7 +248,8 @@ async fn sessions() {
 #[tokio::test]
 async fn stubborn_gateway() {
     let mut plane = Plane::with_pool().await;
-    let gateway = Arc::new(FakeGateway { sessions: vec![session(1)].into(), stubborn: true });
+    let gateway =
+        Arc::new(FakeGateway { sessions: vec![session(1)].into(), stubborn: true, ..FakeGateway::default() });
     let attachment = Attachment::start(plane.plane(), gateway);
     status(&mut plane, |status| status.sessions == 1).await;
     let kick = plane.admin.sessions.kick(KickSessionRequest { id: "gw1/1".into() }).await;
@@ -257,10 +264,19 @@ async fn stubborn_gateway() {
 async fn reports_are_checked() {
     let plane = Plane::with_pool().await;
     let node = |node| Report { member: Some(report::Member::Node(NodeReport { node, disks: vec![] })) };
+    let copies = |ready: &[u8]| {
+        let ready = ready.to_vec().into();
+        let catch_ups = vec![CatchUpReport { pool: 1, disk: 1, ready, ..CatchUpReport::default() }];
+        let report = GatewayReport { gateway: 1, catch_ups, ..GatewayReport::default() };
+        Report { member: Some(report::Member::Gateway(report)) }
+    };
     let cases = [
         (vec![Report { member: None }], "MEMBER_MISSING"),
         (vec![node(9)], "NOT_REGISTERED"),
         (vec![node(1), node(2)], "MEMBER_CHANGED"),
+        (vec![copies(&[1])], "PARTITIONS_MALFORMED"),
+        (vec![copies(&[0; 8])], "PARTITIONS_MALFORMED"),
+        (vec![copies(&[1; 8200])], "PARTITIONS_MALFORMED"),
     ];
     for (reports, want) in cases {
         // The stream stays open behind the reports: it is the server that ends it.

@@ -68,8 +68,53 @@ pub(super) fn table(disks: &[Answer]) -> Table {
             disk.weight.to_string(),
             disk.kind.clone(),
             disk.label.clone(),
-            disk.reason.clone(),
+            reason(disk),
         ]);
     }
     table
+}
+
+/// Why a disk is in its state, and how far it is on its way out of it.
+fn reason(disk: &Answer) -> String {
+    let mut reasons = Vec::from_iter((!disk.reason.is_empty()).then(|| disk.reason.clone()));
+    if let Some(catch_up) = &disk.catch_up {
+        reasons.push(format!("{} of {} partitions behind", catch_up.behind_partitions, catch_up.partitions));
+        if catch_up.checked_extents > 0 || catch_up.waiting_extents > 0 {
+            reasons.push(format!(
+                "{} extents looked at, {} to go, {} copied",
+                catch_up.checked_extents,
+                catch_up.waiting_extents,
+                human(catch_up.copied_bytes)
+            ));
+        }
+        reasons.extend(catch_up.left_ms.map(|left| format!("{} left", scrub::time(left))));
+    }
+    reasons.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use lunette_control::api::admin::CatchUp;
+
+    use super::*;
+
+    #[test]
+    fn progress_is_told_in_words() {
+        // Guards what operators read of a disk that is out, or on its way back.
+        let out = CatchUp { behind_partitions: 4, partitions: 4, ..CatchUp::default() };
+        let back = CatchUp {
+            behind_partitions: 2,
+            partitions: 4096,
+            checked_extents: 30,
+            waiting_extents: 10,
+            copied_bytes: 3 << 20,
+            left_ms: Some(61_000),
+        };
+        let disk = |reason: &str, catch_up| Answer { reason: reason.into(), catch_up, ..Answer::default() };
+        assert_eq!(reason(&disk("", None)), "");
+        assert_eq!(reason(&disk("it broke", Some(out))), "it broke, 4 of 4 partitions behind");
+        let text = reason(&disk("", Some(back)));
+        assert!(text.starts_with("2 of 4096 partitions behind, 30 extents looked at, 10 to go, 3"), "{text}");
+        assert!(text.ends_with("MiB copied, 1m01s left"), "{text}");
+    }
 }

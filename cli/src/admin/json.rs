@@ -3,8 +3,8 @@
 
 use lunette_control::api::admin::status_response::Health;
 use lunette_control::api::admin::{
-    ControlStatus, DiscoveryChap, Disk, Gateway, Lun, Node, Pool, Scrub, Session, StatusResponse, Target,
-    Volume,
+    CatchUp, ControlStatus, DiscoveryChap, Disk, Gateway, Lun, Node, Pool, Scrub, Session, StatusResponse,
+    Target, Volume,
 };
 use serde_json::{Value, json};
 
@@ -21,6 +21,7 @@ pub(super) fn node(node: &Node) -> Value {
     json!({
         "id": node.id, "name": node.name, "address": node.address, "host": node.host,
         "rack": some(&node.rack), "zone": some(&node.zone), "up": node.up, "disks": node.disks,
+        "disks_out": node.disks_out, "disks_catching_up": node.disks_catching_up,
     })
 }
 
@@ -49,6 +50,15 @@ pub(super) fn disk(disk: &Disk) -> Value {
         "capacity_bytes": disk.capacity_bytes, "used_bytes": disk.used_bytes, "weight": disk.weight,
         "path": disk.label, "kind": some(&disk.kind), "reason": some(&disk.reason),
         "scrub": disk.scrub.as_ref().map(scrub),
+        "catch_up": disk.catch_up.as_ref().map(catch_up),
+    })
+}
+
+fn catch_up(catch_up: &CatchUp) -> Value {
+    json!({
+        "behind_partitions": catch_up.behind_partitions, "partitions": catch_up.partitions,
+        "checked_extents": catch_up.checked_extents, "waiting_extents": catch_up.waiting_extents,
+        "copied_bytes": catch_up.copied_bytes, "left_ms": catch_up.left_ms,
     })
 }
 
@@ -69,6 +79,7 @@ pub(super) fn pool(pool: &Pool) -> Value {
         "failure_domain": pool.failure_domain, "partitions": pool.partitions,
         "table_version": pool.table_version, "disks": pool.disks, "volumes": pool.volumes,
         "usable_bytes": pool.usable_bytes, "provisioned_bytes": pool.provisioned_bytes,
+        "degraded_partitions": pool.degraded_partitions,
     })
 }
 

@@ -14,7 +14,8 @@ pub(super) async fn list(connection: &Connection, format: Format) -> Result<()> 
 }
 
 pub(super) fn table(nodes: &[Node]) -> Table {
-    let mut table = Table::new(&["NODE", "STATE", "ADDRESS", "HOST", "RACK", "ZONE", ">DISKS"]);
+    let mut table =
+        Table::new(&["NODE", "STATE", "ADDRESS", "HOST", "RACK", "ZONE", ">DISKS", ">OUT", ">CATCHING-UP"]);
     for node in nodes {
         table.row([
             node.name.clone(),
@@ -24,6 +25,8 @@ pub(super) fn table(nodes: &[Node]) -> Table {
             node.rack.clone(),
             node.zone.clone(),
             node.disks.len().to_string(),
+            node.disks_out.to_string(),
+            node.disks_catching_up.to_string(),
         ]);
     }
     table

@@ -119,7 +119,7 @@ fn rate(scrub: &Scrub) -> String {
 }
 
 /// A time in the two units that fit.
-fn time(ms: u64) -> String {
+pub(super) fn time(ms: u64) -> String {
     let seconds = ms.div_ceil(1000);
     match seconds {
         0..60 => format!("{seconds}s"),

@@ -1,4 +1,4 @@
-//! A member's stream to the control plane: a report twice a second and whenever one is asked for,
+//! A member's stream to the control plane: a report several times a second and whenever one is asked for,
 //! orders carried out, reconnected for as long as the member lives.
 
 use std::sync::Arc;
@@ -13,8 +13,9 @@ use tonic::{Status, Streaming};
 
 use super::{Backoff, ControlPlane};
 use crate::api::cluster::order::Order as Kind;
+use crate::api::cluster::report::Member;
 use crate::api::cluster::{Order, Report};
-use crate::health::REPORT_INTERVAL;
+use crate::health::{GATEWAY_REPORT_INTERVAL, NODE_REPORT_INTERVAL};
 
 /// Reports that may wait to be sent; when the control plane takes none, later ones are left out.
 const REPORTS_MAX: usize = 4;
@@ -107,13 +108,18 @@ async fn attach_once(
 ) -> Status {
     let (reports, stream) = mpsc::channel(REPORTS_MAX);
     // The first report goes with the request.
-    let _ = reports.try_send(member.report());
+    let first = member.report();
+    let every = match first.member {
+        Some(Member::Node(_)) => NODE_REPORT_INTERVAL,
+        Some(Member::Gateway(_)) | None => GATEWAY_REPORT_INTERVAL,
+    };
+    let _ = reports.try_send(first);
     let mut orders: Streaming<Order> = match control.members().attach(ReceiverStream::new(stream)).await {
         Ok(orders) => orders.into_inner(),
         Err(status) => return status,
     };
     *backoff = Backoff::default();
-    let mut ticks = interval(REPORT_INTERVAL);
+    let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {

@@ -42,8 +42,8 @@ pub enum WatchError {
         /// Whose map came.
         got: ClusterId,
     },
-    /// A pool's table does not have the pool's shape.
-    #[error("a map whose pool {0:?} does not hold together")]
+    /// A pool's table does not have the pool's shape, or copies are spoken of that there are not.
+    #[error("a map that does not hold together: {0}")]
     Unsound(String),
 }
 
@@ -110,7 +110,11 @@ impl Follower {
         let mut map = ClusterMap::clone(&self.map);
         delta.apply(&mut map)?;
         // To check every table at every step would cost more than the step.
-        if delta.changes.iter().any(|change| matches!(change, Change::PutPool(_))) {
+        let concerns_copies = |change: &Change| {
+            use Change::{PutBehind, PutDisk, PutPool, RemoveBehind};
+            matches!(change, PutPool(_) | PutDisk(_) | PutBehind(..) | RemoveBehind(..))
+        };
+        if delta.changes.iter().any(concerns_copies) {
             check_map(&map).map_err(WatchError::Unsound)?;
         }
         Ok(map)
@@ -119,8 +123,8 @@ impl Follower {
 
 #[cfg(test)]
 mod tests {
-    use lunette_proto::ids::DiskId;
-    use lunette_proto::map::{FailureDomain, Pool, Redundancy, Table};
+    use lunette_proto::ids::{DiskId, Partition, PoolId};
+    use lunette_proto::map::{Behind, FailureDomain, Partitions, Pool, Redundancy, Table};
 
     use super::*;
     use crate::state::{Command, State};
@@ -186,14 +190,18 @@ mod tests {
         let refused = WatchError::OtherCluster { want: ClusterId(1), got: ClusterId(2) };
         assert_eq!(follower.take(whole(&other)), Err(refused));
         let pool = Pool {
-            id: lunette_proto::ids::PoolId(1),
+            id: PoolId(1),
             name: "p".into(),
             redundancy: Redundancy::replicated(2),
             failure_domain: FailureDomain::Disk,
             table: Arc::new(Table::new(1, 1, vec![DiskId(1)])),
         };
         let unsound = MapDelta { epoch: Epoch(2), changes: vec![Change::PutPool(pool)] };
-        assert_eq!(follower.take(delta(&unsound)), Err(WatchError::Unsound("p".into())));
+        assert_eq!(follower.take(delta(&unsound)), Err(WatchError::Unsound("pool \"p\"".into())));
+        let nobodys = Behind { partitions: Partitions::from_iter([Partition(0)]), since: Epoch(1) };
+        let behind = Change::PutBehind(PoolId(1), DiskId(1), Arc::new(nobodys));
+        let unsound = MapDelta { epoch: Epoch(2), changes: vec![behind] };
+        assert_eq!(follower.take(delta(&unsound)), Err(WatchError::Unsound("disk-1".into())));
         assert_eq!(*follower.map(), before);
     }
 }

@@ -4,17 +4,22 @@
 //! absent --first report--> up --stream ends, or 3 s of silence--> down --report--> up
 //! ```
 //!
+//! Who has never reported to this leader is absent, which is no proof of anything: he may be about to.
+//!
 //! A member speaks on one stream at a time: the newest counts, and an older one is told so. A stream
 //! that ends is proof of a death at once, for a killed process closes its sockets.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lunette_proto::ids::{DiskId, GatewayId, NodeId};
+use lunette_proto::ids::{DiskId, Epoch, GatewayId, Generation, NodeId, PoolId, VolumeId};
+use lunette_proto::map::Partitions;
 use thiserror::Error;
 
+use super::pace::Pace;
 use super::{SILENCE_MAX, UNREACHABLE_AFTER};
-use crate::api::cluster::{DiskReport, GatewayReport, NodeReport, SessionReport};
+use crate::api::cluster::unreachable_disk::Trouble;
+use crate::api::cluster::{CatchUpReport, DiskReport, GatewayReport, NodeReport, SessionReport};
 
 /// A stream of reports; later ones have higher numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,12 +39,65 @@ pub enum Member {
 #[error("this member reports on a newer stream")]
 pub struct Replaced;
 
+/// How a node is heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hearing {
+    /// It has not reported to this leader yet.
+    Absent,
+    /// Its stream has ended.
+    Ended,
+    /// Its stream is open.
+    Open {
+        /// When it has reported last.
+        heard: Instant,
+    },
+}
+
+/// What a gateway that is there says of a disk that does not answer it.
+#[derive(Clone, Copy, Debug)]
+pub struct Complaint {
+    /// Who.
+    pub gateway: GatewayId,
+    /// Of which disk.
+    pub disk: DiskId,
+    /// Since when.
+    pub since: Instant,
+    /// Why.
+    pub trouble: Trouble,
+}
+
+/// What the owners at one gateway said last of a disk's copies of a pool, whether the gateway is still there or not.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    /// Under which map, at least.
+    pub epoch: Epoch,
+    /// Which owners.
+    pub volumes: BTreeMap<VolumeId, Generation>,
+    /// What is equal in all these volumes.
+    pub ready: Partitions,
+}
+
+/// How far a disk is brought up to date, by all gateways that are there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CatchingUp {
+    /// Extents that are known to need a look, and have not had it.
+    pub waiting_extents: u64,
+    /// Extents that were looked at.
+    pub checked_extents: u64,
+    /// Bytes that were copied.
+    pub copied_bytes: u64,
+    /// Time that the waiting ones will take at the rate seen; `None`: there is none yet.
+    pub left: Option<Duration>,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Registry {
     nodes: BTreeMap<NodeId, Presence<NodeReport>>,
     gateways: BTreeMap<GatewayId, Presence<GatewayReport>>,
     streams: u64,
+    /// How fast the disks catch up that do.
+    paces: BTreeMap<DiskId, Pace>,
 }
 
 #[derive(Debug)]
@@ -84,7 +142,15 @@ impl Registry {
         report: GatewayReport,
         now: Instant,
     ) -> Result<(), Replaced> {
-        put(&mut self.gateways, id, stream, report, now)
+        put(&mut self.gateways, id, stream, report, now)?;
+        self.measure(now);
+        Ok(())
+    }
+
+    /// Nothing is known of who speaks on a stream any more: it ended for a reason of this member's.
+    pub fn forget(&mut self, stream: StreamId) {
+        self.nodes.retain(|_, presence| presence.stream != stream);
+        self.gateways.retain(|_, presence| presence.stream != stream);
     }
 
     /// A stream has ended.
@@ -94,6 +160,75 @@ impl Registry {
         }
         for presence in self.gateways.values_mut().filter(|presence| presence.stream == stream) {
             presence.open = false;
+        }
+    }
+
+    /// How a node is heard.
+    #[must_use]
+    pub fn hearing(&self, node: NodeId) -> Hearing {
+        match self.nodes.get(&node) {
+            None => Hearing::Absent,
+            Some(presence) if !presence.open => Hearing::Ended,
+            Some(presence) => Hearing::Open { heard: presence.heard },
+        }
+    }
+
+    /// Gateways that are there.
+    pub fn gateways_up(&self, now: Instant) -> impl Iterator<Item = GatewayId> {
+        self.gateways.iter().filter(move |(_, presence)| presence.is_up(now)).map(|(id, _)| *id)
+    }
+
+    /// What gateways that are there say of disks that do not answer.
+    pub fn complaints(&self, now: Instant) -> impl Iterator<Item = Complaint> {
+        let up = self.gateways.iter().filter(move |(_, presence)| presence.is_up(now));
+        up.flat_map(|(gateway, presence)| {
+            presence.report.unreachable.iter().map(move |it| Complaint {
+                gateway: *gateway,
+                disk: DiskId(it.disk),
+                // A clock that began later than that knows no earlier moment.
+                since: presence
+                    .heard
+                    .checked_sub(Duration::from_millis(it.lasting_ms))
+                    .unwrap_or(presence.heard),
+                trouble: it.trouble(),
+            })
+        })
+    }
+
+    /// What the owners at a gateway said last of the copies of a pool on a disk.
+    #[must_use]
+    pub fn said_of(&self, gateway: GatewayId, pool: PoolId, disk: DiskId) -> Option<Said> {
+        let reports = &self.gateways.get(&gateway)?.report.catch_ups;
+        let report = reports.iter().find(|report| (report.pool, report.disk) == (pool.0, disk.0))?;
+        let volumes = report.volumes.iter().map(|it| (VolumeId(it.volume), Generation(it.generation)));
+        Some(Said {
+            epoch: Epoch(report.epoch),
+            volumes: volumes.collect(),
+            ready: Partitions::from_bytes(&report.ready)?,
+        })
+    }
+
+    /// How far a disk is brought up to date; `None`: nobody that is there does it.
+    #[must_use]
+    pub fn catching_up(&self, disk: DiskId, now: Instant) -> Option<CatchingUp> {
+        let up = self.gateways.values().filter(|presence| presence.is_up(now));
+        let reports = up.flat_map(|presence| &presence.report.catch_ups);
+        let mut all = sum(reports.filter(|report| report.disk == disk.0))?;
+        all.left = self.paces.get(&disk).and_then(|pace| pace.left(all.waiting_extents));
+        Some(all)
+    }
+
+    /// Follows how fast disks catch up.
+    fn measure(&mut self, now: Instant) {
+        let reports = self.gateways.values().flat_map(|presence| &presence.report.catch_ups);
+        let mut checked: BTreeMap<DiskId, u64> = BTreeMap::new();
+        for report in reports {
+            let sum = checked.entry(DiskId(report.disk)).or_default();
+            *sum = sum.saturating_add(report.checked_extents);
+        }
+        self.paces.retain(|disk, _| checked.contains_key(disk));
+        for (disk, checked) in checked {
+            self.paces.entry(disk).or_default().see(now, checked);
         }
     }
 
@@ -152,6 +287,16 @@ impl Registry {
     }
 }
 
+fn sum<'a>(reports: impl Iterator<Item = &'a CatchUpReport>) -> Option<CatchingUp> {
+    let add = |all: CatchingUp, report: &CatchUpReport| CatchingUp {
+        waiting_extents: all.waiting_extents.saturating_add(report.waiting_extents),
+        checked_extents: all.checked_extents.saturating_add(report.checked_extents),
+        copied_bytes: all.copied_bytes.saturating_add(report.copied_bytes),
+        left: None,
+    };
+    reports.fold(None, |all, report| Some(add(all.unwrap_or_default(), report)))
+}
+
 fn put<K: Ord, R>(
     members: &mut BTreeMap<K, Presence<R>>,
     id: K,
@@ -198,6 +343,39 @@ mod tests {
         let again = registry.open();
         registry.node_report(again, NODE, node_report(), start).expect("newer");
         assert!(registry.is_up(Member::Node(NODE), start));
+    }
+
+    /// Guards the estimate of the time left: from the extents looked at by all gateways, of those that wait.
+    #[test]
+    fn pace_of_a_disk() {
+        let mut registry = Registry::default();
+        let start = Instant::now();
+        let (one, other) = (registry.open(), registry.open());
+        let report = |gateway, checked_extents, waiting_extents| {
+            let catch_up = CatchUpReport {
+                pool: 1,
+                disk: 4,
+                checked_extents,
+                waiting_extents,
+                ..CatchUpReport::default()
+            };
+            GatewayReport { gateway, catch_ups: vec![catch_up], ..GatewayReport::default() }
+        };
+        assert_eq!(registry.catching_up(DiskId(4), start), None);
+        registry.gateway_report(other, GatewayId(2), report(2, 1000, 20), start).expect("new");
+        let mut now = start;
+        for second in 0..30 {
+            now = start + Duration::from_secs(second);
+            registry.gateway_report(other, GatewayId(2), report(2, 1000, 20), now).expect("again");
+            registry.gateway_report(one, GATEWAY, report(1, 10 * second, 380), now).expect("again");
+        }
+        let all = registry.catching_up(DiskId(4), now).expect("it catches up");
+        assert_eq!((all.waiting_extents, all.checked_extents), (400, 1290));
+        let left = all.left.expect("a rate was seen").as_secs();
+        assert!((38..=50).contains(&left), "400 extents at 10 per second take {left} s");
+        registry.close(other);
+        assert_eq!(registry.catching_up(DiskId(4), now).expect("one is left").waiting_extents, 380);
+        assert_eq!(registry.catching_up(DiskId(5), now), None);
     }
 
     /// Guards a restarted member: its old stream, still lingering, says and ends nothing any more.

@@ -1,9 +1,9 @@
 //! Healthy, degraded or unavailable, and why, in plain words: a pure function of the map and of what
 //! members said.
 //!
-//! A member of an in-sync set that does not answer is not evicted in this version: the writes of its
-//! partitions wait until it is back. So a disk that is out of reach makes the volumes of its pool
-//! unavailable, and the reason says so.
+//! A disk that does not answer leaves the in-sync sets, and what is left serves; until then the writes of its partitions wait.
+//! It stays where fewer than `min_size` copies would be left: these partitions take no writes until it is back, which is what
+//! is unavailable.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -81,14 +81,16 @@ impl fmt::Display for Condition {
 /// How a disk is.
 #[must_use]
 pub fn condition(registry: &Registry, disk: &Disk, now: Instant) -> Condition {
-    if disk.state == DiskState::Out {
-        return Condition::Out;
-    }
     let report = registry.disk(disk.node, disk.id);
+    let is_up = registry.is_up(Member::Node(disk.node), now);
     if report.is_some_and(|report| report.failed) {
         return Condition::Failed;
     }
-    if !registry.is_up(Member::Node(disk.node), now) || registry.is_suspected(disk.id, now) {
+    if disk.state == DiskState::Out {
+        let is_refused = is_up && report.is_some_and(|report| report.refused);
+        return if is_refused { Condition::Refused } else { Condition::Out };
+    }
+    if !is_up || registry.is_suspected(disk.id, now) {
         return Condition::Unreachable;
     }
     match report {
@@ -133,8 +135,10 @@ pub fn judge(map: &ClusterMap, registry: &Registry, now: Instant) -> Verdict {
             Condition::Failed => format!("{id} of node {node} has failed{}", because(registry, disk)),
             Condition::Refused => format!("{id} of node {node} cannot be opened{}", because(registry, disk)),
             Condition::Adding => format!("{id} of node {node} is being added"),
-            Condition::CatchingUp => format!("{id} of node {node} is catching up"),
-            Condition::Out => format!("{id} of node {node} is out"),
+            Condition::CatchingUp => {
+                format!("{id} of node {node} is catching up{}", progress(map, registry, *id, now))
+            }
+            Condition::Out => format!("{id} of node {node} is out{}", because(registry, disk)),
         };
         findings.push((Health::Degraded, text));
     }
@@ -189,35 +193,48 @@ fn judge_pool(
     // What a pool without volumes does not serve, nobody misses.
     let severity = if volumes > 0 { Health::Unavailable } else { Health::Degraded };
     let min_size = usize::from(pool.redundancy.min_size());
-    let (mut waiting, mut short) = (0u32, 0u32);
+    let width = pool.table.width();
+    let (mut short, mut waiting, mut lacking, mut fewest) = (0u32, 0u32, 0u32, usize::from(width));
     let mut waited_for: BTreeMap<DiskId, Condition> = BTreeMap::new();
-    for (_, row) in pool.table.rows() {
-        let in_sync =
-            |disk: &&DiskId| map.disks.get(disk).is_some_and(|disk| disk.state == DiskState::InSync);
-        let mut waits = false;
-        for disk in row.iter().filter(in_sync) {
+    for (partition, row) in pool.table.rows() {
+        let in_sync = || row.iter().filter(|disk| map.is_in_sync(pool.id, **disk, partition));
+        let mut silent = 0;
+        for disk in in_sync() {
             let condition = conditions.get(disk).copied().unwrap_or(Condition::Unreachable);
             if !condition.answers() {
                 waited_for.insert(*disk, condition);
-                waits = true;
+                silent += 1;
             }
         }
-        waiting += u32::from(waits);
-        short += u32::from(row.iter().filter(in_sync).count() < min_size);
+        let counted = in_sync().count();
+        if counted - silent < min_size {
+            short += 1;
+        } else if silent > 0 {
+            waiting += 1;
+        }
+        lacking += u32::from(counted < row.len());
+        fewest = fewest.min(counted);
     }
     let (name, partitions) = (&pool.name, pool.table.partitions());
+    let disks = list(waited_for.iter().map(|(disk, condition)| format!("{disk} ({condition})")));
     if short > 0 {
+        let until = if waited_for.is_empty() { String::new() } else { format!(" until {disks} answers") };
         let text = format!(
-            "pool {name}: {short} of {partitions} partitions have fewer than min_size {min_size} disks in sync and take no writes ({volumes} volumes)"
+            "pool {name}: {short} of {partitions} partitions have fewer than min_size {min_size} copies that answer, and take no writes{until} ({volumes} volumes)"
         );
         findings.push((severity, text));
     }
     if waiting > 0 {
-        let disks = list(waited_for.iter().map(|(disk, condition)| format!("{disk} ({condition})")));
         let text = format!(
-            "pool {name}: writes to {waiting} of {partitions} partitions wait for {disks} ({volumes} volumes)"
+            "pool {name}: writes to {waiting} of {partitions} partitions wait until {disks} answers or is out ({volumes} volumes)"
         );
-        findings.push((severity, text));
+        findings.push((Health::Degraded, text));
+    }
+    if lacking > 0 {
+        let text = format!(
+            "pool {name}: {lacking} of {partitions} partitions have fewer than {width} copies in sync, at least {fewest} each"
+        );
+        findings.push((Health::Degraded, text));
     }
 }
 
@@ -246,6 +263,25 @@ fn judge_nodes(map: &ClusterMap, registry: &Registry, now: Instant, findings: &m
 
 fn because(registry: &Registry, disk: &Disk) -> String {
     trouble(registry, disk.node, disk.id).map(|reason| format!(": {reason}")).unwrap_or_default()
+}
+
+/// How far a disk is that is brought up to date.
+fn progress(map: &ClusterMap, registry: &Registry, disk: DiskId, now: Instant) -> String {
+    let (behind, partitions) = behind(map, disk);
+    let left = registry.catching_up(disk, now).and_then(|all| all.left);
+    let left = left.map(|left| format!(", about {} s left", left.as_secs_f64().ceil())).unwrap_or_default();
+    format!(": {behind} of {partitions} partitions behind{left}")
+}
+
+/// Partitions of which a disk's copies do not count, of those of which it is a member.
+#[must_use]
+pub fn behind(map: &ClusterMap, disk: DiskId) -> (usize, usize) {
+    let behind = map.behind.iter().filter(|((_, id), _)| *id == disk);
+    let rows = map.pools.values().flat_map(|pool| pool.table.rows());
+    (
+        behind.map(|(_, behind)| behind.partitions.len()).sum(),
+        rows.filter(|(_, row)| row.contains(&disk)).count(),
+    )
 }
 
 /// The first few, and how many more.
@@ -336,25 +372,50 @@ mod tests {
         let healthy = Verdict { health: Health::Healthy, reasons: vec![] };
         assert_eq!(judged(&state, &everybody(now, 0, &[])), healthy);
 
+        // Two of three answer, and that is enough as soon as the third is out.
         let failed = judged(&state, &everybody(now, 2, &[]));
-        assert_eq!(failed.health, Health::Unavailable);
-        assert!(failed.reasons[0].contains("4 of 4 partitions wait for disk-2 (failed)"), "{failed:?}");
-        assert!(failed.reasons.contains(&"disk-2 of node node2 has failed".to_owned()), "{failed:?}");
-
+        assert_eq!(failed.health, Health::Degraded);
+        let wait = "pool default: writes to 4 of 4 partitions wait until disk-2 (failed) answers or is out (1 volumes)";
+        assert_eq!(failed.reasons, [wait, "disk-2 of node node2 has failed"]);
         let unreachable = judged(&state, &everybody(now, 0, &[3]));
-        assert_eq!(unreachable.health, Health::Unavailable);
+        assert_eq!(unreachable.health, Health::Degraded);
         assert!(unreachable.reasons[0].contains("disk-3 (unreachable)"), "{unreachable:?}");
+
+        let two = judged(&state, &everybody(now, 1, &[3]));
+        assert_eq!(two.health, Health::Unavailable);
+        let none = "pool default: 4 of 4 partitions have fewer than min_size 2 copies that answer, and take no writes \
+                    until disk-1 (failed), disk-3 (unreachable) answers (1 volumes)";
+        assert_eq!(two.reasons[0], none);
 
         let nobody = judged(&state, &Registry::default());
         assert_eq!(nobody.health, Health::Unavailable);
         assert!(nobody.reasons.iter().any(|reason| reason.starts_with("no gateway is up")), "{nobody:?}");
         assert!(nobody.reasons.contains(&"node node1 (127.0.0.1:7501) is down".to_owned()), "{nobody:?}");
 
-        let out = Command::SetDiskState { disk: DiskId(1), state: DiskState::Out };
-        state.apply(&out).expect("two remain");
+        let disk = DiskId(1);
+        state.apply(&Command::Evict { disk, seen: DiskState::InSync }).expect("two remain");
         let out = judged(&state, &everybody(now, 0, &[]));
         assert_eq!(out.health, Health::Degraded, "two of three serve: {out:?}");
-        assert_eq!(out.reasons, ["disk-1 of node node1 is out"]);
+        let lack = "pool default: 4 of 4 partitions have fewer than 3 copies in sync, at least 2 each";
+        assert_eq!(out.reasons, [lack, "disk-1 of node node1 is out"]);
+        let last = judged(&state, &everybody(now, 2, &[]));
+        assert_eq!(last.health, Health::Unavailable);
+        assert!(last.reasons[0].contains("until disk-2 (failed) answers"), "{last:?}");
+
+        state.apply(&Command::Return { disk }).expect("returns");
+        let caught_up = Command::CaughtUp {
+            disk,
+            pool: lunette_proto::ids::PoolId(1),
+            partitions: Arc::new([0, 2, 3].map(lunette_proto::ids::Partition).into_iter().collect()),
+            epoch: state.map().epoch,
+            owners: BTreeMap::new(),
+        };
+        state.apply(&caught_up).expect("nobody has written");
+        let back = judged(&state, &everybody(now, 0, &[]));
+        assert_eq!(back.health, Health::Degraded);
+        let lack = "pool default: 1 of 4 partitions have fewer than 3 copies in sync, at least 2 each";
+        let behind = "disk-1 of node node1 is catching up: 1 of 4 partitions behind";
+        assert_eq!(back.reasons, [lack, behind]);
     }
 
     /// Guards damage against being overlooked: it is no health, until it is repaired; and what a node said before it went

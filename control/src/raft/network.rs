@@ -25,7 +25,8 @@ use crate::api::cluster::RaftMessage;
 use crate::api::cluster::raft_client::RaftClient;
 use crate::limits::MESSAGE_BYTES_MAX;
 
-const FORMAT: u32 = 1;
+/// 2: disks leave, return and catch up by commands of their own.
+const FORMAT: u32 = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two attempts on a member that does not answer.
 const RETRY: Duration = Duration::from_millis(200);
@@ -160,7 +161,7 @@ mod tests {
         let code = |message: &RaftMessage| decode::<u64>(ours, message).expect_err("refused").code();
         let other = encode(ClusterId(2), 7u64).expect("encodes");
         assert_eq!(code(&other), tonic::Code::FailedPrecondition);
-        assert_eq!(code(&RaftMessage { format: 2, ..message.clone() }), tonic::Code::FailedPrecondition);
+        assert_eq!(code(&RaftMessage { format: 1, ..message.clone() }), tonic::Code::FailedPrecondition);
         let cut = message.payload.slice(..message.payload.len() - 1);
         assert_eq!(code(&RaftMessage { payload: cut, ..message }), tonic::Code::InvalidArgument);
     }

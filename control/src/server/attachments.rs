@@ -74,6 +74,15 @@ impl Attachments {
         self.changed.send_modify(|count| *count += 1);
     }
 
+    /// A stream has ended because this member leads no more, or stops: that says nothing of who spoke on it.
+    pub(super) fn forget(&self, stream: StreamId) {
+        let mut inner = self.inner.lock();
+        inner.registry.forget(stream);
+        inner.orders.remove(&stream);
+        drop(inner);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
     /// Looks at what members said.
     pub(super) fn read<T>(&self, look: impl FnOnce(&Registry, Instant) -> T) -> T {
         look(&self.inner.lock().registry, Instant::now())

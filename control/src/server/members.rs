@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lunette_proto::ids::{DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, VolumeId};
 use lunette_proto::limits::VOLUMES_MAX;
-use lunette_proto::map::UnitState;
+use lunette_proto::map::{Partitions, UnitState};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -28,8 +28,8 @@ use crate::published::Update;
 use crate::raft::ConsensusError;
 use crate::state::{Command, NewDisk, Rejection, Response as Outcome};
 
-/// The encoding of maps and deltas on the stream, and of what is in them. 3: with logical units.
-pub(crate) const MAP_FORMAT: u32 = 3;
+/// The encoding of maps and deltas on the stream, and of what is in them. 4: with the copies that do not count.
+pub(crate) const MAP_FORMAT: u32 = 4;
 /// Updates that may wait for a watcher; the rest waits in the history, or becomes one whole map.
 const UPDATES_MAX: usize = 16;
 
@@ -172,7 +172,11 @@ impl Members for Context {
                 // A member that has gone needs no reason.
                 let _ = orders.try_send(Err(status));
             }
-            this.attachments.close(id);
+            if *this.consensus.leading().borrow() && !this.stop.is_cancelled() {
+                this.attachments.close(id);
+            } else {
+                this.attachments.forget(id);
+            }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
@@ -220,7 +224,7 @@ impl Context {
     }
 
     /// Returns when this member does not lead.
-    async fn leadership_lost(&self) {
+    pub(super) async fn leadership_lost(&self) {
         // An error says that consensus has ended, and leads no more either.
         let _ = self.consensus.leading().wait_for(|leading| !leading).await;
     }
@@ -248,6 +252,7 @@ impl Context {
             };
             let Some(report) = report else { return Ok(()) };
             let member = self.speaker_of(&report)?;
+            check_copies(&report)?;
             if *speaker.get_or_insert(member) != member {
                 return Err(invalid(
                     "member",
@@ -278,6 +283,15 @@ impl Context {
             None => Err(invalid("member", "MEMBER_MISSING", "a report says whose it is")),
         }
     }
+}
+
+/// Sets of partitions are what others count copies by.
+fn check_copies(report: &Report) -> Result<(), Status> {
+    let Some(ReportOf::Gateway(report)) = &report.member else { return Ok(()) };
+    if report.catch_ups.iter().all(|report| Partitions::from_bytes(&report.ready).is_some()) {
+        return Ok(());
+    }
+    Err(invalid("catch_ups.ready", "PARTITIONS_MALFORMED", "this is no set of partitions of a pool"))
 }
 
 fn address(field: &str, text: &str) -> Result<SocketAddr, Status> {

@@ -7,6 +7,7 @@
 mod attachments;
 mod cluster;
 mod context;
+mod copies;
 mod disks;
 mod errors;
 mod members;
@@ -65,6 +66,7 @@ pub(crate) async fn serve(
 
     let api = |context: &Arc<Context>| Arc::clone(context);
     let stop = context.stop.clone();
+    context.tasks.spawn(Arc::clone(&context).keep_copies());
     context.tasks.spawn(report_health(reporter, member.leading(), stop.clone()));
     // The server's own option has no effect on a listener that it did not make, and without it an answer
     // may wait 40 ms for an acknowledgement.

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use lunette_proto::ids::{GatewayId, NodeId, TargetId, VolumeId};
-use lunette_proto::map::{self, ClusterMap, FailureDomain, VolumeState};
+use lunette_proto::ids::{DiskId, GatewayId, NodeId, Partition, TargetId, VolumeId};
+use lunette_proto::map::{self, ClusterMap, DiskState, FailureDomain, VolumeState};
 
 use crate::api::admin::status_response::Health as ApiHealth;
 use crate::api::admin::{
-    Acl, ControlMember, ControlStatus, Damage, DiscoveryChap, Disk, Export, Gateway, Lun, Node, Pool, Scrub,
-    Session, StatusResponse, Target, Volume,
+    Acl, CatchUp, ControlMember, ControlStatus, Damage, DiscoveryChap, Disk, Export, Gateway, Lun, Node,
+    Pool, Scrub, Session, StatusResponse, Target, Volume,
 };
 use crate::api::cluster::{ScrubReport, SessionReport};
-use crate::health::{Condition, Health, Member, Registry, condition, judge, trouble};
+use crate::health::{Condition, Health, Member, Registry, behind, condition, judge, trouble};
 use crate::raft::Metrics;
 use crate::state::usable_bytes;
 
@@ -92,8 +92,31 @@ impl View<'_> {
                 .filter(|disk| disk.node == node.id)
                 .map(|disk| disk.id.0)
                 .collect(),
+            disks_out: self.disks_in(node.id, DiskState::Out),
+            disks_catching_up: self.disks_in(node.id, DiskState::CatchingUp),
         };
         self.map.nodes.values().map(node).collect()
+    }
+
+    fn disks_in(&self, node: NodeId, state: DiskState) -> u32 {
+        count(self.map.disks.values().filter(|disk| disk.node == node && disk.state == state).count())
+    }
+
+    fn catch_up(&self, disk: &map::Disk) -> Option<CatchUp> {
+        if disk.state == DiskState::InSync {
+            return None;
+        }
+        let (behind, partitions) = behind(self.map, disk.id);
+        let progress = self.registry.catching_up(disk.id, self.now);
+        let progress = progress.filter(|_| disk.state == DiskState::CatchingUp).unwrap_or_default();
+        Some(CatchUp {
+            behind_partitions: count(behind),
+            partitions: count(partitions),
+            checked_extents: progress.checked_extents,
+            waiting_extents: progress.waiting_extents,
+            copied_bytes: progress.copied_bytes,
+            left_ms: progress.left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+        })
     }
 
     pub(super) fn disks(&self) -> Vec<Disk> {
@@ -113,6 +136,7 @@ impl View<'_> {
                 .unwrap_or_default(),
             reason: trouble(self.registry, disk.node, disk.id).unwrap_or_default().to_owned(),
             scrub: self.registry.disk(disk.node, disk.id).and_then(|report| report.scrub.as_ref()).map(scrub),
+            catch_up: self.catch_up(disk),
         };
         let wish = |wish: &map::AddedDisk| Disk {
             id: wish.id.0,
@@ -151,6 +175,9 @@ impl View<'_> {
         disks.sort_unstable();
         disks.dedup();
         let volumes = || self.active_volumes().filter(|volume| volume.pool == pool.id);
+        let lacks = |(partition, row): &(Partition, &[DiskId])| {
+            row.iter().any(|disk| !self.map.is_in_sync(pool.id, *disk, *partition))
+        };
         Pool {
             id: pool.id.0,
             name: pool.name.clone(),
@@ -163,6 +190,7 @@ impl View<'_> {
             volumes: count(volumes().count()),
             usable_bytes: usable_bytes(self.map, pool),
             provisioned_bytes: volumes().fold(0, |sum, volume| volume.size_bytes.saturating_add(sum)),
+            degraded_partitions: count(pool.table.rows().filter(lacks).count()),
         }
     }
 

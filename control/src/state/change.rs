@@ -3,10 +3,14 @@
 
 use std::sync::Arc;
 
-use lunette_proto::ids::{ClusterId, DiskId, Epoch, PoolId, TargetId, VolumeId};
-use lunette_proto::map::{AddedDisk, Chap, ClusterMap, Disk, Gateway, Node, Pool, Target, UnitState, Volume};
+use lunette_proto::ids::{ClusterId, DiskId, Epoch, Partition, PoolId, TargetId, VolumeId};
+use lunette_proto::map::{
+    AddedDisk, Behind, Chap, ClusterMap, Disk, DiskState, Gateway, Node, Pool, Target, UnitState, Volume,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use super::in_sync::member_of;
 
 /// One entry of the map that is new, different or gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +45,10 @@ pub enum Change {
     RemoveUnit(VolumeId),
     /// What discovery sessions must prove now.
     SetDiscoveryChap(Option<Chap>),
+    /// The partitions of a pool of which a disk's copies do not count now; not none.
+    PutBehind(PoolId, DiskId, Arc<Behind>),
+    /// A disk of which all copies of a pool count again.
+    RemoveBehind(PoolId, DiskId),
 }
 
 impl Change {
@@ -63,6 +71,8 @@ impl Change {
             Self::PutUnit(id, unit) => map.units.get(id) == Some(unit),
             Self::RemoveUnit(id) => !map.units.contains_key(id),
             Self::SetDiscoveryChap(chap) => map.discovery_chap == *chap,
+            Self::PutBehind(pool, disk, behind) => map.behind.get(&(*pool, *disk)) == Some(behind),
+            Self::RemoveBehind(pool, disk) => !map.behind.contains_key(&(*pool, *disk)),
         }
     }
 
@@ -84,6 +94,10 @@ impl Change {
             Self::PutUnit(id, unit) => drop(map.units.insert(*id, Arc::clone(unit))),
             Self::RemoveUnit(id) => drop(map.units.remove(id)),
             Self::SetDiscoveryChap(chap) => map.discovery_chap.clone_from(chap),
+            Self::PutBehind(pool, disk, behind) => {
+                drop(map.behind.insert((*pool, *disk), Arc::clone(behind)));
+            }
+            Self::RemoveBehind(pool, disk) => drop(map.behind.remove(&(*pool, *disk))),
         }
     }
 }
@@ -121,8 +135,8 @@ impl MapDelta {
     }
 }
 
-/// Whether a map that came from outside holds together: whoever looks up a partition may index its
-/// table, so a table must have the shape its pool says. The name is of the first pool that is wrong.
+/// Whether a map that came from outside holds together: whoever looks up a partition may index its table, so a table must
+/// have the shape its pool says; and which copies count must be said of copies that there are. The error names what is wrong.
 pub fn check_map(map: &ClusterMap) -> Result<(), String> {
     for pool in map.pools.values() {
         // A width of zero would make every other question about the table panic: ask it first.
@@ -131,7 +145,37 @@ pub fn check_map(map: &ClusterMap) -> Result<(), String> {
             && pool.table.partitions() > 0
             && pool.table.rows().all(|(_, row)| row.iter().all(|disk| map.disks.contains_key(disk)));
         if !sound {
-            return Err(pool.name.clone());
+            return Err(format!("pool {:?}", pool.name));
+        }
+    }
+    for ((pool, disk), behind) in &map.behind {
+        let sound = match (map.pools.get(pool), map.disks.get(disk)) {
+            (Some(pool), Some(disk)) => {
+                let is_member = |partition: Partition| {
+                    partition.0 < pool.table.partitions() && pool.table.row(partition).contains(&disk.id)
+                };
+                disk.state != DiskState::InSync
+                    && !behind.partitions.is_empty()
+                    && behind.partitions.iter().all(is_member)
+            }
+            _ => false,
+        };
+        if !sound {
+            return Err(disk.to_string());
+        }
+    }
+    for disk in map.disks.values() {
+        let misses = || map.behind.keys().any(|(_, behind)| *behind == disk.id);
+        let sound = match disk.state {
+            DiskState::InSync => true,
+            DiskState::CatchingUp => misses(),
+            DiskState::Out => map.pools.values().all(|pool| {
+                map.behind.get(&(pool.id, disk.id)).map_or(0, |behind| behind.partitions.len())
+                    == member_of(pool, disk.id).len()
+            }),
+        };
+        if !sound {
+            return Err(disk.id.to_string());
         }
     }
     Ok(())

@@ -1,12 +1,15 @@
 //! What the log replicates. Variants and fields are stored by position: append, never reorder.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lunette_proto::ids::{
-    ClusterId, DiskId, DiskUuid, GatewayId, Generation, NodeId, PoolId, TargetId, VolumeId,
+    ClusterId, DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, PoolId, TargetId, VolumeId,
 };
-use lunette_proto::map::{Acl, Chap, DiskState, FailureDomain, Redundancy, Stripe, Table, UnitState};
+use lunette_proto::map::{
+    Acl, Chap, DiskState, FailureDomain, Partitions, Redundancy, Stripe, Table, UnitState,
+};
 use serde::{Deserialize, Serialize};
 
 /// A change to the cluster. Everything that chance or a clock decides (ids apart, which the state
@@ -39,13 +42,6 @@ pub enum Command {
         name: String,
         /// Where it listens.
         portals: Vec<SocketAddr>,
-    },
-    /// A disk joins or leaves the in-sync sets.
-    SetDiskState {
-        /// Which.
-        disk: DiskId,
-        /// What it becomes.
-        state: DiskState,
     },
     /// Makes a pool with a table that the leader has computed.
     CreatePool {
@@ -216,6 +212,31 @@ pub enum Command {
     SetDiscoveryChap {
         /// Names, sealed secrets, algorithms.
         chap: Option<Chap>,
+    },
+    /// A disk does not answer and leaves the in-sync sets: writes wait for it no longer.
+    Evict {
+        /// Which.
+        disk: DiskId,
+        /// The state that whoever decides has seen; the command is refused if it is another meanwhile.
+        seen: DiskState,
+    },
+    /// A disk that left is back and is to be brought up to date.
+    Return {
+        /// Which.
+        disk: DiskId,
+    },
+    /// Copies of a disk are equal to the others' again, and count.
+    CaughtUp {
+        /// Whose copies.
+        disk: DiskId,
+        /// Of which pool.
+        pool: PoolId,
+        /// Of which partitions.
+        partitions: Arc<Partitions>,
+        /// The oldest map under which an owner has said so.
+        epoch: Epoch,
+        /// The owners that have said so, by their generations.
+        owners: BTreeMap<VolumeId, Generation>,
     },
 }
 

@@ -167,40 +167,6 @@ impl Draft<'_> {
         self.put(Change::PutGateway(Gateway { id, name: name.to_owned(), portal_group_tag, portals }));
         Ok(Response::Gateway { gateway: id, portal_group_tag })
     }
-
-    pub(super) fn set_disk_state(&mut self, id: DiskId, state: DiskState) -> Result<Response, Rejection> {
-        use DiskState::{CatchingUp, InSync, Out};
-        let map = self.map;
-        let disk = map.disks.get(&id).ok_or(Rejection::NoDisk(id))?;
-        match (disk.state, state) {
-            (InSync, Out) => self.check_min_size_without(id)?,
-            (Out, CatchingUp) | (CatchingUp, InSync | Out) => {}
-            // A disk that has left holds old data until it has caught up, and one in sync need not.
-            (from @ Out, to @ InSync) | (from @ InSync, to @ CatchingUp) => {
-                return Err(Rejection::DiskTransition { disk: id, from, to });
-            }
-            (InSync, InSync) | (CatchingUp, CatchingUp) | (Out, Out) => return Ok(Response::Done),
-        }
-        self.put(Change::PutDisk(Disk { state, ..disk.clone() }));
-        Ok(Response::Done)
-    }
-
-    /// Never fewer members than may ack a write (invariant 3).
-    fn check_min_size_without(&self, id: DiskId) -> Result<(), Rejection> {
-        let in_sync = |disk: &DiskId| {
-            *disk != id && self.map.disks.get(disk).is_some_and(|disk| disk.state == DiskState::InSync)
-        };
-        for pool in self.map.pools.values() {
-            let min_size = usize::from(pool.redundancy.min_size());
-            let short = pool.table.rows().any(|(_, row)| {
-                row.contains(&id) && row.iter().filter(|disk| in_sync(disk)).count() < min_size
-            });
-            if short {
-                return Err(Rejection::BelowMinSize { disk: id, pool: pool.name.clone() });
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A disk takes a share of the load like its capacity, in MiB.

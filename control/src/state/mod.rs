@@ -16,6 +16,7 @@
 mod added;
 mod change;
 mod command;
+mod in_sync;
 mod members;
 mod names;
 mod pools;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 pub use change::{Change, Gap, MapDelta, check_map};
 pub use command::{Command, NewDisk, Response};
+pub use in_sync::owned_volumes;
 pub use names::{export_iqn, normal_acl, normal_iqn};
 pub use pools::{check_shape, usable_bytes};
 pub use rejection::{Category, NameKind, NameProblem, Rejection};
@@ -172,7 +174,6 @@ impl Draft<'_> {
                 self.register_node(name, *address, [host, rack, zone], disks)
             }
             Command::RegisterGateway { name, portals } => self.register_gateway(name, portals),
-            Command::SetDiskState { disk, state } => self.set_disk_state(*disk, *state),
             Command::CreatePool { name, redundancy, failure_domain, table } => {
                 self.create_pool(name, *redundancy, *failure_domain, table)
             }
@@ -205,7 +206,18 @@ impl Draft<'_> {
             }
             Command::SetDraining { iqn, draining } => self.set_draining(iqn, *draining),
             Command::SetDiscoveryChap { chap } => self.set_discovery_chap(chap.as_ref()),
+            Command::Evict { disk, seen } => self.evict(*disk, *seen),
+            Command::Return { disk } => self.return_disk(*disk),
+            Command::CaughtUp { disk, pool, partitions, epoch, owners } => {
+                self.caught_up(*disk, *pool, partitions, *epoch, owners)
+            }
         }
+    }
+
+    /// The epoch that the changes lead to.
+    fn epoch(&self) -> Epoch {
+        // If there is none, the command is refused when it is applied.
+        Epoch(self.map.epoch.0.saturating_add(1))
     }
 
     /// Records a change unless the map already is so.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lunette_proto::ids::{DiskId, PoolId};
 use lunette_proto::limits::{PARTITIONS_MAX, REPLICAS_MAX};
-use lunette_proto::map::{ClusterMap, FailureDomain, Pool, Redundancy, Table};
+use lunette_proto::map::{ClusterMap, Disk, DiskState, FailureDomain, Pool, Redundancy, Table};
 
 use super::limits::POOLS_MAX;
 use super::names::check_name;
@@ -32,8 +32,12 @@ impl Draft<'_> {
         if self.map.pools.len() >= POOLS_MAX {
             return Err(Rejection::TooMany { what: "pools".into(), max: POOLS_MAX });
         }
-        // The disks may have changed since the leader computed the table.
-        if !keeps_domain_rule(self.map, failure_domain, table) {
+        // The disks may have changed since the leader computed the table. What is written to a pool from its first moment on
+        // is on all members: none may be one that is out, or comes back.
+        let in_sync =
+            |disk| self.map.disks.get(disk).is_some_and(|disk: &Disk| disk.state == DiskState::InSync);
+        let serve = table.rows().all(|(_, row)| row.iter().all(in_sync));
+        if !serve || !keeps_domain_rule(self.map, failure_domain, table) {
             return Err(Rejection::Table { pool: name.to_owned() });
         }
         let id = PoolId(take(&mut self.next.pool)?);
@@ -49,7 +53,9 @@ impl Draft<'_> {
         if volumes > 0 {
             return Err(Rejection::PoolInUse { name: name.to_owned(), volumes });
         }
-        self.put(Change::RemovePool(pool.id));
+        let id = pool.id;
+        self.forget_pool(id);
+        self.put(Change::RemovePool(id));
         Ok(Response::Done)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use lunette_proto::ids::{DiskId, GatewayId, Generation, VolumeId};
+use lunette_proto::ids::{DiskId, Epoch, GatewayId, Generation, VolumeId};
 use lunette_proto::limits::{
     LUNS_PER_TARGET_MAX, NAME_CHARS_MAX, PARTITIONS_MAX, REPLICAS_MAX, STRIPE_UNIT_BYTES_MAX,
     STRIPE_UNIT_BYTES_MIN, STRIPE_WIDTH_MAX, VOLUME_BYTES_MAX,
@@ -223,23 +223,51 @@ pub enum Rejection {
     /// No such disk.
     #[error("there is no {0}")]
     NoDisk(DiskId),
-    /// A move between states that skips one.
-    #[error("{disk} is {from:?} and cannot become {to:?}")]
-    DiskTransition {
+    /// A disk that has this state cannot leave, return or catch up.
+    #[error("{disk} is {}", state_text(*state))]
+    DiskState {
         /// Which.
         disk: DiskId,
         /// What it is.
-        from: DiskState,
-        /// What was asked for.
-        to: DiskState,
+        state: DiskState,
     },
-    /// A disk without which a partition has too few members.
-    #[error("without {disk} a partition of pool {pool:?} would have fewer than min_size members in sync")]
+    /// A disk without which too few copies count.
+    #[error(
+        "without {disk}, {short} of {partitions} partitions of pool {pool:?} would have fewer than min_size {min_size} copies in sync"
+    )]
     BelowMinSize {
         /// Which.
         disk: DiskId,
-        /// Whose partition.
+        /// Whose partitions.
         pool: String,
+        /// How many of them.
+        short: usize,
+        /// Of how many.
+        partitions: u32,
+        /// What the pool demands.
+        min_size: u8,
+    },
+    /// An owner that has said nothing of a copy under its present generation.
+    #[error("the owner of {volume} under {generation} has not said that the copies of {disk} are equal")]
+    NotReady {
+        /// Whose copies.
+        disk: DiskId,
+        /// Which volume.
+        volume: VolumeId,
+        /// Its present generation.
+        generation: Generation,
+    },
+    /// What was said of a copy before the disk left or returned last.
+    #[error(
+        "{disk} left or returned at epoch {since}; what was said under epoch {epoch} is about an earlier time"
+    )]
+    SaidBefore {
+        /// Whose copies.
+        disk: DiskId,
+        /// When it left or returned.
+        since: Epoch,
+        /// When something was said.
+        epoch: Epoch,
     },
     /// The cluster has another id.
     #[error("this is another cluster")]
@@ -423,6 +451,14 @@ pub enum Rejection {
     },
 }
 
+fn state_text(state: DiskState) -> &'static str {
+    match state {
+        DiskState::InSync => "in sync",
+        DiskState::CatchingUp => "catching up",
+        DiskState::Out => "out",
+    }
+}
+
 /// What is wrong with an iSCSI name (RFC 7143 4.2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
 pub enum IqnProblem {
@@ -476,7 +512,9 @@ impl Rejection {
             Self::Address { field, .. } => (Invalid, "ADDRESS_INVALID", Some(field)),
             Self::DiskUuid { .. } => (Invalid, "DISK_UUID_INVALID", Some("disks")),
             Self::NoDisk(_) => (NotFound, "DISK_NOT_FOUND", None),
-            Self::DiskTransition { .. } => (Precondition, "DISK_STATE", None),
+            Self::DiskState { .. } => (Precondition, "DISK_STATE", None),
+            Self::NotReady { .. } => (Conflict, "NOT_READY", None),
+            Self::SaidBefore { .. } => (Conflict, "SAID_BEFORE", None),
             Self::BelowMinSize { .. } => (Precondition, "BELOW_MIN_SIZE", None),
             Self::OtherCluster => (Precondition, "OTHER_CLUSTER", None),
             Self::NotFound { kind, .. } => match kind {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, GatewayId, Generation, VolumeId};
 use lunette_proto::map::{
-    Acl, Chap, ChapAlgorithm, ChapCredential, ClusterMap, DiskState, FailureDomain, Redundancy, Sealed,
-    Stripe, Table, UnitState, VolumeState,
+    Acl, Chap, ChapAlgorithm, ChapCredential, ClusterMap, FailureDomain, Redundancy, Sealed, Stripe, Table,
+    UnitState, VolumeState,
 };
 use proptest::prelude::*;
 
@@ -14,7 +14,7 @@ use super::*;
 
 const GIB: u64 = 1 << 30;
 
-fn node(name: &str, uuid: u128) -> Command {
+pub(super) fn node(name: &str, uuid: u128) -> Command {
     let disk = NewDisk { uuid: DiskUuid(uuid), label: "/disk".into(), capacity_bytes: 100 * GIB, weight: 0 };
     Command::RegisterNode {
         name: name.into(),
@@ -26,7 +26,7 @@ fn node(name: &str, uuid: u128) -> Command {
     }
 }
 
-fn pool(name: &str, disks: &[u32]) -> Command {
+pub(super) fn pool(name: &str, disks: &[u32]) -> Command {
     let row: Vec<DiskId> = disks.iter().copied().map(DiskId).collect();
     let width = u8::try_from(row.len()).expect("few");
     Command::CreatePool {
@@ -263,22 +263,6 @@ fn access() {
     assert_eq!(state.map().target_by_iqn(iqn).expect("there").chap, None);
 }
 
-/// Guards the in-sync sets: no disk leaves that a write needs, and none comes back unseen.
-#[test]
-fn disk_states() {
-    let mut state = cluster();
-    let set = |disk, state| Command::SetDiskState { disk: DiskId(disk), state };
-    assert_eq!(reason(&state, &set(9, DiskState::Out)), "DISK_NOT_FOUND");
-    assert_eq!(reason(&state, &set(1, DiskState::CatchingUp)), "DISK_STATE");
-    state.apply(&set(1, DiskState::Out)).expect("two of three remain");
-    assert_eq!(reason(&state, &set(2, DiskState::Out)), "BELOW_MIN_SIZE");
-    assert_eq!(reason(&state, &set(1, DiskState::InSync)), "DISK_STATE");
-    state.apply(&set(1, DiskState::CatchingUp)).expect("returns");
-    assert_eq!(reason(&state, &set(2, DiskState::Out)), "BELOW_MIN_SIZE");
-    state.apply(&set(1, DiskState::InSync)).expect("is back");
-    state.apply(&set(2, DiskState::Out)).expect("another may leave");
-}
-
 /// Guards a disk that is added by command: a wish takes part in nothing, and what became of it is for ever.
 #[test]
 fn life_of_a_wish() {
@@ -349,10 +333,10 @@ fn maps_are_checked() {
     assert_eq!(check_map(&map), Ok(()));
     let pool = map.pools.values_mut().next().expect("a pool");
     pool.redundancy = Redundancy::replicated(2);
-    assert_eq!(check_map(&map), Err("default".into()));
+    assert_eq!(check_map(&map), Err("pool \"default\"".into()));
     let mut map = state.map().clone();
     map.disks.clear();
-    assert_eq!(check_map(&map), Err("default".into()));
+    assert_eq!(check_map(&map), Err("pool \"default\"".into()));
 }
 
 /// Nodes 1 to 4, a pool `a` over two of them, a gateway.
@@ -377,7 +361,7 @@ fn iqns() -> impl Strategy<Value = String> {
     ]
 }
 
-fn commands() -> impl Strategy<Value = Command> {
+pub(super) fn commands() -> impl Strategy<Value = Command> {
     let size = prop_oneof![1 => Just(0), 4 => Just(4096), 4 => Just(8192), 1 => Just(10_000), 4 => Just(GIB)];
     let acl = || Acl { initiator: "iqn.*".into(), from: None };
     prop_oneof![
@@ -442,14 +426,18 @@ fn commands() -> impl Strategy<Value = Command> {
             node: lunette_proto::ids::NodeId(node),
             disk: DiskId(disk),
         }),
-        2 => (0..6u32, prop_oneof![Just(DiskState::InSync), Just(DiskState::CatchingUp), Just(DiskState::Out)])
-            .prop_map(|(disk, state)| Command::SetDiskState { disk: DiskId(disk), state }),
     ]
 }
 
-/// References are valid, names are unique, nobody is owned by nobody.
-fn check_invariants(map: &ClusterMap) {
+/// References are valid, names are unique, nobody is owned by nobody, and enough copies count.
+pub(super) fn check_invariants(map: &ClusterMap) {
     check_map(map).expect("tables fit");
+    for pool in map.pools.values() {
+        for (partition, row) in pool.table.rows() {
+            let counted = row.iter().filter(|disk| map.is_in_sync(pool.id, **disk, partition)).count();
+            assert!(counted >= pool.redundancy.min_size().into(), "{partition:?} of pool {}", pool.name);
+        }
+    }
     for disk in map.disks.values() {
         assert!(map.nodes.contains_key(&disk.node));
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use lunette_control::api::admin::StatusRequest;
 use lunette_control::api::cluster::report::Member;
 use lunette_control::api::cluster::{
-    DiskReport, GatewayReport, NodeDisk, NodeReport, RegisterGatewayRequest, RegisterNodeRequest, Report,
-    SessionReport,
+    CatchUpReport, DiskReport, GatewayReport, NodeDisk, NodeReport, RegisterGatewayRequest,
+    RegisterNodeRequest, Report, SessionReport, UnreachableDisk,
 };
 use lunette_control::client::{AdminClients, Attached, Attachment, ControlPlane, connect};
 use lunette_control::{Control, ControlConfig};
@@ -139,12 +139,16 @@ impl Attached for FakeNode {
 pub(crate) struct FakeGateway {
     pub(crate) sessions: Mutex<Vec<SessionReport>>,
     pub(crate) stubborn: bool,
+    pub(crate) unreachable: Mutex<Vec<UnreachableDisk>>,
+    pub(crate) catch_ups: Mutex<Vec<CatchUpReport>>,
 }
 
 impl Attached for FakeGateway {
     fn report(&self) -> Report {
         let sessions = self.sessions.lock().clone();
-        let report = GatewayReport { gateway: 1, sessions, ..GatewayReport::default() };
+        let (unreachable, catch_ups) = (self.unreachable.lock().clone(), self.catch_ups.lock().clone());
+        let report =
+            GatewayReport { gateway: 1, sessions, unreachable, catch_ups, ..GatewayReport::default() };
         Report { member: Some(Member::Gateway(report)) }
     }
 

@@ -12,7 +12,7 @@
 //! a power failure the file is at one commit or the next, whatever the disk wrote in which order.
 //! A failed commit is final: redb refuses everything after it, and Raft stops.
 //!
-//! # Tables (format 3)
+//! # Tables (format 4)
 //!
 //! | table      | key           | value                                                              |
 //! |------------|---------------|--------------------------------------------------------------------|
@@ -25,13 +25,15 @@
 //! |            | `head`        | epoch, cluster, next ids                                           |
 //! | `log`      | index         | an entry                                                           |
 //! | `state`    | kind, id      | a node, disk, gateway, pool, volume, target, added disk or logical |
-//! |            |               | unit, or what discovery sessions must prove                        |
+//! |            |               | unit, which copies of a pool on a disk do not count, or what       |
+//! |            |               | discovery sessions must prove                                      |
 //! | `snapshot` | `meta`        | of the current snapshot                                            |
 //! |            | `data`        | the same, as it is sent to others                                  |
 //!
 //! Each value but the format is a record with a checksum, see `record`.
 //!
-//! Formats 1 and 2 had no logical units. No version that writes them was ever released, and they are refused by name.
+//! Formats 1 and 2 had no logical units, format 3 did not know which copies count. No version that writes them was ever
+//! released, and they are refused by name.
 
 mod log;
 mod machine;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lunette_proto::ids::{ClusterId, Epoch};
+use lunette_proto::ids::{ClusterId, DiskId, Epoch, PoolId};
 use lunette_proto::map::ClusterMap;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ const ADDED: u8 = 7;
 const UNIT: u8 = 8;
 /// One row, with id 0, or none.
 const DISCOVERY_CHAP: u8 = 9;
+const BEHIND: u8 = 10;
+
+const UNSOUND: StoreError = StoreError::Damaged { what: "the tables of pools, or which copies count" };
 
 /// What of a state is not a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +65,11 @@ pub(super) fn write_change(
         Change::PutUnit(id, unit) => ((UNIT, id.0), Some(encode(&(id, unit))?)),
         Change::RemoveUnit(id) => ((UNIT, id.0), None),
         Change::SetDiscoveryChap(chap) => ((DISCOVERY_CHAP, 0), chap.as_ref().map(encode).transpose()?),
+        // As with units.
+        Change::PutBehind(pool, disk, behind) => {
+            ((BEHIND, copies(*pool, *disk)), Some(encode(&(pool, disk, behind))?))
+        }
+        Change::RemoveBehind(pool, disk) => ((BEHIND, copies(*pool, *disk)), None),
     };
     match row {
         Some(row) => drop(table.insert(key, row.as_slice())?),
@@ -81,8 +89,15 @@ pub(super) fn all_changes(map: &ClusterMap) -> impl Iterator<Item = Change> {
     let added = map.added.values().cloned().map(Change::PutAdded);
     let units = map.units.iter().map(|(id, unit)| Change::PutUnit(*id, Arc::clone(unit)));
     let chap = std::iter::once(Change::SetDiscoveryChap(map.discovery_chap.clone()));
+    let behind = map.behind.iter();
+    let behind = behind.map(|((pool, disk), set)| Change::PutBehind(*pool, *disk, Arc::clone(set)));
     let members = nodes.chain(disks).chain(gateways).chain(added);
-    members.chain(pools).chain(volumes).chain(units).chain(targets).chain(chap)
+    members.chain(pools).chain(behind).chain(volumes).chain(units).chain(targets).chain(chap)
+}
+
+/// The copies of a pool on a disk, as a key.
+fn copies(pool: PoolId, disk: DiskId) -> u64 {
+    u64::from(pool.0) << 32 | u64::from(disk.0)
 }
 
 /// The state that the rows and the head make.
@@ -105,6 +120,10 @@ pub(super) fn load(database: &Database) -> Result<State, StoreError> {
                 let (id, unit) = decode(value.value(), "logical unit")?;
                 Change::PutUnit(id, unit)
             }
+            BEHIND => {
+                let (pool, disk, behind) = decode(value.value(), "copies that do not count")?;
+                Change::PutBehind(pool, disk, behind)
+            }
             DISCOVERY_CHAP => Change::SetDiscoveryChap(Some(decode(value.value(), "CHAP of discovery")?)),
             _ => return Err(StoreError::Damaged { what: "a row of unknown kind" }),
         };
@@ -113,7 +132,7 @@ pub(super) fn load(database: &Database) -> Result<State, StoreError> {
         }
         change.apply(&mut map);
     }
-    check_map(&map).map_err(|_| StoreError::Damaged { what: "the table of a pool" })?;
+    check_map(&map).map_err(|_| UNSOUND)?;
     Ok(State::from_parts(map, head.next))
 }
 
@@ -132,6 +151,7 @@ fn id_of(change: &Change) -> u64 {
         Change::PutAdded(added) => added.id.0.into(),
         Change::RemoveAdded(id) => id.0.into(),
         Change::PutUnit(id, _) | Change::RemoveUnit(id) => id.0,
+        Change::PutBehind(pool, disk, _) | Change::RemoveBehind(pool, disk) => copies(*pool, *disk),
     }
 }
 
@@ -147,7 +167,7 @@ pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<State, StoreError> {
         return Err(StoreError::Damaged { what: "a snapshot of another format" });
     }
     let state: State = whole(body, "snapshot")?;
-    check_map(state.map()).map_err(|_| StoreError::Damaged { what: "the table of a pool" })?;
+    check_map(state.map()).map_err(|_| UNSOUND)?;
     Ok(state)
 }
 

@@ -166,6 +166,91 @@ async fn units_are_kept() {
     }
 }
 
+/// Guards the knowledge of which copies count: it is there after a restart and in a snapshot, down to the partition, and gone
+/// when they count again.
+#[tokio::test]
+async fn copies_that_do_not_count_are_kept() {
+    use lunette_proto::ids::{DiskId, DiskUuid, Epoch, Partition, PoolId};
+    use lunette_proto::map::{DiskState, FailureDomain, Partitions, Redundancy, Table};
+
+    let node = |index: u32| Command::RegisterNode {
+        name: format!("node{index}"),
+        address: "127.0.0.1:7500".parse().expect("an address"),
+        host: String::new(),
+        rack: String::new(),
+        zone: String::new(),
+        disks: vec![crate::state::NewDisk {
+            uuid: DiskUuid(index.into()),
+            label: "/disk".into(),
+            capacity_bytes: 1 << 30,
+            weight: 0,
+        }],
+    };
+    let pool = |name: &str| Command::CreatePool {
+        name: name.into(),
+        redundancy: Redundancy::replicated(2),
+        failure_domain: FailureDomain::Disk,
+        table: Arc::new(Table::new(1, 2, [1, 2].map(DiskId).repeat(100))),
+    };
+    let disk = DiskId(2);
+    let caught_up = |pool, epoch, partitions: std::ops::Range<u32>| Command::CaughtUp {
+        disk,
+        pool: PoolId(pool),
+        partitions: Arc::new(partitions.map(Partition).collect()),
+        epoch: Epoch(epoch),
+        owners: std::collections::BTreeMap::new(),
+    };
+    // Epochs 1 to 4, then 5, 6, 7, 8 and 9.
+    let first = vec![
+        node(1),
+        node(2),
+        pool("p"),
+        pool("q"),
+        Command::Evict { disk, seen: DiskState::InSync },
+        Command::Return { disk },
+        caught_up(1, 6, 0..100),
+        caught_up(2, 6, 3..99),
+    ];
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut index = 0;
+    let left = || Partitions::from_iter([0, 1, 2, 99].map(Partition));
+    for (commands, behind, state) in [
+        (first, Some(left()), DiskState::CatchingUp),
+        (
+            vec![Command::Evict { disk, seen: DiskState::CatchingUp }],
+            Some((0..100).map(Partition).collect()),
+            DiskState::Out,
+        ),
+        (
+            vec![Command::Return { disk }, caught_up(1, 10, 0..100), caught_up(2, 10, 0..100)],
+            None,
+            DiskState::InSync,
+        ),
+    ] {
+        let mut opened = open_in(folder.path());
+        for command in commands {
+            index += 1;
+            let entry = Entry { log_id: log_id(index), payload: EntryPayload::Normal(command) };
+            let outcomes = opened.machine.apply([entry]).await.expect("applies");
+            assert!(matches!(outcomes[0], Outcome::Applied { .. }), "{outcomes:?}");
+        }
+        let published = opened.published.state();
+        assert_eq!(published.map().disks[&disk].state, state);
+        assert_eq!(published.map().behind.get(&(PoolId(2), disk)).map(|set| set.partitions.clone()), behind);
+        opened.store.close().await;
+        let opened = open_in(folder.path());
+        assert_eq!(*opened.published.state(), *published);
+        opened.store.close().await;
+        let bytes = rows::encode_snapshot(&published).expect("encodes");
+        assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), *published);
+        let map = published.map();
+        assert_eq!(rows::all_changes(map).filter(|change| !change.is_in(map)).count(), 0);
+        let rows =
+            rows::all_changes(map).filter(|change| matches!(change, crate::state::Change::PutBehind(..)));
+        assert_eq!(rows.count(), map.behind.len());
+    }
+}
+
 /// Guards a restart: vote, log, state and ids are as they were, down to the entry.
 #[tokio::test]
 async fn reopens() {
@@ -296,11 +381,11 @@ async fn refused_folders() {
         })
         .expect("writes");
     };
-    set(4);
+    set(5);
     let error = refusal(folder.path(), &right);
-    assert!(matches!(error, OpenError::Format { found: 4, .. }), "{error}");
-    assert!(error.to_string().contains("control.redb has format 4"), "{error}");
-    for old in [1, 2] {
+    assert!(matches!(error, OpenError::Format { found: 5, .. }), "{error}");
+    assert!(error.to_string().contains("control.redb has format 5"), "{error}");
+    for old in [1, 2, 3] {
         set(old);
         let error = refusal(folder.path(), &right);
         assert!(matches!(error, OpenError::Unreleased { found, .. } if found == old), "{error}");
@@ -313,9 +398,9 @@ async fn refused_folders() {
 fn snapshots_of_other_formats() {
     let state = crate::state::State::default();
     let bytes = rows::encode_snapshot(&state).expect("encodes");
-    assert_eq!(bytes[4], 3, "the format comes first");
+    assert_eq!(bytes[4], 4, "the format comes first");
     assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), state);
-    for format in [0u32, 1, 2, 4] {
+    for format in [0u32, 1, 2, 3, 5] {
         let other = encode(&(format, &state)).expect("encodes");
         assert!(matches!(rows::decode_snapshot(&other), Err(StoreError::Damaged { .. })));
     }
