@@ -16,6 +16,8 @@ pub const FRAME_BODY_BYTES_MAX: u32 = 1 << 20;
 pub const FRAME_DATA_BYTES_MAX: u32 = EXTENT_BYTES;
 /// Requests that one connection of the node protocol may have unanswered; a node stops reading at it.
 pub const NODE_INFLIGHT_MAX: usize = 1024;
+/// Silence after which a node gives a sign of life on a connection.
+pub const NODE_ALIVE_MS: u64 = 250;
 /// Extents named in one answer of the node protocol; the rest is asked for again from the last one.
 pub const NODE_LIST_MAX: usize = 4096;
 /// Runs of damaged blocks named in one answer of the node protocol; the rest is named once these are repaired.

@@ -3,6 +3,7 @@
 //! ```text
 //!     socket ─> read task ─ every frame that one read brought ─> Node
 //!     socket <─ write task ─ every answer that is ready, one vectored write <─┘ (out of order)
+//!                 '── Alive, when there was none for a while: the peer hears us whatever the disks do
 //! ```
 //!
 //! A connection may have as many requests and as much data unanswered as the limits say; then its
@@ -14,16 +15,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Buf;
-use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES, FRAME_DATA_BYTES_MAX, NODE_INFLIGHT_MAX};
+use lunette_proto::limits::{
+    BLOCK_BYTES, EXTENT_BYTES, FRAME_DATA_BYTES_MAX, NODE_ALIVE_MS, NODE_INFLIGHT_MAX,
+};
 use lunette_proto::node::frame::{Decoder, EncodeError, Frame, FrameError, HelloAck, Outgoing};
 use lunette_proto::node::{Change, Replies, Reply, Request, RequestBody, Service};
 use parking_lot::Mutex;
 use slab::Slab;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +43,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A peer that is silent for so long is asked whether it lives.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// A peer that takes nothing for so long is gone: a second line behind its own care for the connection.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
+/// Without an answer for so long, a sign of life is due.
+const ALIVE: Duration = Duration::from_millis(NODE_ALIVE_MS);
 const RECEIVE_BYTES: usize = 256 << 10;
 /// A receive buffer with less room than this is not read into any more. Data that waits holds the whole buffer that it
 /// came in, so each has to be used up.
@@ -115,10 +123,11 @@ async fn connection(
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
     let mut decoder = Decoder::new();
     let greeted = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        greeted = tokio::time::timeout(GREETING_TIMEOUT, greet(&mut stream, &mut decoder, &node, name)) => greeted,
+        greeted = timeout(GREETING_TIMEOUT, greet(&mut stream, &mut decoder, &node, name)) => greeted,
     };
     greeted.map_err(|_| Ended::NoGreeting)??;
 
@@ -149,7 +158,7 @@ async fn connection(
         Some(written) => written,
         // Nobody can be waiting at the other end of a connection that broke the protocol.
         None if read.is_err() => Ok(()),
-        None => tokio::time::timeout(STOP_TIMEOUT, writer).await.unwrap_or(Ok(())),
+        None => timeout(STOP_TIMEOUT, writer).await.unwrap_or(Ok(())),
     };
     read.and(written)
 }
@@ -179,7 +188,7 @@ async fn greet(stream: &mut TcpStream, decoder: &mut Decoder, node: &Node, name:
 }
 
 async fn read_requests(
-    mut read: OwnedReadHalf,
+    read: OwnedReadHalf,
     mut decoder: Decoder,
     node: &Arc<Node>,
     outbox: &Arc<Outbox>,
@@ -200,8 +209,16 @@ async fn read_requests(
         if buffer.capacity() - buffer.len() < RECEIVE_BYTES_MIN {
             buffer.reserve(RECEIVE_BYTES);
         }
-        if read.read_buf(decoder.buffer()).await? == 0 {
-            return if decoder.is_mid_frame() { Err(Ended::Cut) } else { Ok(()) };
+        // A peer that has given the connection up hears no answers. It may have decided meanwhile what became of its
+        // requests, by what others did: those that are still in the socket are not begun, however long we were away.
+        if read.ready(Interest::READABLE).await?.is_read_closed() {
+            return Ok(());
+        }
+        match read.try_read_buf(decoder.buffer()) {
+            Ok(0) => return if decoder.is_mid_frame() { Err(Ended::Cut) } else { Ok(()) },
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -216,8 +233,10 @@ async fn write_answers(mut write: OwnedWriteHalf, outbox: Arc<Outbox>) -> Result
                 write.shutdown().await?;
                 return Ok(());
             }
-            outbox.changed.notified().await;
-            continue;
+            if timeout(ALIVE, outbox.changed.notified()).await.is_ok() {
+                continue;
+            }
+            out.alive()?;
         }
         let mut units = 0;
         for answer in ready.drain(..) {

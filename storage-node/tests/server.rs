@@ -48,7 +48,7 @@ impl Peer {
     async fn greeted(served: &Served) -> Self {
         let mut peer = Self::connect(served).await;
         let ack = peer.greet(&Hello::new(CLUSTER, "test")).await;
-        assert_eq!(ack, HelloAck::Accepted { cluster: CLUSTER, version: 3, name: "node-1".into() });
+        assert_eq!(ack, HelloAck::Accepted { cluster: CLUSTER, version: 4, name: "node-1".into() });
         peer
     }
 
@@ -64,8 +64,11 @@ impl Peer {
 
     async fn receive(&mut self) -> Option<Frame> {
         loop {
-            if let Some(frame) = self.decoder.next_frame().unwrap() {
-                return Some(frame);
+            match self.decoder.next_frame().unwrap() {
+                // A sign of life may come at any moment.
+                Some(Frame::Alive) => continue,
+                Some(frame) => return Some(frame),
+                None => {}
             }
             if self.stream.read_buf(self.decoder.buffer()).await.ok()? == 0 {
                 return None;
@@ -204,6 +207,43 @@ async fn malformed_input_ends_its_connection_only() {
 
     good.send(&[(2, read(0, 1))]).await;
     assert_eq!(good.reply().await, (2, Ok(ReplyBody::Data(zeros(1)))), "none of it had an effect");
+}
+
+/// Guards a gateway's patience with slow disks: it must be able to tell them from a node that is gone.
+#[tokio::test]
+async fn signs_of_life() {
+    let served = served().await;
+    let mut peer = Peer::greeted(&served).await;
+    for _ in 0..2 {
+        let sign = loop {
+            match peer.decoder.next_frame().unwrap() {
+                Some(frame) => break frame,
+                None => assert_ne!(peer.stream.read_buf(peer.decoder.buffer()).await.unwrap(), 0),
+            }
+        };
+        assert_eq!(sign, Frame::Alive);
+    }
+    peer.send(&[(1, seal())]).await;
+    assert_eq!(peer.reply().await, (1, Ok(ReplyBody::Sealed(Sealed::default()))));
+}
+
+/// Guards against requests that a node that was stopped finds in its sockets when it goes on: who sent them has given
+/// them up long ago, and may have acknowledged later ones that the node has not seen.
+#[tokio::test]
+async fn what_was_given_up_is_not_begun() {
+    let served = served().await;
+    let mut peer = Peer::greeted(&served).await;
+    peer.send(&[(1, seal())]).await;
+    assert!(peer.reply().await.1.is_ok());
+    for seq in 1..=20 {
+        let mut gone = Peer::greeted(&served).await;
+        // The server is a task of this thread: it looks at its socket when both have happened.
+        gone.send(&[(1, change(seq, 0, 1))]).await;
+        drop(gone);
+        tokio::task::yield_now().await;
+    }
+    peer.send(&[(2, RequestBody::Versions { extent: at(0), generation: Generation(1) })]).await;
+    assert_eq!(peer.reply().await, (2, Ok(ReplyBody::Versions(vec![]))));
 }
 
 /// Guards the clean stop: requests that the node has taken are answered before it closes.

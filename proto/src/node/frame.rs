@@ -2,11 +2,17 @@
 //!
 //! A connection is a byte stream each way. The side that connected sends one `Hello`, the node one
 //! `HelloAck`; after an acceptance the first side sends requests and the node replies, many in
-//! flight, in any order, paired by the request id. Everything is little-endian. A frame is
+//! flight, in any order, paired by the request id. A node that has had nothing to say for
+//! [`NODE_ALIVE_MS`](crate::limits::NODE_ALIVE_MS) sends an `Alive`, whatever its disks are doing and however much of
+//! what was sent to it waits to be read: who hears nothing for much longer knows that it is gone. Everything is
+//! little-endian. A frame is
 //!
 //! ```text
 //!     header, 48 bytes | body: fixed fields and short lists | data: bulk bytes
 //! ```
+//!
+//! Who closes its side has given the connection up: requests that the node has not begun are dropped, and answers to the
+//! others may come.
 //!
 //! # Header
 //!
@@ -19,7 +25,7 @@
 //! | 7 | 1 | reserved, 0 |
 //! | 8 | 4 | body length, at most [`FRAME_BODY_BYTES_MAX`](crate::limits::FRAME_BODY_BYTES_MAX) |
 //! | 12 | 4 | data length, at most [`FRAME_DATA_BYTES_MAX`](crate::limits::FRAME_DATA_BYTES_MAX) |
-//! | 16 | 8 | request id, chosen by the side that asks; 0 in `Hello` and `HelloAck` |
+//! | 16 | 8 | request id, chosen by the side that asks; 0 in `Hello`, `HelloAck` and `Alive` |
 //! | 24 | 8 | epoch in requests, otherwise 0 |
 //! | 32 | 4 | disk in requests, otherwise 0 |
 //! | 36 | 4 | CRC-32C of the body |
@@ -38,6 +44,7 @@
 //! |---|---|---|
 //! | 1 | `Hello` | cluster 16, lowest version 1, highest version 1, name length 2, name |
 //! | 2 | `HelloAck` | cluster 16, lowest version 1, highest version 1, chosen version 1, reserved 1, name length 2, name |
+//! | 3 | `Alive` | empty |
 //! | 16 | `Identify` | cluster 16 |
 //! | 17 | `Seal` | namespace 8, generation 8 |
 //! | 18 | `Change` | namespace 8, extent 8, version (generation 8, seq 8), offset 4, length 4, content 1, durability 1, reserved 6; data: the blocks |
@@ -88,7 +95,7 @@
 //! | 1 | |
 //! | 2 | `Damaged`, an answer to `Watermark` |
 //! | 3 | `Prepare`, `Commit`, `Rollback`, `Prepared`, and the failure 10 |
-//! | 4 | `Extents`; `Watermark` and `Sealed` say what a disk has completely |
+//! | 4 | `Extents`; `Watermark` and `Sealed` say what a disk has completely; `Alive` |
 //!
 //! This side speaks version 4 only.
 
@@ -123,6 +130,8 @@ pub enum Frame {
     Hello(Hello),
     /// The node's answer to it.
     HelloAck(HelloAck),
+    /// The node lives, and has nothing else to say.
+    Alive,
     /// A question.
     Request {
         /// Returns in the answer.

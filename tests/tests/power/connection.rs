@@ -38,7 +38,7 @@ impl Connection {
                 }
                 decoder.push(&buffer[..read]);
                 while let Some(frame) = decoder.next_frame().expect("the node speaks its protocol") {
-                    if sender.send(frame).is_err() {
+                    if frame != Frame::Alive && sender.send(frame).is_err() {
                         return;
                     }
                 }

@@ -4,9 +4,9 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Buf;
-use lunette_proto::ids::{DiskId, Epoch};
+use lunette_proto::limits::NODE_ALIVE_MS;
+use lunette_proto::node::Reply;
 use lunette_proto::node::frame::{Decoder, EncodeError, Frame, FrameError, Hello, HelloAck, Outgoing};
-use lunette_proto::node::{Reply, Request, RequestBody};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -17,13 +17,17 @@ use super::{Shared, Unanswered};
 
 /// To connect, and again to greet.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Silence after which a sign of life is asked for.
-const SILENCE: Duration = Duration::from_secs(1);
-/// Silence after which the connection is given up.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// How finely silence is measured. A wait that ends late counts as one of these, however late it was: then it was this
+/// process that had no time, and what came meanwhile is yet to be looked at.
+const SILENCE: Duration = Duration::from_millis(100);
+/// Such waits in a row, without a byte, after which the connection is given up.
+const SILENCES_MAX: u32 = 10;
+// Three signs of life have to be missed.
+const _: () = assert!(SILENCES_MAX as u128 * SILENCE.as_millis() >= 3 * NODE_ALIVE_MS as u128);
+/// A node that takes nothing of what is sent for so long is given up, although it gives signs of life. The system counts
+/// a full receive buffer too, so this is far longer than a disk may hang.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
 const RECEIVE_BYTES: usize = 256 << 10;
-/// Names the sign of life among the requests of a connection.
-const PING: u64 = u64::MAX;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
@@ -37,7 +41,7 @@ pub(super) enum Broken {
     Refused(HelloAck),
     #[error("the node sent what nobody asked for")]
     Unasked,
-    #[error("no answer in time")]
+    #[error("the node is silent")]
     Silent,
 }
 
@@ -63,7 +67,7 @@ async fn open(shared: &Shared) -> Result<(OwnedReadHalf, OwnedWriteHalf, Decoder
     let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(shared.address)).await;
     let stream = connecting.map_err(|_| Broken::Silent)??;
     stream.set_nodelay(true)?;
-    SockRef::from(&stream).set_tcp_user_timeout(Some(SILENCE_MAX))?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
     let (mut read, mut write) = stream.into_split();
     let mut decoder = Decoder::new();
     let greeting = async {
@@ -117,7 +121,7 @@ async fn send(shared: &Shared, mut write: OwnedWriteHalf) -> Result<Never, Broke
 /// Hands answers to those who wait for them, as many as one read brought at a time.
 async fn receive(shared: &Shared, mut read: OwnedReadHalf, mut decoder: Decoder) -> Result<Never, Broken> {
     let mut answers: Vec<(Unanswered, Reply)> = Vec::new();
-    let mut silence = Duration::ZERO;
+    let mut silences = 0;
     loop {
         let parsed = take_answers(shared, &mut decoder, &mut answers);
         // What came before a broken frame was taken from the table, and is answered.
@@ -128,14 +132,16 @@ async fn receive(shared: &Shared, mut read: OwnedReadHalf, mut decoder: Decoder)
         match timeout(SILENCE, fill(&mut read, &mut decoder)).await {
             Ok(filled) => {
                 filled?;
-                silence = Duration::ZERO;
+                silences = 0;
             }
             Err(_) => {
-                silence += SILENCE;
-                if silence >= SILENCE_MAX {
+                silences += 1;
+                if silences >= SILENCES_MAX {
+                    // Behind what a stopped node has not read, an orderly end would not arrive. With this one the node
+                    // begins nothing more of it when it goes on.
+                    SockRef::from(read.as_ref()).set_linger(Some(Duration::ZERO))?;
                     return Err(Broken::Silent);
                 }
-                ping(shared)?;
             }
         }
     }
@@ -147,26 +153,16 @@ fn take_answers(
     answers: &mut Vec<(Unanswered, Reply)>,
 ) -> Result<(), Broken> {
     while let Some(frame) = decoder.next_frame()? {
-        let Frame::Reply { id, reply } = frame else {
-            return Err(Broken::Unasked);
+        let (id, reply) = match frame {
+            Frame::Reply { id, reply } => (id, reply),
+            Frame::Alive => continue,
+            Frame::Hello(_) | Frame::HelloAck(_) | Frame::Request { .. } => return Err(Broken::Unasked),
         };
-        if id == PING {
-            continue;
-        }
         let key = usize::try_from(id).map_err(|_| Broken::Unasked)?;
         let mut state = shared.state.lock();
         let unanswered = state.unanswered.try_remove(key).ok_or(Broken::Unasked)?;
         state.bytes -= unanswered.bytes;
         answers.push((unanswered, reply));
     }
-    Ok(())
-}
-
-/// Asks for a sign of life. That there is no such disk is an answer like any other.
-fn ping(shared: &Shared) -> Result<(), Broken> {
-    let body = RequestBody::Identify { cluster: shared.cluster };
-    let request = Request { disk: DiskId(u32::MAX), epoch: Epoch(0), body };
-    shared.state.lock().outgoing.request(PING, &request)?;
-    shared.wake.notify_one();
     Ok(())
 }

@@ -7,9 +7,10 @@
 //!
 //! One connection per node, requests in the order of the calls, answers in any order. A broken
 //! connection answers everything on it with [`Failure::Disconnected`] and is tried again, 20 ms to
-//! 1 s later. Nothing is ever sent twice: whether to repeat is for the caller to decide.
+//! 0.5 s later. Nothing is ever sent twice: whether to repeat is for the caller to decide.
 //!
-//! A peer that says nothing for a second is asked for a sign of life, and given up two seconds later.
+//! A node gives a sign of life four times a second, however busy its disks are; one that says nothing for a second is
+//! given up.
 
 mod connection;
 
@@ -30,7 +31,7 @@ use tokio::task::AbortHandle;
 use crate::fabric::Links;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// Requests that may be unanswered. More than the node reads at a time: the rest waits in the
 /// sockets and here, so that the node never waits for us.
 const UNANSWERED_MAX: usize = 8 * NODE_INFLIGHT_MAX;

@@ -9,12 +9,13 @@ use bytes::{Buf, Bytes};
 use lunette_proto::ids::{
     ClusterId, DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, PoolId, VolumeId,
 };
+use lunette_proto::limits::NODE_ALIVE_MS;
 use lunette_proto::map::{
     ClusterMap, Disk, DiskState, FailureDomain, Node, Owner, Pool, Redundancy, Stripe, Table, Volume,
     VolumeState,
 };
 use lunette_proto::node::frame::{Decoder, Frame, Outgoing};
-use lunette_proto::node::{Failure, Replies, Request, Service};
+use lunette_proto::node::{Failure, Replies, ReplyBody, Request, RequestBody, Service};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,6 +30,7 @@ const CLUSTER: ClusterId = ClusterId(5);
 const ME: GatewayId = GatewayId(1);
 const VOLUME: VolumeId = VolumeId(1);
 const MIB: u64 = 1 << 20;
+const ALIVE: Duration = Duration::from_millis(NODE_ALIVE_MS);
 
 /// A node with one disk, on a socket.
 struct TestNode {
@@ -70,8 +72,8 @@ impl TestNode {
 
 async fn serve(mut stream: TcpStream, model: Arc<Mutex<ModelDisk>>, disk: DiskId) {
     let mut decoder = Decoder::new();
+    let mut out = Outgoing::new();
     loop {
-        let mut out = Outgoing::new();
         while let Some(frame) = decoder.next_frame().expect("a valid frame") {
             match frame {
                 Frame::Hello(hello) => out.hello_ack(&hello.answer(CLUSTER, "test")).unwrap(),
@@ -80,7 +82,7 @@ async fn serve(mut stream: TcpStream, model: Arc<Mutex<ModelDisk>>, disk: DiskId
                     out.reply(id, &reply).unwrap();
                 }
                 Frame::Request { id, .. } => out.reply(id, &Err(Failure::NoSuchDisk)).unwrap(),
-                Frame::HelloAck(_) | Frame::Reply { .. } => panic!("not for a node"),
+                Frame::HelloAck(_) | Frame::Alive | Frame::Reply { .. } => panic!("not for a node"),
             }
         }
         while out.has_remaining() {
@@ -88,9 +90,10 @@ async fn serve(mut stream: TcpStream, model: Arc<Mutex<ModelDisk>>, disk: DiskId
                 return;
             }
         }
-        match stream.read_buf(decoder.buffer()).await {
-            Ok(read) if read > 0 => {}
-            _ => return,
+        match tokio::time::timeout(ALIVE, stream.read_buf(decoder.buffer())).await {
+            Ok(Ok(read)) if read > 0 => {}
+            Ok(_) => return,
+            Err(_) => out.alive().unwrap(),
         }
     }
 }
@@ -268,6 +271,64 @@ async fn refuses_strangers() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// Guards the difference between a disk that is slow, which is waited for, and a node that is gone, which is not.
+#[tokio::test]
+async fn silence_is_not_slowness() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (silent, mut is_silent) = mpsc::unbounded_channel();
+    let node = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut decoder = Decoder::new();
+        let mut out = Outgoing::new();
+        let mut answered = false;
+        loop {
+            while out.has_remaining() {
+                assert_ne!(stream.write_buf(&mut out).await.unwrap(), 0);
+            }
+            match decoder.next_frame().unwrap() {
+                Some(Frame::Hello(hello)) => out.hello_ack(&hello.answer(CLUSTER, "test")).unwrap(),
+                Some(Frame::Request { id, .. }) if !answered => {
+                    // Longer than any silence would be borne.
+                    for _ in 0..8 {
+                        tokio::time::sleep(ALIVE).await;
+                        out.alive().unwrap();
+                        stream.write_all_buf(&mut out).await.unwrap();
+                    }
+                    out.reply(id, &Ok(ReplyBody::Done)).unwrap();
+                    answered = true;
+                }
+                Some(Frame::Request { .. }) => {
+                    silent.send(()).unwrap();
+                    // Not a word more, until the other side has had enough.
+                    while stream.read_buf(decoder.buffer()).await.is_ok_and(|read| read > 0) {}
+                    return;
+                }
+                Some(frame) => panic!("not for a node: {frame:?}"),
+                None => assert_ne!(stream.read_buf(decoder.buffer()).await.unwrap(), 0),
+            }
+        }
+    });
+    let client = crate::client::NodeClient::new(CLUSTER, "gateway", NodeId(0), address, Arc::default());
+    let ask = async || {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let body = RequestBody::Space;
+        client.call(Request { disk: DiskId(0), epoch: Epoch(1), body }, 1, Arc::new(RawAnswers(sender)));
+        receiver.recv().await.unwrap()
+    };
+    // Until it is connected.
+    let slow = loop {
+        match ask().await {
+            Err(Failure::Disconnected) => tokio::time::sleep(Duration::from_millis(5)).await,
+            reply => break reply,
+        }
+    };
+    assert_eq!(slow, Ok(ReplyBody::Done));
+    assert_eq!(ask().await, Err(Failure::Disconnected));
+    assert_eq!(is_silent.recv().await, Some(()), "it was asked, and given up");
+    node.await.unwrap();
 }
 
 struct RawAnswers(mpsc::UnboundedSender<lunette_proto::node::Reply>);

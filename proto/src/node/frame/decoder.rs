@@ -97,6 +97,8 @@ fn frame(header: &Header, body: &[u8], data: Bytes) -> Result<Frame, FrameError>
         Kind::Hello | Kind::HelloAck if !data.is_empty() => Err(FrameError::Length(header.kind.code())),
         Kind::Hello => Hello::decode(body).map(Frame::Hello),
         Kind::HelloAck => HelloAck::decode(header, body).map(Frame::HelloAck),
+        Kind::Alive if body.is_empty() && data.is_empty() => Ok(Frame::Alive),
+        Kind::Alive => Err(FrameError::Length(header.kind.code())),
         kind if kind.is_request() => {
             request::decode(header, body, data).map(|request| Frame::Request { id, request })
         }

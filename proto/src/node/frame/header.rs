@@ -33,6 +33,7 @@ macro_rules! kinds {
 kinds! {
     Hello = 1,
     HelloAck = 2,
+    Alive = 3,
     Identify = 16,
     Seal = 17,
     Change = 18,
@@ -66,6 +67,10 @@ impl Kind {
 
     pub(super) fn is_request(self) -> bool {
         (16..128).contains(&self.code())
+    }
+
+    fn has_id(self) -> bool {
+        !self.is_greeting() && self != Self::Alive
     }
 
     /// The version in the header of its frames.
@@ -156,7 +161,7 @@ impl Header {
         if status != 0 && !kind.has_status() {
             return Err(FrameError::Field("status"));
         }
-        if header.id != 0 && kind.is_greeting() {
+        if header.id != 0 && !kind.has_id() {
             return Err(FrameError::Field("request id"));
         }
         if !kind.is_request() && (header.epoch != 0 || header.disk != 0) {

@@ -49,6 +49,14 @@ impl Outgoing {
         })
     }
 
+    /// Appends the sign of life of a node that has nothing else to say.
+    ///
+    /// # Errors
+    /// None that is known: it has neither body nor data.
+    pub fn alive(&mut self) -> Result<(), EncodeError> {
+        self.append(Routing::default(), |_| Ok((Kind::Alive, 0, Bytes::new())))
+    }
+
     /// Appends a request whose reply will bear `id`.
     ///
     /// # Errors

@@ -71,6 +71,39 @@ fn golden() {
     assert_eq!(bytes_of(out), hex(hello));
 }
 
+/// Guards the sign of life: its bytes, and that it bears nothing that nobody would look at.
+#[test]
+fn alive() {
+    let mut out = Outgoing::new();
+    out.alive().unwrap();
+    let expected =
+        "4c554e4504030000000000000000000000000000000000000000000000000000000000000000000000000000d0c0c355";
+    assert_eq!(bytes_of(out), hex(expected));
+    let alive = |body: &[u8], id| {
+        let header = header::Header {
+            kind: header::Kind::Alive,
+            status: 0,
+            body_len: body.len() as u32,
+            data_len: 0,
+            id,
+            epoch: 0,
+            disk: 0,
+            body_crc: crc32c(body),
+            data_crc: 0,
+        };
+        let mut decoder = greeted();
+        decoder.push(&header.encode());
+        decoder.push(body);
+        decoder.next_frame()
+    };
+    assert_eq!(alive(&[], 0), Ok(Some(Frame::Alive)));
+    assert_eq!(alive(&[0], 0), Err(FrameError::Length(3)));
+    assert_eq!(alive(&[], 1), Err(FrameError::Field("request id")));
+    let mut first = Decoder::new();
+    first.push(&hex(expected));
+    assert_eq!(first.next_frame(), Err(FrameError::Order(3)), "nobody has been greeted");
+}
+
 /// Guards the layout of what prepares changes, in the same way.
 #[test]
 fn golden_prepared() {
@@ -585,6 +618,7 @@ fn frames() -> impl Strategy<Value = Frame> {
     prop_oneof![
         (any::<u64>(), requests()).prop_map(|(id, request)| Frame::Request { id, request }),
         (any::<u64>(), replies()).prop_map(|(id, reply)| Frame::Reply { id, reply }),
+        Just(Frame::Alive),
     ]
 }
 
@@ -601,6 +635,7 @@ proptest! {
             match frame {
                 Frame::Request { id, request } => out.request(*id, request).unwrap(),
                 Frame::Reply { id, reply } => out.reply(*id, reply).unwrap(),
+                Frame::Alive => out.alive().unwrap(),
                 Frame::Hello(_) | Frame::HelloAck(_) => unreachable!("not generated"),
             }
         }
@@ -639,7 +674,7 @@ proptest! {
     /// Guards against panics behind the checksums: a body of any bytes is a frame or an error.
     #[test]
     fn any_body_is_a_frame_or_an_error(
-        kind in prop_oneof![16u8..31, 128u8..144], status in 0u8..12,
+        kind in prop_oneof![Just(3u8), 16u8..31, 128u8..144], status in 0u8..12,
         body in proptest::collection::vec(prop_oneof![4 => Just(0u8), 1 => any::<u8>()], 0..80),
     ) {
         let Some(kind) = header::Kind::from_code(kind) else { return Ok(()) };
