@@ -192,10 +192,9 @@ impl Follower {
                     taking = None;
                     match taken {
                         Ok(epoch) => self.exporter.taken(epoch),
+                        // A volume that was deleted meanwhile spoils the batch; the next map lacks it.
                         Err(status) => {
-                            // A volume that was deleted meanwhile spoils the batch; the next map lacks it.
                             tracing::warn!(reason = status.message(), "volumes could not be taken over; again");
-                            self.pause().await;
                         }
                     }
                 }
@@ -217,13 +216,6 @@ impl Follower {
             }
         }
     }
-
-    async fn pause(&self) {
-        tokio::select! {
-            () = tokio::time::sleep(REQUEST_PAUSE) => {}
-            () = self.stop.cancelled() => {}
-        }
-    }
 }
 
 /// The outcome of a request that is being made; never, if there is none.
@@ -238,9 +230,17 @@ async fn take(control: ControlPlane, gateway: GatewayId, volumes: Vec<VolumeId>)
     let volumes: Vec<u64> = volumes.into_iter().map(|volume| volume.0).collect();
     tracing::debug!(volumes = volumes.len(), "taking volumes over");
     let request = TakeOwnershipRequest { gateway: gateway.0, volumes };
-    let response = control.take_ownership(REQUEST_PATIENCE, &request).await?;
-    tracing::debug!(epoch = response.epoch, "taken");
-    Ok(Epoch(response.epoch))
+    match control.take_ownership(REQUEST_PATIENCE, &request).await {
+        Ok(response) => {
+            tracing::debug!(epoch = response.epoch, "taken");
+            Ok(Epoch(response.epoch))
+        }
+        // Here and not where it is waited for: maps are followed meanwhile.
+        Err(status) => {
+            tokio::time::sleep(REQUEST_PAUSE).await;
+            Err(status)
+        }
+    }
 }
 
 /// Says so until it is heard: nobody else knows that the space is free.

@@ -17,13 +17,18 @@ use crate::api::cluster::report::Member;
 use crate::api::cluster::{Order, Report};
 use crate::health::{GATEWAY_REPORT_INTERVAL, NODE_REPORT_INTERVAL};
 
-/// Reports that may wait to be sent; when the control plane takes none, later ones are left out.
+/// Reports that may wait to be sent; when the control plane takes none, the next one is made when it does.
 const REPORTS_MAX: usize = 4;
 
 /// What a node or a gateway says, and what it can be told.
 pub trait Attached: Send + Sync + 'static {
     /// How it is now. Called from a task: must not block.
     fn report(&self) -> Report;
+
+    /// Who is notified when there is something that the control plane should know at once. Asked once.
+    fn news(&self) -> Arc<Notify> {
+        Arc::default()
+    }
 
     /// Closes a session's connections. Must not block; the reports say when the session is gone.
     fn kick(&self, tsih: u32);
@@ -53,7 +58,7 @@ impl Attachment {
     /// Attaches a member that has registered.
     #[must_use]
     pub fn start(control: ControlPlane, member: Arc<dyn Attached>) -> Self {
-        let (stop, now) = (CancellationToken::new(), Arc::new(Notify::new()));
+        let (stop, now) = (CancellationToken::new(), member.news());
         let task = tokio::spawn(attach_until(stop.clone(), control, member, Arc::clone(&now)));
         Self { stop, now, task: Some(task) }
     }
@@ -114,6 +119,8 @@ async fn attach_once(
         Some(Member::Gateway(_)) | None => GATEWAY_REPORT_INTERVAL,
     };
     let _ = reports.try_send(first);
+    // Reports that are asked for while there is no room become one, made when there is.
+    let mut due = false;
     let mut orders: Streaming<Order> = match control.members().attach(ReceiverStream::new(stream)).await {
         Ok(orders) => orders.into_inner(),
         Err(status) => return status,
@@ -123,6 +130,14 @@ async fn attach_once(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            room = reports.reserve(), if due => match room {
+                Ok(room) => {
+                    room.send(member.report());
+                    due = false;
+                    continue;
+                }
+                Err(_) => return Status::unavailable("the control plane takes no more reports"),
+            },
             _ = ticks.tick() => {}
             () = now.notified() => {}
             order = orders.message() => match order {
@@ -140,11 +155,6 @@ async fn attach_once(
                 Err(status) => return status,
             },
         }
-        match reports.try_send(member.report()) {
-            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => {}
-            Err(mpsc::error::TrySendError::Closed(_)) => {
-                return Status::unavailable("the control plane takes no more reports");
-            }
-        }
+        due = true;
     }
 }

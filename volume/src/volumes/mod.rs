@@ -362,6 +362,8 @@ impl Links for Volumes {
         let disks: Vec<DiskId> =
             ways.disks.iter().filter(|(_, (at, _))| *at == node).map(|(disk, _)| *disk).collect();
         self.lose(&disks);
+        // The control plane may have been told of it by nobody else.
+        self.outlets.news.notify_one();
     }
 }
 
