@@ -63,13 +63,13 @@ impl Draft<'_> {
             if disk.uuid == DiskUuid::default() || !uuids.insert(disk.uuid) {
                 return Err(Rejection::DiskUuid { uuid: disk.uuid.to_string() });
             }
-            ids.push(self.register_disk(id, disk)?);
+            ids.push(self.register_disk(id, name, disk)?);
         }
         self.check_domains_after()?;
         Ok(Response::Node { node: id, disks: ids })
     }
 
-    fn register_disk(&mut self, node: NodeId, disk: &NewDisk) -> Result<DiskId, Rejection> {
+    fn register_disk(&mut self, node: NodeId, name: &str, disk: &NewDisk) -> Result<DiskId, Rejection> {
         check_label("disks.label", &disk.label)?;
         let known = self.map.disks.values().find(|known| known.uuid == disk.uuid);
         let added = self.map.added.values().find(|added| added.uuid == disk.uuid);
@@ -78,6 +78,12 @@ impl Draft<'_> {
             // Formatted as it was wished for, and then named by a configuration.
             (None, Some(added)) => (added.id, DiskState::InSync),
             (None, None) => {
+                // A mount that is missing, or a folder that was emptied: a disk without what that one has.
+                let mut there = self.map.disks.values().filter(|there| there.node == node);
+                if let Some(there) = there.find(|there| there.label == disk.label) {
+                    let (node, path) = (name.to_owned(), disk.label.clone());
+                    return Err(Rejection::DiskSwapped { node, disk: there.id, path });
+                }
                 let new = self.changes.iter().filter(|change| matches!(change, Change::PutDisk(_))).count();
                 self.check_disks_max(new)?;
                 // No table names a disk that is new, so it misses nothing.

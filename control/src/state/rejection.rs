@@ -220,6 +220,18 @@ pub enum Rejection {
         /// What was given.
         uuid: String,
     },
+    /// Another disk, or a blank one, where the map has one with data.
+    #[error(
+        "{path:?} is not {disk} of node {node:?} any more; put that disk back, or name a new one by another path"
+    )]
+    DiskSwapped {
+        /// Which node.
+        node: String,
+        /// Which disk was there.
+        disk: DiskId,
+        /// Where.
+        path: String,
+    },
     /// No such disk.
     #[error("there is no {0}")]
     NoDisk(DiskId),
@@ -511,6 +523,7 @@ impl Rejection {
             Self::DomainRule { .. } => (Precondition, "FAILURE_DOMAIN_RULE", None),
             Self::Address { field, .. } => (Invalid, "ADDRESS_INVALID", Some(field)),
             Self::DiskUuid { .. } => (Invalid, "DISK_UUID_INVALID", Some("disks")),
+            Self::DiskSwapped { .. } => (Precondition, "DISK_SWAPPED", None),
             Self::NoDisk(_) => (NotFound, "DISK_NOT_FOUND", None),
             Self::DiskState { .. } => (Precondition, "DISK_STATE", None),
             Self::NotReady { .. } => (Conflict, "NOT_READY", None),

@@ -132,6 +132,7 @@ fn wrong_values() {
 
     assert_eq!(reason(&state, &volume("No", false)), "NAME_INVALID");
     assert_eq!(reason(&state, &node("node4", 0)), "DISK_UUID_INVALID");
+    assert_eq!(reason(&state, &node("node2", 77)), "DISK_SWAPPED");
     assert_eq!(reason(&state, &Command::Found { cluster: ClusterId(8) }), "OTHER_CLUSTER");
     assert_eq!(reason(&state, &pool("default", &[1, 2, 3])), "POOL_EXISTS");
     assert_eq!(reason(&state, &pool("p", &[1, 2, 2])), "TABLE_STALE");
