@@ -9,7 +9,8 @@
 //!
 //! Nothing of Lunette is linked in: a test sees what an operator and an initiator see. That also
 //! makes the bytes of [`pdu`] a second reading of RFC 7143 beside the product's own. One test program
-//! is different: `tests/power` has a storage node to itself, on a disk that fails ([`faultdisk`]).
+//! is different: `tests/power` has a storage node to itself, on a disk that fails ([`faultdisk`]). And `tests/nodes` opens
+//! the disks of a cluster that has ended, to compare the copies.
 //!
 //! Helpers panic with what they saw: they run in tests only, and the message is the failure report.
 
@@ -22,6 +23,7 @@ pub mod image;
 pub mod initiator;
 pub mod pdu;
 pub mod ports;
+pub mod processes;
 pub mod random;
 pub mod server;
 pub mod vpd;
