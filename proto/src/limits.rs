@@ -5,8 +5,10 @@ pub const EXTENT_BYTES: u32 = 4 << 20;
 /// A block, the unit of checksum, of version and of atomicity: 4 KiB.
 pub const BLOCK_BYTES: u32 = 4096;
 /// A unit, of which an extent has 64: an aligned range in which a disk gives out space as a whole, the most that one write
-/// changes as a whole, and what a prepared change is inside of.
+/// changes as a whole unless it is asked to, and what a prepared change is inside of.
 pub const UNIT_BYTES: u32 = 64 << 10;
+/// The most that a write changes as a whole when it is asked to, inside an aligned range of so many bytes.
+pub const ATOMIC_BYTES_MAX: u32 = 1 << 20;
 /// Blocks in an extent.
 pub const EXTENT_BLOCKS: u32 = EXTENT_BYTES / BLOCK_BYTES;
 

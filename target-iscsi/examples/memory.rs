@@ -42,6 +42,7 @@ impl Memory {
             Command::Read { offset, len } => (*offset, u64::from(*len)),
             Command::Zero { offset, len } | Command::Mapping { offset, len } => (*offset, *len),
             Command::Write { offset, data, .. }
+            | Command::WriteAtomic { offset, data }
             | Command::Or { offset, data, .. }
             | Command::CompareAndWrite { offset, data, .. } => (*offset, data.len() as u64),
             Command::Flush => return Ok(Data::new()),
@@ -59,7 +60,9 @@ impl Memory {
                 });
                 return Ok(Data::from_iter([statuses.into()]));
             }
-            Command::Write { data, .. } => self.change(offset, &data, |byte, new| *byte = new),
+            Command::Write { data, .. } | Command::WriteAtomic { data, .. } => {
+                self.change(offset, &data, |byte, new| *byte = new)
+            }
             Command::Or { data, .. } => self.change(offset, &data, |byte, bits| *byte |= bits),
             Command::CompareAndWrite { compare, data, .. } => {
                 let mut blocks = self.blocks.write();

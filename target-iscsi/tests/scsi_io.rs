@@ -666,7 +666,7 @@ fn write_atomic_fields() {
         let end = model.run(&write_atomic(0x08, lba, blocks), &data);
         assert_eq!((end.data_out_len as usize, end.transfer_len as usize), (data.len(), data.len()));
         end.good();
-        assert!(matches!(model.commands.last(), Some(Command::Write { fua: true, .. })));
+        assert!(matches!(model.commands.last(), Some(Command::WriteAtomic { .. })));
         assert_eq!(model.content[lba as usize * 512..][..data.len()], data);
     }
     model.commands.clear();

@@ -19,10 +19,7 @@ pub trait BlockDevice: Send + Sync {
     /// Whether it can serve reads and writes at the moment (SPC-4: TEST UNIT READY).
     fn readiness(&self) -> Readiness;
 
-    /// A write that lies inside one aligned range of so many bytes is atomic as a whole, a power of two from
-    /// 4096 (SBC-4: WRITE ATOMIC): whatever crashes, no read ever shows a part of it beside what was there before. On
-    /// a write-back volume that holds for writes with `fua`: what is in memory only may be lost in part. A block that
-    /// its disks have lost is reported as unreadable, as ever.
+    /// Of which aligned ranges [`Command::WriteAtomic`] can write inside one: a power of two from 4096.
     fn atomic_bytes(&self) -> u32 {
         lunette_proto::limits::BLOCK_BYTES
     }
@@ -46,7 +43,8 @@ pub enum Command {
         /// Bytes, not 0.
         len: u32,
     },
-    /// Write. Each 4 KiB block of it is atomic; the whole is inside one range of [`BlockDevice::atomic_bytes`].
+    /// Write. Each 4 KiB block of it is atomic; so is the whole if it is inside one aligned range of 64 KiB (or of
+    /// [`BlockDevice::atomic_bytes`], if those are smaller) and is durable when completed.
     Write {
         /// First byte.
         offset: u64,
@@ -54,6 +52,14 @@ pub enum Command {
         data: Bytes,
         /// Durable when completed, also on a write-back volume (SBC-3: FUA).
         fua: bool,
+    },
+    /// Write as a whole, durably (SBC-4: WRITE ATOMIC): whatever crashes, no read ever shows a part of it beside what
+    /// was there before. A block that its disks have lost is reported as unreadable, as ever.
+    WriteAtomic {
+        /// First byte, a multiple of 4096.
+        offset: u64,
+        /// What: whole 4 KiB blocks, at least one, inside one range of [`BlockDevice::atomic_bytes`].
+        data: Bytes,
     },
     /// Make zeros and give whole 4 KiB blocks back; parts of blocks are written with zeros.
     Zero {

@@ -11,7 +11,7 @@
 //! Redundancy is not decided here: each extent is kept by its pool as the pool's
 //! [`Redundancy`](lunette_proto::map::Redundancy) says, whatever the layout above it.
 
-use lunette_proto::limits::{EXTENT_BYTES, UNIT_BYTES};
+use lunette_proto::limits::{ATOMIC_BYTES_MAX, EXTENT_BYTES, UNIT_BYTES};
 use lunette_proto::map::Stripe;
 
 const EXTENT: u64 = EXTENT_BYTES as u64;
@@ -50,10 +50,17 @@ impl Layout {
         }
     }
 
-    /// The size of the aligned ranges of the volume that lie in one space unit of one extent, a power of two.
+    /// The size of the aligned ranges of the volume that are written as a whole when that is asked for; each lies side
+    /// by side in one extent. A power of two.
     #[must_use]
     pub fn atomic_bytes(self) -> u32 {
-        u32::try_from(self.unit).map_or(UNIT_BYTES, |unit| unit.min(UNIT_BYTES))
+        u32::try_from(self.unit).map_or(ATOMIC_BYTES_MAX, |unit| unit.min(ATOMIC_BYTES_MAX))
+    }
+
+    /// The size of the aligned ranges of the volume that lie in one space unit of one extent, a power of two.
+    #[must_use]
+    pub fn unit_bytes(self) -> u32 {
+        self.atomic_bytes().min(UNIT_BYTES)
     }
 
     /// The runs of `len` bytes from `offset`, in order of the volume's addresses.
@@ -151,17 +158,18 @@ mod tests {
         }
     }
 
-    /// Guards the promise of atomic writes: an aligned range of that size lies in one unit of one extent, aligned.
+    /// Guards the promise of atomic writes: an aligned range of that size lies side by side in one extent, aligned.
     #[test]
     fn atomic_ranges_stay_together() {
         let stripe = |unit_bytes| Layout::new(Some(Stripe { unit_bytes, width: 3 })).unwrap();
-        for (layout, bytes) in [
-            (Layout::new(None).unwrap(), 64 << 10),
-            (stripe(16 << 10), 16 << 10),
-            (stripe(64 << 10), 64 << 10),
-            (stripe(1 << 20), 64 << 10),
+        for (layout, bytes, unit) in [
+            (Layout::new(None).unwrap(), 1 << 20, 64 << 10),
+            (stripe(16 << 10), 16 << 10, 16 << 10),
+            (stripe(64 << 10), 64 << 10, 64 << 10),
+            (stripe(256 << 10), 256 << 10, 64 << 10),
+            (stripe(1 << 20), 1 << 20, 64 << 10),
         ] {
-            assert_eq!(layout.atomic_bytes(), bytes);
+            assert_eq!((layout.atomic_bytes(), layout.unit_bytes()), (bytes, unit));
             for at in (0..4 * EXTENT).step_by(bytes as usize) {
                 let runs: Vec<Run> = layout.runs(at, u64::from(bytes)).collect();
                 assert_eq!(runs.len(), 1);

@@ -326,7 +326,7 @@ async fn mapping_is_what_was_done() {
         let mut cluster = Cluster::start(false, write_back, seed).await;
         let (owner, device) = cluster.take_over().await;
         let stripe_bytes = if seed % 2 == 0 { 16 << 10 } else { 4 << 20 };
-        assert_eq!(u64::from(device.atomic_bytes()), stripe_bytes.min(64 << 10));
+        assert_eq!(u64::from(device.atomic_bytes()), stripe_bytes.min(1 << 20));
         let len = 12 << 20;
         let mut expected = vec![1; (len / BLOCK) as usize];
         let mut random = Random(seed);
@@ -350,5 +350,45 @@ async fn mapping_is_what_was_done() {
         drop(owner);
         let (_owner, device) = cluster.take_over().await;
         assert_eq!(run(&device, all).await.unwrap().concat(), expected);
+    }
+}
+
+/// Guards atomic writes of up to 1 MiB on real disks, into holes, over content and beside discards: what was written is
+/// there, also with the next owner, and everywhere the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn atomic_writes_are_there() {
+    const BLOCK: u64 = 4096;
+    const MIB: u64 = 1 << 20;
+    for (seed, write_back) in [(21, false), (23, true)] {
+        let mut cluster = Cluster::start(false, write_back, seed).await;
+        let (owner, device) = cluster.take_over().await;
+        let atomic = u64::from(device.atomic_bytes());
+        let mut there = vec![0; 6 * MIB as usize];
+        let mut random = Random(seed);
+        for step in 0..60 {
+            let offset = BLOCK * random.below(5 * MIB / BLOCK);
+            let len = BLOCK * (1 + random.below(MIB / BLOCK));
+            let whole = len.min(atomic - offset % atomic);
+            let (command, data) = match step % 4 {
+                3 => (Command::Zero { offset, len }, Bytes::from(vec![0; len as usize])),
+                2 => {
+                    let data = content(step + 1, len);
+                    (Command::Write { offset, data: data.clone(), fua: false }, data)
+                }
+                _ => {
+                    let data = content(step + 1, whole);
+                    (Command::WriteAtomic { offset, data: data.clone() }, data)
+                }
+            };
+            assert!(run(&device, command).await.is_ok(), "step {step}");
+            there[offset as usize..][..data.len()].copy_from_slice(&data);
+        }
+        let read = Command::Read { offset: 0, len: there.len() as u32 };
+        assert_eq!(run(&device, read.clone()).await.unwrap().concat(), there);
+        assert!(run(&device, Command::Flush).await.is_ok());
+        drop(owner);
+        let (_owner, device) = cluster.take_over().await;
+        assert_eq!(run(&device, read).await.unwrap().concat(), there);
+        cluster.same_replicas();
     }
 }

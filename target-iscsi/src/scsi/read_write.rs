@@ -158,7 +158,8 @@ impl Write {
         }
         let Self { offset, fua, .. } = *self;
         Ok(Progress::Submit(match self.operation {
-            Operation::Write | Operation::WriteAtomic => Command::Write { offset, data, fua },
+            Operation::Write => Command::Write { offset, data, fua },
+            Operation::WriteAtomic => Command::WriteAtomic { offset, data },
             Operation::Or => Command::Or { offset, data, fua },
         }))
     }

@@ -40,6 +40,7 @@ pub(super) fn shows(view: &TargetView, lun: u16, unit: &LogicalUnit, writes: boo
 fn writes(command: &Command) -> bool {
     match command {
         Command::Write { .. }
+        | Command::WriteAtomic { .. }
         | Command::Zero { .. }
         | Command::CompareAndWrite { .. }
         | Command::Or { .. } => true,

@@ -474,6 +474,7 @@ fn cost(command: &Command) -> u64 {
         Command::Read { len, .. } => u64::from(*len),
         Command::Mapping { len, .. } => len.div_ceil(BLOCK_BYTES.into()),
         Command::Write { .. }
+        | Command::WriteAtomic { .. }
         | Command::Zero { .. }
         | Command::Flush
         | Command::CompareAndWrite { .. }

@@ -98,7 +98,7 @@ impl State {
                 let parts = [&self.memory[range.start..middle], &self.memory[middle..range.end]];
                 return Ok(parts.into_iter().map(Bytes::copy_from_slice).collect());
             }
-            Command::Write { offset, data, .. } => {
+            Command::Write { offset, data, .. } | Command::WriteAtomic { offset, data } => {
                 let range = range(offset, data.len() as u64)?;
                 self.write_addresses.push(data.as_ptr() as usize);
                 self.memory[range].copy_from_slice(&data);

@@ -194,6 +194,17 @@ impl Model {
                 let second = first.split_off(first.len() / 3);
                 Data::from_iter([first, second])
             }
+            Command::WriteAtomic { offset, data } => {
+                whole(*offset, data.len() as u64);
+                let range = u64::from(ATOMIC_BYTES);
+                assert_eq!(offset / range, (offset + data.len() as u64 - 1) / range, "in one range");
+                assert!(offset % 4096 == 0 && data.len() % 4096 == 0);
+                self.map(*offset, data.len() as u64);
+                if let Some(space) = self.content.get_mut(*offset as usize..*offset as usize + data.len()) {
+                    space.copy_from_slice(data);
+                }
+                Data::new()
+            }
             Command::Write { offset, data, .. } => {
                 whole(*offset, data.len() as u64);
                 assert!(data.len() <= 8 << 20);

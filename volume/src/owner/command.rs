@@ -42,6 +42,7 @@ enum Kind {
         data: Bytes,
         fua: bool,
     },
+    WriteAtomic(Bytes),
     Swap {
         compare: Bytes,
         data: Bytes,
@@ -61,7 +62,7 @@ impl Kind {
     /// Data that it keeps.
     fn held_bytes(&self) -> u64 {
         match self {
-            Self::Write { data, .. } | Self::Or { data, .. } => data.len() as u64,
+            Self::Write { data, .. } | Self::WriteAtomic(data) | Self::Or { data, .. } => data.len() as u64,
             Self::Swap { compare, data, .. } => (compare.len() + data.len()) as u64,
             Self::Read | Self::Zero | Self::Mapping(_) | Self::Flush => 0,
         }
@@ -101,6 +102,14 @@ impl Owner {
             device::Command::Write { offset, data, fua } => {
                 let len = data.len() as u64;
                 (Kind::Write { data, fua }, offset, len, transfer_max)
+            }
+            device::Command::WriteAtomic { offset, data } => {
+                let (len, atomic) = (data.len() as u64, u64::from(self.config.layout.atomic_bytes()));
+                let block = u64::from(BLOCK_BYTES);
+                if !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
+                    return Err(DeviceError::Invalid);
+                }
+                (Kind::WriteAtomic(data), offset, len, atomic - offset % atomic)
             }
             device::Command::Zero { offset, len } => (Kind::Zero, offset, len, u64::MAX),
             device::Command::Flush => return self.has_room(0).map(|()| (Kind::Flush, 0..0)),
@@ -195,6 +204,7 @@ impl Owner {
             Kind::Write { data, fua } => {
                 self.add_changes(id, run, Some(data.slice(part)), self.durability(*fua));
             }
+            Kind::WriteAtomic(data) => self.add_atomic(id, run, data.slice(part)),
             Kind::Swap { compare, data, fua } => {
                 let patch = Patch::Swap { compare: compare.clone(), data: data.clone() };
                 self.add_patch(id, run, patch, self.durability(*fua));
@@ -264,14 +274,14 @@ impl Owner {
     }
 
     /// Whole blocks become one operation; a block that is changed in part is read and patched. A write inside one
-    /// atomic range becomes one operation altogether.
+    /// space unit becomes one operation altogether.
     fn add_changes(&mut self, command: usize, run: Run, data: Option<Bytes>, durability: Durability) {
         let end = run.offset + run.len;
-        let atomic = self.config.layout.atomic_bytes();
+        let unit = self.config.layout.unit_bytes();
         let is_whole = run.offset.is_multiple_of(BLOCK_BYTES) && end.is_multiple_of(BLOCK_BYTES);
         if let Some(data) = &data
             && !is_whole
-            && run.offset / atomic == (end - 1) / atomic
+            && run.offset / unit == (end - 1) / unit
             && !self.planted(Plant::SplitAtomic)
         {
             return self.add_patch(command, run, Patch::Data(data.clone()), durability);

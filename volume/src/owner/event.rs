@@ -199,6 +199,7 @@ pub(crate) enum Plant {
     WriteOnMiscompare,
     OrOverwrites,
     SplitAtomic,
+    NoAtomicRoom,
     LevelByBlock,
     ReadBehind,
     ForgetChanges,

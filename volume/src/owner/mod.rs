@@ -36,6 +36,7 @@
 //! - On a write-back volume a lost connection may mean a lost memory: the extents changed since
 //!   the last flush are reconciled before they are served again, and watermarks follow flushes.
 
+mod atomic;
 mod cache;
 mod catch_up;
 mod command;

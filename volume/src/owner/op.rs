@@ -4,6 +4,7 @@
 //!     Waiting --> Reading --> Mutating --> finished         a partial block, a comparison, a repair
 //!     Waiting --> Reading ------------------> finished      a read, a comparison that differs
 //!     Waiting ----------------> Mutating --> finished       a write
+//!     Waiting --> Reading --> Mutating --> finished         an atomic write (`atomic.rs`)
 //!     Waiting --> Healing -------------------> finished      what a scrubber found: its parts read and mutate
 //!                                  |  ^
 //!                                  v  |  no space on some member: the old content is
@@ -18,7 +19,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use lunette_proto::ids::{DiskId, Version};
 use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::node::{Change, Durability};
@@ -56,7 +57,7 @@ impl Op {
     /// Data that it keeps in memory from its command.
     pub(super) fn held_bytes(&self) -> u64 {
         match &self.work {
-            Work::Write(Change::Data(data)) => data.len() as u64,
+            Work::Write(Change::Data(data)) | Work::Atomic { data, .. } => data.len() as u64,
             Work::Modify { patch, .. } => patch.held_bytes(),
             Work::Read { .. }
             | Work::Map
@@ -111,6 +112,9 @@ pub(super) enum Work {
     Map,
     /// Read the blocks, patch them at a byte of theirs and write them: a [`Work::Write`] from then on.
     Modify { at: u32, patch: Patch },
+    /// Write the blocks as a whole, although they are of several space units. With `prepares`, their content is first
+    /// written again, so that every member has room for all of them.
+    Atomic { data: Bytes, prepares: bool },
     /// Bring `lagging` members up to what `sources` have: zeros without space if `hole`. With
     /// `or_hole`, some lagging member has a hole in every block of it, and it is as good to give
     /// all members that.
@@ -119,6 +123,13 @@ pub(super) enum Work {
     Heal { disk: DiskId },
     /// Give the blocks the content that they have, under a new version.
     Rewrite,
+}
+
+impl Work {
+    /// Whether it is versions that it asks a member for.
+    pub(super) fn asks_versions(&self) -> bool {
+        matches!(self, Self::Map | Self::Atomic { prepares: false, .. })
+    }
 }
 
 /// Where it stands.

@@ -58,9 +58,10 @@ impl Owner {
                     Some(pieces) => (*offset + blocks_len(pieces), BLOCK_BYTES),
                 };
                 let (extent, generation) = (self.extent(*extent), self.config.generation);
-                let body = match work {
-                    Work::Map => RequestBody::Versions { extent, generation },
-                    _ => RequestBody::Read { extent, generation, offset, len },
+                let body = if work.asks_versions() {
+                    RequestBody::Versions { extent, generation }
+                } else {
+                    RequestBody::Read { extent, generation, offset, len }
                 };
                 let tag = self.send(disk, body, What::Read { op: id });
                 self.touch(id);
@@ -84,7 +85,7 @@ impl Owner {
         let Some(Op { offset, len, work, phase: Phase::Reading(reading), .. }) = self.ops.get_mut(id) else {
             return;
         };
-        let is_map = matches!(work, Work::Map);
+        let is_map = work.asks_versions();
         reading.asked = None;
         let (first, want) = match &reading.pieces {
             None => (*offset, *len),
@@ -98,8 +99,12 @@ impl Owner {
                 return self.have(id, data);
             }
             Answer::Body(ReplyBody::Versions(runs)) if is_map && fits(&runs, self.config.generation) => {
-                let mapping = mapping::of_blocks(&runs, self.ops[id].blocks());
-                return self.finish(id, Ok(mapping));
+                let op = &self.ops[id];
+                let mapping = mapping::of_blocks(&runs, op.blocks());
+                return match op.work {
+                    Work::Atomic { .. } => self.atomic_mapped(id, &mapping),
+                    _ => self.finish(id, Ok(mapping)),
+                };
             }
             Answer::Body(_) => self.distrust(disk),
             Answer::NoSpace | Answer::Corrupt(_) if is_map => self.rest(disk),
@@ -160,7 +165,9 @@ impl Owner {
         match work {
             // The same blocks may be good elsewhere.
             _ if is_heal && !withdrawing => self.finish(id, Err(medium)),
-            Work::Read { .. } | Work::Modify { .. } if !withdrawing => self.finish(id, Err(medium)),
+            Work::Read { .. } | Work::Modify { .. } | Work::Atomic { .. } if !withdrawing => {
+                self.finish(id, Err(medium));
+            }
             Work::Level { version, hole, or_hole, sources, lagging } if !withdrawing && len > BLOCK_BYTES => {
                 // Level what can be levelled, block by block.
                 let (version, hole, or_hole) = (*version, *hole, *or_hole);
@@ -215,6 +222,10 @@ impl Owner {
                         }
                     }
                 }
+            }
+            Work::Atomic { data: wanted, .. } => {
+                let wanted = wanted.clone();
+                self.make_room_for(id, data, wanted);
             }
             Work::Level { version, lagging, .. } => {
                 let (version, lagging) = (*version, lagging.clone());

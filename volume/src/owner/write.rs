@@ -46,6 +46,10 @@ impl Owner {
                 self.change(id, offset, change);
             }
             Work::Map => self.read(id, Members::new(), false),
+            Work::Atomic { .. } => {
+                self.prepares(id, false);
+                self.read(id, Members::new(), false);
+            }
             Work::Read { .. } | Work::Modify { .. } | Work::Rewrite => {
                 let op = &self.ops[id];
                 let is_rewrite = matches!(op.work, Work::Rewrite);
@@ -74,7 +78,8 @@ impl Owner {
         self.mutate(id, offset, change, false, VecDeque::new());
     }
 
-    fn mutate(
+    /// Gives blocks new content under a new version, and then those of `rest`.
+    pub(super) fn mutate(
         &mut self,
         id: usize,
         offset: u32,
@@ -172,8 +177,13 @@ impl Owner {
         };
         let extent = *extent;
         let is_heal = matches!(origin, Origin::HealPart { .. });
-        let needs_no_space =
-            mutating.withdrawing || !is_heal && matches!(work, Work::Level { or_hole: false, .. });
+        let needs_no_space = mutating.withdrawing
+            || match work {
+                Work::Level { or_hole, .. } => !is_heal && !*or_hole,
+                // What was in front of it has made room.
+                Work::Atomic { .. } => mutating.rest.is_empty(),
+                _ => false,
+            };
         let Some(leg) = mutating.legs.iter_mut().find(|leg| leg.state == LegState::Sent(tag)) else {
             return;
         };
@@ -231,8 +241,11 @@ impl Owner {
         } else if nobody_has_it || self.planted(Plant::NoWithdraw) {
             self.finish(id, Err(DeviceError::NoSpace));
         } else {
-            self.ops[id].verdict = Err(DeviceError::NoSpace);
-            self.read(id, refused, true);
+            let op = &mut self.ops[id];
+            op.verdict = Err(DeviceError::NoSpace);
+            // What makes room for an atomic write is the same content: every member has it.
+            let from = if let Work::Atomic { .. } = op.work { Members::new() } else { refused };
+            self.read(id, from, true);
         }
     }
 
@@ -349,7 +362,9 @@ impl Owner {
                 self.change(id, offset, change);
             }
             // Asks any member, so it never gets here: it has changed nothing that could be withdrawn.
-            Work::Modify { .. } | Work::Read { .. } | Work::Map => self.read(id, Members::new(), false),
+            Work::Modify { .. } | Work::Read { .. } | Work::Map | Work::Atomic { .. } => {
+                self.read(id, Members::new(), false)
+            }
         }
     }
 

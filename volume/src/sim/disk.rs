@@ -319,7 +319,7 @@ impl ModelDisk {
     }
 
     /// Space units with content.
-    fn allocated(&self) -> usize {
+    pub(crate) fn allocated(&self) -> usize {
         let units = self.extents.values().flat_map(|list| list.chunks(UNIT_BLOCKS as usize));
         units.filter(|unit| unit.iter().any(|block| block.content.is_some())).count()
     }

@@ -40,7 +40,12 @@ impl World {
         let block = self.hot_block().unwrap_or(0);
         let stamp = self.records.len() as u32 + 1;
         match self.rng.below(100) {
-            0..26 => {
+            0..5 => {
+                let atomic = u64::from(self.config.layout.atomic_bytes());
+                let len = (BLOCK * self.rng.between(1, 40)).min(atomic - block % atomic);
+                Command::WriteAtomic { offset: block, data: content(stamp, len) }
+            }
+            5..26 => {
                 let len = BLOCK * self.rng.between(1, 4);
                 Command::Write { offset: block, data: content(stamp, len), fua: self.rng.chance(150) }
             }
@@ -59,7 +64,8 @@ impl World {
             }
             62..85 => {
                 let offset = block + SECTOR * self.rng.below(8);
-                Command::Read { offset, len: (SECTOR * self.rng.between(1, 30)) as u32 }
+                let sectors_max = if self.rng.chance(100) { 400 } else { 30 };
+                Command::Read { offset, len: (SECTOR * self.rng.between(1, sectors_max)) as u32 }
             }
             85..92 => Command::Zero {
                 offset: block + SECTOR * self.rng.below(2),
@@ -102,7 +108,9 @@ impl World {
                     self.guesses.insert(offset + at, stamp(read, at).unwrap_or(0));
                 }
             }
-            Command::Write { offset, data, .. } | Command::CompareAndWrite { offset, data, .. } => {
+            Command::Write { offset, data, .. }
+            | Command::WriteAtomic { offset, data }
+            | Command::CompareAndWrite { offset, data, .. } => {
                 for at in (0..data.len() as u64).step_by(SECTOR as usize) {
                     self.guesses.insert(offset + at, number);
                 }

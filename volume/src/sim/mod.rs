@@ -117,6 +117,7 @@ finds! {
     finds_a_write_in_spite_of_a_miscompare: planted(Plant::WriteOnMiscompare);
     finds_an_or_that_overwrites: planted(Plant::OrOverwrites);
     finds_a_write_in_parts: planted(Plant::SplitAtomic);
+    finds_an_atomic_write_without_room: planted(Plant::NoAtomicRoom);
     finds_reads_of_a_copy_that_is_behind: planted(Plant::ReadBehind);
     finds_changes_forgotten_while_away: planted(Plant::ForgetChanges);
     finds_missed_changes_forgotten: planted(Plant::ForgetMissed);

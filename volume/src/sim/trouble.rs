@@ -92,7 +92,7 @@ impl World {
             13 | 16.. if self.removable => self.remove(disk),
             14 if self.tight => {
                 for (model, _) in self.disks.values_mut() {
-                    model.capacity = self.rng.between(0, 4) as usize;
+                    model.capacity = self.rng.between(0, 6) as usize;
                 }
             }
             15 if self.corrupting => self.corrupt(disk),

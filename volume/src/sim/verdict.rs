@@ -169,7 +169,7 @@ impl World {
                 is_zeros.then_some(Effect::Read([Some(0); SECTORS]))
             }
             (Command::Read { .. } | Command::Mapping { .. } | Command::Flush, _) => None,
-            (Command::Write { offset, data, .. }, _) => {
+            (Command::Write { offset, data, .. } | Command::WriteAtomic { offset, data }, _) => {
                 part(*offset, data.len() as u64, &|_| Some(number)).map(Effect::Write)
             }
             (Command::Zero { offset, len }, _) => part(*offset, *len, &|_| Some(0)).map(Effect::Write),
@@ -200,6 +200,7 @@ impl World {
             Command::Write { fua, .. } | Command::CompareAndWrite { fua, .. } | Command::Or { fua, .. } => {
                 *fua
             }
+            Command::WriteAtomic { .. } => true,
             _ => false,
         };
         Ok(effect.map(|effect| (effect, fua)))
@@ -207,7 +208,7 @@ impl World {
 
     /// What a write changed as a whole is seen as a whole: no read shows a part of it beside what was there before.
     pub(super) fn nothing_is_torn(&self) -> Result<(), String> {
-        let bytes = u64::from(self.config.layout.atomic_bytes());
+        let layout = self.config.layout;
         let reads: Vec<(usize, u64, Vec<usize>)> = (0..)
             .zip(&self.records)
             .filter_map(|(id, record)| match (&record.command, &record.outcome) {
@@ -220,12 +221,14 @@ impl World {
             })
             .collect();
         for (id, write) in self.records.iter().enumerate() {
-            let Command::Write { offset, data, fua } = &write.command else {
-                continue;
+            let (offset, data, bytes) = match &write.command {
+                Command::Write { offset, data, fua } if *fua || !self.config.write_back => {
+                    (offset, data, layout.unit_bytes())
+                }
+                Command::WriteAtomic { offset, data } => (offset, data, layout.atomic_bytes()),
+                _ => continue,
             };
-            if self.config.write_back && !fua {
-                continue;
-            }
+            let bytes = u64::from(bytes);
             let range = *offset..*offset + data.len() as u64;
             if range.start / bytes != (range.end - 1) / bytes {
                 continue;

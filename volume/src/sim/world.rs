@@ -159,8 +159,10 @@ impl World {
             failure_domain: FailureDomain::Disk,
             table: Arc::new(Table::new(1, replicas, cells)),
         };
-        let stripe =
-            rng.chance(400).then(|| Stripe { unit_bytes: 16 << 10, width: rng.between(2, 3) as u16 });
+        let stripe = rng.chance(400).then(|| Stripe {
+            unit_bytes: if rng.chance(300) { 256 << 10 } else { 16 << 10 },
+            width: rng.between(2, 3) as u16,
+        });
         let size = 6 * EXTENT;
         let write_back = rng.chance(350);
         // Of the six extents; disks list a few more than owners use, as in earnest.

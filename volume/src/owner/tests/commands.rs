@@ -1,6 +1,8 @@
 //! Commands that look before they write, and those that ask what takes space.
 
 use super::*;
+use crate::device::DEALLOCATED;
+use lunette_proto::node::Durability;
 
 /// Guards invariant 14: a comparison that matches writes, one that does not has sent nothing and names the first
 /// byte, also where the copy that it was read from is bad.
@@ -142,10 +144,10 @@ fn says_what_takes_space() {
     assert_eq!(rig.run(mapping(0, 4 * EXTENT + 512)), Err(DeviceError::OutOfRange));
 }
 
-/// Guards atomic writes: inside one aligned range of 64 KiB a write is one message to each member, whole blocks or not;
+/// Guards writes inside one aligned range of 64 KiB: they are one message to each member, whole blocks or not;
 /// a block that it writes over whole need not be readable.
 #[test]
-fn an_atomic_write_is_one_message() {
+fn a_write_in_one_unit_is_one_message() {
     let mut rig = Rig::new(2, 512);
     let changes =
         |rig: &Rig| rig.sent.iter().filter(|it| matches!(it.body, RequestBody::Change { .. })).count();
@@ -158,4 +160,93 @@ fn an_atomic_write_is_one_message() {
     assert_eq!(changes(&rig), 4);
     let now = [vec![1; 512], vec![2; (64 << 10) - 1024], vec![1; 512]].concat();
     assert_eq!(rig.read(64 << 10, 64 << 10), now);
+}
+
+/// Guards atomic writes of several units: one message to each member, once all have room for all units, or else nothing;
+/// and against ranges that are none.
+#[test]
+fn an_atomic_write_is_one_message() {
+    const UNIT: u64 = 64 << 10;
+    let atomic =
+        |offset, len: u64, byte| Command::WriteAtomic { offset, data: Bytes::from(vec![byte; len as usize]) };
+    let changes = |rig: &mut Rig| {
+        let sent = std::mem::take(&mut rig.sent);
+        let len = |it: Request| match it.body {
+            RequestBody::Change { change, durability, .. } => {
+                assert_eq!(durability, Durability::Stable);
+                Some(change.len() as u64)
+            }
+            _ => None,
+        };
+        sent.into_iter().filter_map(len).collect::<Vec<_>>()
+    };
+    let mut rig = Rig::new(2, 512);
+    // Nothing is there: room first, then the write.
+    assert!(rig.run(atomic(4096, 2 * UNIT, 1)).is_ok());
+    assert_eq!(changes(&mut rig), [2 * UNIT; 4]);
+    assert!(rig.run(atomic(4096, 2 * UNIT, 2)).is_ok());
+    assert_eq!(changes(&mut rig), [2 * UNIT; 2]);
+    // Inside one unit there is nothing to wait for.
+    assert!(rig.run(atomic(8 * UNIT, UNIT, 3)).is_ok());
+    assert_eq!(changes(&mut rig), [UNIT; 2]);
+    let read = rig.read(0, 4 * UNIT as u32);
+    let wanted = [vec![0; 4096], vec![2; 2 * UNIT as usize], vec![0; 2 * UNIT as usize - 4096]].concat();
+    assert_eq!(read, wanted);
+
+    // One disk has room for one of two units more.
+    let full = rig.disks.get_mut(&DiskId(1)).unwrap();
+    full.capacity = full.allocated() + 1;
+    let before = rig.read(0, 16 * UNIT as u32);
+    assert_eq!(rig.run(atomic(2 * UNIT, 4 * UNIT, 4)), Err(DeviceError::NoSpace));
+    assert_eq!(rig.read(0, 16 * UNIT as u32), before);
+    let mapped = rig.run(Command::Mapping { offset: 3 * UNIT, len: 4 * UNIT }).unwrap().concat();
+    assert!(mapped.iter().all(|status| *status == DEALLOCATED), "what was made room for is given back");
+    assert!(rig.run(atomic(2 * UNIT, 2 * UNIT, 5)).is_ok());
+
+    let mib = 1 << 20;
+    rig.disks.get_mut(&DiskId(1)).unwrap().capacity = usize::MAX;
+    assert!(rig.run(atomic(mib, mib, 6)).is_ok());
+    for (offset, len) in [(mib - 4096, 8192), (0, mib + 4096), (512, 4096), (0, 512), (0, 0)] {
+        assert_eq!(rig.run(atomic(offset, len, 7)), Err(DeviceError::Invalid), "{offset} {len}");
+    }
+    assert_eq!(rig.run(atomic(rig.size, 4096, 7)), Err(DeviceError::OutOfRange));
+}
+
+/// Guards atomic writes on a write-back volume: a unit whose content is in memory only may be lost with its room, so room is
+/// made on stable media.
+#[test]
+fn an_atomic_write_does_not_rely_on_memory() {
+    let mut rig = Rig::new(2, 512);
+    rig.owner.config.write_back = true;
+    let changes =
+        |rig: &Rig| rig.sent.iter().filter(|it| matches!(it.body, RequestBody::Change { .. })).count();
+    let atomic = Command::WriteAtomic { offset: 0, data: Bytes::from(vec![2; 128 << 10]) };
+    assert!(rig.write(0, 128 << 10, 1).is_ok());
+    assert_eq!(changes(&rig), 2);
+    assert!(rig.run(atomic.clone()).is_ok());
+    assert_eq!(changes(&rig), 6);
+    for disk in rig.disks.values_mut() {
+        disk.lose_memory();
+    }
+    assert_eq!(rig.read(0, 128 << 10), vec![2; 128 << 10]);
+    assert!(rig.run(Command::Flush).is_ok());
+    assert!(rig.run(atomic).is_ok());
+    assert_eq!(changes(&rig), 8);
+}
+
+/// Guards blocks that no member can read: making room for an atomic write does not put something there.
+#[test]
+fn an_atomic_write_makes_nothing_up() {
+    let mut rig = Rig::new(2, 512);
+    let atomic = Command::WriteAtomic { offset: 0, data: Bytes::from(vec![2; 128 << 10]) };
+    assert!(rig.write(0, 8192, 1).is_ok());
+    for disk in rig.disks.values_mut() {
+        disk.corrupt.insert((Rig::extent(0), 1));
+    }
+    assert_eq!(rig.run(atomic.clone()), Err(DeviceError::Medium { offset: 4096 }));
+    assert!(rig.disks.values().all(|disk| disk.corrupt.len() == 1));
+    // What need not be written again need not be read.
+    assert!(rig.write(64 << 10, 4096, 1).is_ok());
+    assert!(rig.run(atomic).is_ok());
+    assert_eq!(rig.read(0, 128 << 10), vec![2; 128 << 10]);
 }
