@@ -40,6 +40,8 @@ pub(crate) enum Bug {
     WrongWrap,
     /// A batch counts although part of its data is missing.
     TornTailIsWhole,
+    /// Of a batch of which part of the data is missing, the records before that count.
+    TornTailInPart,
     /// Recovery leaves out the last batch.
     ReplayOneTooFew,
     /// Recovery does not write the data of small changes again.
@@ -141,6 +143,7 @@ finds! {
     finds_wal_overrun: WalOverrun;
     finds_wrong_wrap: WrongWrap;
     finds_torn_tail_is_whole: TornTailIsWhole;
+    finds_torn_tail_in_part: TornTailInPart;
     finds_replay_one_too_few: ReplayOneTooFew;
     finds_replay_without_data: ReplayWithoutData;
     finds_newer_descriptor_refused: NewerDescriptorRefused;

@@ -1,8 +1,8 @@
 //! What a disk may hold after a crash, given what was asked of it and what it answered.
 //!
 //! Each block has its durable value, and then those that were asked for after it and need not be there. A crash
-//! leaves one of them, for each block by itself; what is once seen after a crash stays. What is prepared in a slot is
-//! such a list too ([`prepared`]). [`look`] compares a store with it.
+//! leaves one of them, and of each change all blocks or none; what is once seen after a crash stays. What is prepared in a
+//! slot is such a list too ([`prepared`]). [`look`] compares a store with it.
 
 mod look;
 pub(super) mod prepared;
@@ -24,6 +24,8 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 pub(super) struct Value {
     pub(super) version: Version,
     pub(super) data: Option<Bytes>,
+    /// Which change of the model it came with.
+    change: u32,
 }
 
 /// The durable value, then those that may have come after it, oldest first.
@@ -31,7 +33,7 @@ pub(super) struct Value {
 pub(super) struct Block(Vec<Value>);
 
 impl Block {
-    const NEVER: Value = Value { version: Version::NONE, data: None };
+    const NEVER: Value = Value { version: Version::NONE, data: None, change: 0 };
 
     pub(super) fn last(&self) -> &Value {
         self.0.last().expect("there is always one")
@@ -112,6 +114,8 @@ pub(super) type Seen = Vec<u8>;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     pub(super) namespaces: BTreeMap<Namespace, NamespaceModel>,
+    /// How many changes there were.
+    changes: u32,
 }
 
 impl Model {
@@ -160,6 +164,8 @@ impl Model {
         repair: bool,
         data: impl Fn(u32) -> Option<Bytes>,
     ) {
+        self.changes += 1;
+        let change = self.changes;
         let extent = self.namespace(id.namespace).extents.entry(id.index).or_insert_with(Extent::new);
         let applies = |block: &Block| {
             let newest = block.last().version;
@@ -168,7 +174,7 @@ impl Model {
         let is_whole = blocks == (0..EXTENT_BLOCKS);
         if is_whole {
             assert!(data(0).is_none(), "whole extents are only discarded");
-            let value = Value { version, data: None };
+            let value = Value { version, data: None, change };
             extent.all().filter(|block| applies(block)).for_each(|block| block.0.push(value.clone()));
             return;
         }
@@ -176,7 +182,7 @@ impl Model {
             let rest = &extent.rest;
             let block = extent.blocks.entry(index).or_insert_with(|| rest.clone());
             if applies(block) {
-                block.0.push(Value { version, data: data(index) });
+                block.0.push(Value { version, data: data(index), change });
             }
         }
     }

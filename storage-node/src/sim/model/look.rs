@@ -145,10 +145,33 @@ fn check_extent<D: Disk>(
             }
         }
     }
+    check_whole(id, extent, &found, rest.unwrap_or(0))?;
     seen.extend(found.into_values());
     seen.push(rest.unwrap_or(0));
     prepared::check(view, id, extent, &versions, seen)?;
     Ok(newest)
+}
+
+/// Every change is in all of its blocks, or newer ones are; or it is in none.
+fn check_whole(id: ExtentId, extent: &Extent, found: &BTreeMap<u32, u8>, rest: u8) -> Result<(), String> {
+    let mut changes: BTreeMap<u32, (bool, u32)> = BTreeMap::new();
+    let blocks = extent.blocks.iter().map(|(index, block)| (*index, block, found[index]));
+    for (index, block, which) in blocks.chain([(EXTENT_BLOCKS, &extent.rest, rest)]) {
+        for (at, value) in block.0.iter().enumerate().skip(1) {
+            // A repair with the version that is there cannot be told from it.
+            if block.0[..at].iter().any(|older| older.version == value.version) {
+                continue;
+            }
+            let has = at <= usize::from(which);
+            let (other, first) = *changes.entry(value.change).or_insert((has, index));
+            if has != other {
+                let (with, without) = if has { (index, first) } else { (first, index) };
+                let version = value.version;
+                return Err(format!("{id}: {version} is in block {with}, and not in block {without}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Every block is one of what it may be, or is said to be corrupt; the newest version of any.
