@@ -1,16 +1,15 @@
-//! libiscsi's tools and its conformance suite against a running system.
+//! libiscsi's tools against a running system. Its conformance suite is in `conformance.rs`.
 
 use std::net::Ipv6Addr;
 use std::process::Command;
 use std::time::Duration;
 
-use lunette_tests::conformance::{Verdict, run_suite};
+use lunette_tests::conformance::{deviations, run_suite};
 use lunette_tests::initiator::Transfer;
 use lunette_tests::vpd::{Identity, designators};
 use lunette_tests::{Initiator, Lunette, iqn, ports, run};
 
 const TOOL: Duration = Duration::from_secs(20);
-const SUITE: Duration = Duration::from_secs(100);
 
 fn tool(name: &str, arguments: &[&str]) -> String {
     run(Command::new(name).args(arguments), TOOL).success()
@@ -58,7 +57,8 @@ fn header_digests_are_computed_and_checked() {
     let lunette = Lunette::build().volume("alpha", "64M").start();
     let url = format!("{}?header_digest=crc32c", lunette.iscsi("alpha"));
     let _ = tool("iscsi-readcapacity16", &[&url]);
-    let wrong = conformance_failures(&["SCSI.Write10", "SCSI.Read16"], &url);
+    let cases = run_suite(&["SCSI.Write10", "SCSI.Read16"], &[&url], TOOL);
+    let wrong = deviations(&cases, &[]);
     assert!(wrong.is_empty(), "{wrong}");
 }
 
@@ -187,117 +187,4 @@ fn libiscsi_logs_in_with_chap_and_not_without() {
     let off = lunette.cli(["target", "chap", &target, "--off"]);
     assert!(off.ok(), "{off}");
     let _ = login(url("", "")).success();
-}
-
-/// What the suite skips, with the reason why that is right.
-const SKIPPED: &[(&str, &str)] = &[
-    ("StartStopUnit.Simple", "it ejects the medium, and a volume is none that can be taken out"),
-    ("Sanitize.CryptoErase", "volumes have no key of their own that could be destroyed"),
-    ("Sanitize.Readonly", "its part about CRYPTOGRAPHIC ERASE, see there; the others pass"),
-    ("Sanitize.Reservations", "its part about CRYPTOGRAPHIC ERASE, see there; the others pass"),
-    ("WriteSame10.ZeroBlocks", "WSNZ is set: 0 blocks are no number of blocks (SBC-3, 6.6.3)"),
-    ("WriteSame16.ZeroBlocks", "WSNZ is set: 0 blocks are no number of blocks (SBC-3, 6.6.3)"),
-];
-
-fn conforms(families: &[&str]) {
-    let lunette = Lunette::build().volume("alpha", "256M").start();
-    let wrong = conformance_failures(families, &lunette.iscsi("alpha"));
-    assert!(wrong.is_empty(), "{wrong}");
-    lunette.initiator("alpha").ready().expect("the server goes on");
-}
-
-/// The logs of the tests that did not pass, nor were skipped with a reason of ours.
-fn conformance_failures(families: &[&str], url: &str) -> String {
-    let mut wrong = String::new();
-    let (mut passed, mut skipped) = (0, 0);
-    for family in families {
-        for case in run_suite(family, url, SUITE) {
-            let may_skip = SKIPPED.iter().any(|(name, _)| *name == case.name);
-            match case.verdict {
-                Verdict::Passed => passed += 1,
-                Verdict::Skipped if may_skip => skipped += 1,
-                verdict => wrong.push_str(&format!("=== {} {verdict:?}\n{}", case.name, case.log)),
-            }
-        }
-    }
-    eprintln!("{passed} passed, {skipped} skipped");
-    wrong
-}
-
-#[test]
-fn conformance_inquiry_and_modes() {
-    // Guards against what a stock initiator would trip over while it attaches a disk.
-    conforms(&[
-        "SCSI.Inquiry",
-        "SCSI.Mandatory",
-        "SCSI.TestUnitReady",
-        "SCSI.ModeSense6",
-        "SCSI.ReadCapacity10",
-        "SCSI.ReadCapacity16",
-        "SCSI.ReportSupportedOpcodes",
-        "SCSI.StartStopUnit",
-    ]);
-}
-
-#[test]
-fn conformance_reservations() {
-    // Guards against reservations that let through what they should not, or keep out what they should not.
-    conforms(&[
-        "SCSI.PrinReadKeys",
-        "SCSI.PrinServiceactionRange",
-        "SCSI.PrinReportCapabilities",
-        "SCSI.ProutRegister",
-        "SCSI.ProutReserve",
-        "SCSI.ProutClear",
-        "SCSI.ProutPreempt",
-        "SCSI.Reserve6",
-    ]);
-}
-
-#[test]
-fn conformance_reads() {
-    // Guards against READ commands that miss a bound, a flag or a length.
-    conforms(&["SCSI.Read6", "SCSI.Read10", "SCSI.Read12", "SCSI.Read16"]);
-}
-
-#[test]
-fn conformance_writes() {
-    // Guards against WRITE commands that miss a bound, a flag or a length.
-    conforms(&["SCSI.Write10", "SCSI.Write12", "SCSI.Write16"]);
-}
-
-#[test]
-fn conformance_verify() {
-    // Guards against a VERIFY that agrees with anything.
-    conforms(&["SCSI.Verify10", "SCSI.Verify12", "SCSI.Verify16"]);
-}
-
-#[test]
-fn conformance_write_and_verify() {
-    // Guards against a WRITE AND VERIFY that does one of the two.
-    conforms(&["SCSI.WriteVerify10", "SCSI.WriteVerify12", "SCSI.WriteVerify16"]);
-}
-
-#[test]
-fn conformance_defects_and_prefetch() {
-    // Guards commands that have nothing to do, and still have fields.
-    conforms(&["SCSI.ReadDefectData10", "SCSI.ReadDefectData12", "SCSI.Prefetch10", "SCSI.Prefetch16"]);
-}
-
-#[test]
-fn conformance_unmap_and_write_same() {
-    // Guards against discards that leave data behind, or take too much.
-    conforms(&["SCSI.Unmap", "SCSI.WriteSame10", "SCSI.WriteSame16"]);
-}
-
-#[test]
-fn conformance_copies() {
-    // Guards against an EXTENDED COPY that takes lists it should refuse, or loses what became of a copy.
-    conforms(&["SCSI.ExtendedCopy", "SCSI.ReceiveCopyResults"]);
-}
-
-#[test]
-fn conformance_iscsi() {
-    // Guards against wrong windows, sequence numbers, residual counts and task management.
-    conforms(&["iSCSI.iSCSIcmdsn", "iSCSI.iSCSIdatasn", "iSCSI.iSCSIResiduals", "iSCSI.iSCSITMF"]);
 }
