@@ -29,7 +29,7 @@ use super::stats::SessionStats;
 use super::transmit::{Bounds, StatSn, Transmit};
 use super::{
     Action, Context, DISCOVERY_PATIENCE, DRAIN_PATIENCE, Endpoint, Event, FLUSH_PATIENCE, PING_AFTER,
-    PING_PATIENCE,
+    PING_PATIENCE, STALL_PATIENCE,
 };
 use crate::exports::{Admission, Claimant, changes};
 use crate::scsi::TargetView;
@@ -501,7 +501,8 @@ impl Connection {
                 (self.heard + DISCOVERY_PATIENCE, Timeout::Close)
             }
             Phase::Full(_) => match self.pinged {
-                Some(pinged) => (pinged + PING_PATIENCE, Timeout::Close),
+                Some(pinged) if self.io.transmit.is_empty() => (pinged + PING_PATIENCE, Timeout::Close),
+                Some(pinged) => (pinged + STALL_PATIENCE, Timeout::Close),
                 None => (self.heard + PING_AFTER, Timeout::Ping),
             },
             _ => (self.started + Duration::from_millis(LOGIN_TIMEOUT_MS), Timeout::Close),

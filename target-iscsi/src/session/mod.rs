@@ -60,8 +60,11 @@ const FUNCTIONS_MAX: usize = 64;
 const TASKS_MAX: usize = lunette_proto::limits::SESSION_COMMANDS_MAX as usize + 32;
 /// A session that is silent for this long is asked whether it lives.
 const PING_AFTER: Duration = Duration::from_secs(10);
-/// And if it is silent for as long again it is closed.
-const PING_PATIENCE: Duration = Duration::from_secs(10);
+/// And if it does not answer for so long it is closed. Its host is there, or the kernel would have closed the connection
+/// long ago: an initiator that does something else for a minute loses nothing.
+const PING_PATIENCE: Duration = Duration::from_secs(60);
+/// The same of one that does not even read, while much may be kept for it.
+const STALL_PATIENCE: Duration = Duration::from_secs(10);
 /// A discovery session that is silent for this long is closed.
 const DISCOVERY_PATIENCE: Duration = Duration::from_secs(60);
 /// Time that sessions get to log out of a target that is being drained.
