@@ -37,7 +37,10 @@ fn statistics() {
     let mut model = Model::new();
     let counts = |model: &mut Model| {
         let data = log_sense(model, 1, 0x19, 0, 0, 255).good();
-        assert_eq!((data.len(), &data[4..8]), (4 + 4 + 64, &[0x00, 0x01, 0x03, 64][..]));
+        assert_eq!((data.len(), &data[4..8]), (4 + 4 + 64 + 2 * 12, &[0x00, 0x01, 0x03, 64][..]));
+        // No intervals, of no length.
+        assert_eq!(data[72..84], [0x00, 0x02, 0x03, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(data[84..], [0x00, 0x03, 0x03, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
         let field = |at: usize| u64::from_be_bytes(data[8 + at * 8..][..8].try_into().expect("8 bytes"));
         assert!((4..8).all(|at| field(at) == 0));
         [field(0), field(1), field(2), field(3)]
@@ -78,7 +81,8 @@ fn refuses() {
     log_sense(&mut model, 1, 0x19, 0xFF, 0, 255).bad_cdb_field(3, None);
     log_sense(&mut model, 1, 0x00, 0x01, 0, 255).bad_cdb_field(3, None);
     log_sense(&mut model, 0, 0x19, 0, 0, 255).bad_cdb_field(2, Some(7));
-    log_sense(&mut model, 1, 0x19, 0, 2, 255).bad_cdb_field(5, None);
+    log_sense(&mut model, 1, 0x19, 0, 4, 255).bad_cdb_field(5, None);
     log_sense(&mut model, 1, 0x00, 0, 1, 255).bad_cdb_field(5, None);
-    assert_eq!(log_sense(&mut model, 1, 0x19, 0, 1, 255).good().len(), 72);
+    assert_eq!(log_sense(&mut model, 1, 0x19, 0, 1, 255).good().len(), 96);
+    assert_eq!(log_sense(&mut model, 1, 0x19, 0, 2, 255).good()[4..6], [0x00, 0x02]);
 }

@@ -1,36 +1,6 @@
 # What a virtualization host does with two LUNs, step by step; runs as root in the guest.
-# Wants: PORT; TARGET (open) and NAA, the LUN's name as 32 hex digits; CHAP_TARGET, CHAP_NAA, CHAP_USER, CHAP_SECRET.
+# Wants: TARGET (open) and NAA, the LUN's name as 32 hex digits; CHAP_TARGET, CHAP_NAA, CHAP_USER, CHAP_SECRET.
 # PHASE=write makes the file systems and fills them, PHASE=verify finds them as an earlier guest left them.
-set -eu
-portal=127.0.0.1:$PORT
-step() { echo "--- $*"; }
-fail() { echo "FAILED: $*"; dmesg | tail -40; exit 1; }
-# exits STATUS COMMAND..: the command must end with this status.
-exits() {
-    wanted=$1; shift
-    status=0; "$@" || status=$?
-    [ "$status" -eq "$wanted" ] || fail "status $status instead of $wanted from: $*"
-}
-appears() {
-    for _ in $(seq 150); do [ ! -e "$1" ] || return 0; sleep 0.2; done
-    ls -l /dev/disk/by-id /dev/mapper || true
-    fail "$1 did not appear"
-}
-node() { name=$1; shift; iscsiadm -m node -T "$name" -p "$portal" "$@"; }
-login() { node "$1" --login; udevadm settle; }
-logout() { node "$1" --logout; udevadm settle; }
-# Whoever wrote to a map has udev look at it once more after the close, and a map that is looked at is in use.
-release() {
-    for _ in $(seq 50); do
-        udevadm settle
-        ! multipath -f "$1" || return 0
-        sleep 0.2
-    done
-    fail "$1 stays in use"
-}
-unseen() { ! dmesg | grep -E "$1" || fail "the kernel complained"; }
-zeros() { cmp -n "$2" "$1" /dev/zero || fail "$1 does not read as zeros"; }
-
 step discovery
 iscsiadm -m discovery -t sendtargets -p "$portal" | tee /tmp/found
 grep -qx "$portal,1 $TARGET" /tmp/found || fail "$TARGET is not announced at $portal in portal group 1"

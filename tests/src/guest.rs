@@ -26,15 +26,47 @@ pub fn images() -> PathBuf {
     folder
 }
 
-/// Runs a script as root on the Linux host; its 127.0.0.1:PORT leads to this machine's.
-pub fn run_host(script: &str, port: u16, limit: Duration) -> Outcome {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let task = folder.path().join("task.sh");
-    std::fs::write(&task, script).expect("write the script");
-    let mut command = Command::new(repository().join("tests/guest/run"));
-    command.env("LUNETTE_GUEST", images());
-    command.args(["--seconds", &limit.as_secs().to_string(), "--forward", &port.to_string()]).arg(task);
-    run(&mut command, limit + Duration::from_secs(10))
+/// A Linux host to boot.
+#[derive(Clone, Debug)]
+pub struct Host {
+    arguments: Vec<String>,
+    limit: Duration,
+}
+
+impl Host {
+    /// One that takes no longer than `limit`.
+    #[must_use]
+    pub fn new(limit: Duration) -> Self {
+        Self { arguments: vec!["--seconds".to_owned(), limit.as_secs().to_string()], limit }
+    }
+
+    /// Its own 127.0.0.1:PORT leads to this machine's.
+    #[must_use]
+    pub fn forward(mut self, port: u16) -> Self {
+        self.arguments.extend(["--forward".to_owned(), port.to_string()]);
+        self
+    }
+
+    /// A disk of QEMU's own iSCSI driver, behind QEMU's device `scsi-hd`, `scsi-block` or `scsi-generic`.
+    #[must_use]
+    pub fn disk(mut self, device: &str, url: &str) -> Self {
+        self.arguments.extend(["--scsi".to_owned(), format!("{device}={url}")]);
+        self
+    }
+
+    /// Boots it and runs a script of tests/guest as root, with these variables.
+    #[must_use]
+    pub fn run(&self, variables: &[(&str, &str)], script: &str) -> Outcome {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let task = folder.path().join("task.sh");
+        let mut text: String = variables.iter().map(|(name, value)| format!("{name}='{value}'\n")).collect();
+        text.push_str(include_str!("../guest/library.sh"));
+        text.push_str(script);
+        std::fs::write(&task, text).expect("write the script");
+        let mut command = Command::new(repository().join("tests/guest/run"));
+        command.env("LUNETTE_GUEST", images()).args(&self.arguments).arg(task);
+        run(&mut command, self.limit + Duration::from_secs(10))
+    }
 }
 
 /// Boots a virtual machine whose only disk is `url`, with its root file system on it; its console.

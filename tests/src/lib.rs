@@ -14,6 +14,7 @@
 //!
 //! Helpers panic with what they saw: they run in tests only, and the message is the failure report.
 
+pub mod administrator;
 pub mod binary;
 pub mod command;
 pub mod conformance;

@@ -81,8 +81,8 @@ fn supported_pages(subpage: u8) -> Vec<u8> {
     list
 }
 
-/// General Statistics and Performance (SPC-4 7.3.9), through this gateway since it began. Time is not measured, so
-/// everything that counts intervals is 0, and there is no parameter that says how long one is.
+/// General Statistics and Performance (SPC-4 7.3.9), through this gateway since it began. Time is not measured: no
+/// intervals are counted, and one is 0 s long. Readers expect its three parameters together.
 fn statistics(unit: &LogicalUnit) -> Parameters {
     let counts = unit.shared.statistics.counts();
     let blocks = |bytes: u64| bytes.checked_div(unit.block_bytes.into()).unwrap_or(0);
@@ -96,7 +96,15 @@ fn statistics(unit: &LogicalUnit) -> Parameters {
         0, // WEIGHTED NUMBER OF READ COMMANDS PLUS WRITE COMMANDS
         0, // WEIGHTED READ COMMAND PROCESSING PLUS WRITE COMMAND PROCESSING
     ];
-    vec![(0x0001, fields.iter().flat_map(|field| field.to_be_bytes()).collect())]
+    /// Idle time intervals.
+    const IDLE: [u8; 8] = [0; 8];
+    /// The length of an interval in seconds: an integer with a negative power of ten.
+    const INTERVAL: [u8; 8] = [0; 8];
+    vec![
+        (0x0001, fields.iter().flat_map(|field| field.to_be_bytes()).collect()),
+        (0x0002, IDLE.to_vec()),
+        (0x0003, INTERVAL.to_vec()),
+    ]
 }
 
 /// Informational Exceptions (SPC-4 7.3.11): none, and no temperature.
