@@ -11,7 +11,7 @@ use lunette_tests::{Lunette, Outcome, administrator, iqn, ports};
 /// For one guest, in software emulation on a busy machine.
 const GUEST: Duration = Duration::from_secs(150);
 /// For one with much to do.
-const LONG: Duration = Duration::from_secs(300);
+const LONG: Duration = Duration::from_secs(500);
 const SECRET: &str = "a-secret-of-22-letters";
 const OTHER_SECRET: &str = "another-one-of-24-letters";
 
