@@ -100,10 +100,6 @@ administrator target unmap "$TARGET" extra > /dev/null
 # LOGICAL UNIT NOT SUPPORTED (SPC-4 4.5.6).
 says 5 '[Ll]ogical unit not supported' sg_turs -v "$five"
 for device in $(lun_5); do echo 1 > "$device/device/delete"; done
-administrator target map "$TARGET" extra --lun 5 > /dev/null
-within 30 there
-administrator target unmap "$TARGET" extra > /dev/null
-for device in $(lun_5); do echo 1 > "$device/device/delete"; done
 udevadm settle
 progress
 

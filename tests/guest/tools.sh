@@ -1,5 +1,6 @@
 # What an administrator's SCSI tools make of a LUN, feature by feature, as SPC-4, SBC-3 and SAM-5 have it.
-# Wants: TARGET with LUN 0, of 64 MiB, and LUN 1, of the same size; NAA, the name of LUN 0.
+# Wants: TARGET with LUN 0, of 64 MiB, and LUN 1, of the same size, LUN 2, 4Kn, LUN 3, write protected, and LUN 4, of 3 TiB with a
+# write cache; NAA, the name of LUN 0; DISCOVERY and MUTUAL, the secrets in the administrator's files discovery and mutual.
 
 # What Linux logs between a login and a disk that is ready: these lines and no others.
 ordinary='scsi host[0-9]+: iSCSI Initiator over TCP/IP
@@ -10,11 +11,11 @@ alua: transition timeout set to [0-9]+ seconds
 alua: port group [0-9a-f]+ state A non-preferred supports TolUSnA
 Attached scsi generic sg[0-9]+ type 0
 Power-on or device reset occurred
-\[sd[a-z]+\] [0-9]+ 512-byte logical blocks: \(.*\)
+\[sd[a-z]+\] [0-9]+ (512|4096)-byte logical blocks: \(.*\)
 \[sd[a-z]+\] 4096-byte physical blocks
-\[sd[a-z]+\] Write Protect is off
+\[sd[a-z]+\] Write Protect is (off|on)
 \[sd[a-z]+\] Mode Sense: ([0-9a-f]{2} ?){4}
-\[sd[a-z]+\] Write cache: disabled, read cache: enabled, supports DPO and FUA
+\[sd[a-z]+\] Write cache: (disabled|enabled), read cache: enabled, supports DPO and FUA
 \[sd[a-z]+\] Preferred minimum I/O size 4096 bytes
 \[sd[a-z]+\] Optimal transfer size 1048576 bytes
 \[sd[a-z]+\] Attached SCSI disk'
@@ -30,7 +31,7 @@ sed 's/^/attach: /' /tmp/attached
 echo "$ordinary" > /tmp/ordinary
 sed -E 's/^(scsi|sd) [0-9]+:0:0:[0-9]+: //' /tmp/attached | grep -Evx -f /tmp/ordinary > /tmp/unusual || true
 [ ! -s /tmp/unusual ] || { cat /tmp/unusual; fail "Linux logs more than it does for any disk"; }
-[ "$(grep -c 'Attached SCSI disk' /tmp/attached)" -eq 2 ] || fail "not two disks"
+[ "$(grep -c 'Attached SCSI disk' /tmp/attached)" -eq 5 ] || fail "not five disks"
 
 step a second session, of another initiator
 iscsiadm -m iface -I other --op new
@@ -43,6 +44,26 @@ udevadm settle
 a=$(unit default 0 scsi_generic) other_lun=$(unit default 1 scsi_generic)
 b=$(unit other 0 scsi_generic) b_other_lun=$(unit other 1 scsi_generic)
 disk=$(unit default 0 block)
+
+step a 4Kn disk, a write protected one, a large one with a write cache
+fourk=$(unit default 2 block) protected=$(unit default 3 block) large=$(unit default 4 block)
+[ "$(blockdev --getss "$fourk")/$(blockdev --getpbsz "$fourk")/$(blockdev --getsize64 "$fourk")" = 4096/4096/67108864 ] || fail "not 4Kn"
+grep -q "\[${fourk#/dev/}\] 16384 4096-byte logical blocks" /tmp/attached || fail "no 4096-byte blocks"
+[ "$(blockdev --getro "$protected")" -eq 1 ] || fail "$protected is not read-only"
+grep -q "\[${protected#/dev/}\] Write Protect is on" /tmp/attached || fail "no write protection"
+sg_protected=$(unit default 3 scsi_generic)
+exits 7 sg_write_same --10 --lba=0 --num=1 "$sg_protected"
+exits 7 sg_unmap --force --lba=0 --num=8 "$sg_protected"
+exits 0 sg_verify --lba=0 --count=8 "$sg_protected"
+[ "$(blockdev --getsize64 "$large")" -eq 3298534883328 ] || fail "not 3 TiB"
+grep -q "\[${large#/dev/}\] Write cache: enabled" /tmp/attached || fail "no write cache"
+says 0 'Last LBA=6442450943 ' sg_readcap "$large"
+dd if=/dev/urandom of=/tmp/random bs=64K count=1 2> /dev/null
+for end in "$fourk $((67108864 / 65536 - 1))" "$large $((3298534883328 / 65536 - 1))"; do
+    dd if=/tmp/random of="${end% *}" bs=64K seek="${end#* }" oflag=direct conv=fsync 2> /dev/null
+    dd if="${end% *}" of=/tmp/out bs=64K skip="${end#* }" iflag=direct 2> /dev/null
+    cmp /tmp/random /tmp/out || fail "the end of $end"
+done
 
 step helpers
 block=512
@@ -76,7 +97,7 @@ never 'malformed|unable|truncat|reserved|error|expected|overflow|too short'
 for page in sv sn di ei mpp tpc bl bdc lbpv; do exits 0 sg_vpd --page=$page "$a" > /dev/null; done
 exits 5 sg_vpd --force --page=0xb3 "$a"
 says 0 '^    0001000000000000' sg_luns "$a"
-also 'Lun list length = 16' '^    0000000000000000'
+also 'Lun list length = 40' '^    0002000000000000' '^    0003000000000000' '^    0004000000000000' '^    0000000000000000'
 says 0 '^    c101000000000000' sg_luns --select=2 "$a"
 exits 0 sg_turs --num=20 "$a"
 says 0 'Last LBA=131071 ' sg_readcap "$a"

@@ -69,7 +69,14 @@ fn scsi_tools_are_answered_as_the_standards_say() {
     // Guards against a command that the tools of an administrator find missing, wrong or wrongly refused, against lines in the
     // host's log about a disk that is attached, and against discovery with CHAP that open-iscsi cannot do.
     let lunette = Lunette::build().volume("tools", "64M").volume("second", "64M").start();
-    ok(&lunette, &["target", "map", &iqn("tools"), "second", "--lun", "1"]);
+    let target = iqn("tools");
+    ok(&lunette, &["target", "map", &target, "second", "--lun", "1"]);
+    ok(&lunette, &["volume", "create", "4kn", "--size", "64M", "--block-size", "4096"]);
+    ok(&lunette, &["target", "map", &target, "4kn", "--lun", "2"]);
+    ok(&lunette, &["volume", "create", "protected", "--size", "64M"]);
+    ok(&lunette, &["target", "map", &target, "protected", "--lun", "3", "--read-only"]);
+    ok(&lunette, &["volume", "create", "large", "--size", "3T", "--write-back"]);
+    ok(&lunette, &["target", "map", &target, "large", "--lun", "4"]);
     fs::write(lunette.scratch().join("discovery"), SECRET).expect("write a secret");
     fs::write(lunette.scratch().join("mutual"), OTHER_SECRET).expect("write a secret");
     let port = lunette.portal().port();
@@ -78,7 +85,7 @@ fn scsi_tools_are_answered_as_the_standards_say() {
             &[
                 ("PORT", &port.to_string()),
                 ("ADMIN", &administrator.to_string()),
-                ("TARGET", &iqn("tools")),
+                ("TARGET", &target),
                 ("NAA", &naa(&lunette, "tools")),
                 ("DISCOVERY", SECRET),
                 ("MUTUAL", OTHER_SECRET),
