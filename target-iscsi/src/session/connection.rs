@@ -135,8 +135,7 @@ impl Connection {
             Event::Granted { tsih, session } => self.establish(now, tsih, session),
             Event::Refused { status } => {
                 if let Phase::Claiming(accepted, _) = &self.phase {
-                    let response = LoginResponse { transit: false, next_stage: 0, ..accepted.response };
-                    self.refuse(response, status);
+                    self.refuse(accepted.response, status);
                 }
             }
             Event::Superseded => {
@@ -370,7 +369,8 @@ impl Connection {
 
     fn refuse(&mut self, response: LoginResponse, status: u16) {
         self.phase = Phase::Over;
-        let response = LoginResponse { status, ..response };
+        // A login that has failed goes to no other stage, whatever was about to be answered.
+        let response = LoginResponse { status, transit: false, next_stage: 0, ..response };
         self.io.transmit.send(response.encode(), Data::new(), StatSn::Use);
         self.io.closing = Some(Closing::Flush);
     }

@@ -155,6 +155,7 @@ impl Initiator {
         let Reply::Login(response) = reply else { panic!("{reply:?}") };
         if response.status != 0 {
             assert!(bed.is_closed(self.id), "a failed login closes the connection");
+            assert_eq!((response.transit, response.next_stage), (false, 0), "a failed login goes nowhere");
             return Err(response.status);
         }
         let answers: BTreeMap<String, String> = lunette_proto::iscsi::text::parse(&pdu.data)
