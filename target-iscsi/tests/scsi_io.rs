@@ -347,7 +347,7 @@ fn unmap_list_lengths() {
 fn partly_done() {
     let mut model = Model::new();
     let list = unmap_list(&[(0, 1), (8, 1)]);
-    for error in [DeviceError::Busy, DeviceError::OutOfRange] {
+    for error in [DeviceError::Busy, DeviceError::OutOfRange, DeviceError::Gone] {
         let (mut task, _) = Task::start(&model.view, &mut model.nexus, 0, &unmap_cdb(40));
         task.data_out(list.clone().into());
         task.completed(Ok(Data::new()));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lunette_proto::ids::VolumeId;
-use lunette_volume::device::{Command, Data, Outcome};
+use lunette_volume::device::{Command, Data, DeviceError, Outcome};
 
 use super::cdb::Cdb;
 use super::compare_and_write::CompareAndWrite;
@@ -46,7 +46,7 @@ pub enum Step {
     /// Submit to the logical unit's device; then call [`Task::completed`].
     Submit(Command),
     /// Submit to the device of another logical unit, if the nexus may do that to it at this moment; then
-    /// call [`Task::completed`], with [`DeviceError::Gone`](lunette_volume::device::DeviceError::Gone)
+    /// call [`Task::completed`], with [`DeviceError::Gone`]
     /// if it may not.
     Elsewhere(Elsewhere),
     /// The command names logical units: call [`Task::resolve`] with what the nexus sees now.
@@ -219,7 +219,10 @@ impl Task {
             return self.go_on(progress);
         }
         let progress = match outcome {
-            Err(error) if self.changed && error.is_definite() => Err(Sense::PARTLY_DONE.into()),
+            // That a volume is gone is ILLEGAL REQUEST, which says as well that nothing was changed.
+            Err(error) if self.changed && (error.is_definite() || error == DeviceError::Gone) => {
+                Err(Sense::PARTLY_DONE.into())
+            }
             Err(error) => Err(Failure::of_device(&error, self.block_bytes)),
             Ok(data) => match &mut self.job {
                 Job::Read(read) => read.completed(data),
