@@ -17,6 +17,7 @@ const DEPENDS: &[(&str, &[&str])] = &[
     ("target-iscsi", &["proto", "placement", "volume"]),
     ("cli", &["proto", "placement", "storage-node", "volume", "control", "target-iscsi"]),
     ("tests", &["proto", "placement", "storage-node", "volume", "control", "target-iscsi", "cli"]),
+    ("fuzz", &["proto", "placement", "storage-node", "volume", "target-iscsi"]),
 ];
 
 /// Files that may hold sockets, clocks, tasks and files: the shells around the cores. Adding one is a
@@ -104,6 +105,7 @@ fn product_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 fn is_test_code(path: &str) -> bool {
     path.starts_with("tests/")
+        || path.starts_with("fuzz/")
         || path.contains("/tests/")
         || path.contains("/sim/")
         || path.ends_with("/tests.rs")
