@@ -44,6 +44,12 @@ impl Medium {
                 self.check(*offset, data.len() as u64);
                 self.put(*offset, data);
             }
+            Command::WriteAtomic { offset, data } => {
+                self.check(*offset, data.len() as u64);
+                let blocks = [*offset, data.len() as u64];
+                assert!(!data.is_empty() && blocks.iter().all(|it| it.is_multiple_of(4096)), "whole blocks");
+                self.put(*offset, data);
+            }
             Command::Zero { offset, len } => {
                 assert!(*len > 0 && offset.checked_add(*len).is_some_and(|end| end <= self.size_bytes));
                 self.zero(*offset, *len);
@@ -68,7 +74,7 @@ impl Medium {
                 self.check_range(*offset, *len);
                 assert!(*len <= MAPPING_BYTES_MAX);
                 let blocks = (offset + len).div_ceil(4096) - offset / 4096;
-                let odd = |block: u64| if block % 3 == 0 { MAPPED } else { DEALLOCATED };
+                let odd = |block: u64| if block.is_multiple_of(3) { MAPPED } else { DEALLOCATED };
                 let statuses: Vec<u8> = (0..blocks).map(|block| odd(offset / 4096 + block)).collect();
                 return Ok(Data::from_iter([Bytes::from(statuses)]));
             }
@@ -83,7 +89,10 @@ impl Medium {
 
     fn check_range(&self, offset: u64, len: u64) {
         let block = self.block_bytes as u64;
-        assert!(len > 0 && offset % block == 0 && len % block == 0, "whole blocks: {offset} {len}");
+        assert!(
+            len > 0 && offset.is_multiple_of(block) && len.is_multiple_of(block),
+            "whole blocks: {offset} {len}"
+        );
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.size_bytes), "inside: {offset} {len}");
     }
 

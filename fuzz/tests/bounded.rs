@@ -10,9 +10,9 @@ use lunette_fuzz::{Target, execute, find};
 fn corpus(target: &Target) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("a corpus that can be listed").path()).collect();
     files.sort();
-    files.iter().map(|file| std::fs::read(file).unwrap()).collect()
+    files.iter().map(|file| std::fs::read(file).expect("an input that can be read")).collect()
 }
 
 /// Says which input it was, if one finds something.
@@ -33,7 +33,7 @@ fn check(target: &Target, data: &[u8]) {
 }
 
 fn bounded(name: &str) {
-    let target = find(name).unwrap();
+    let target = find(name).expect("a target of that name");
     let corpus = corpus(target);
     assert!(!corpus.is_empty());
     for data in &corpus {

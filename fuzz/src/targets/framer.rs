@@ -140,7 +140,7 @@ fn encoder(framer: &Framer) -> Encoder {
 fn check(framer: &Framer, pdu: &Pdu, stream: &[u8]) -> usize {
     assert!(pdu.data.len() <= framer.data_bytes_max as usize);
     let mut slices: Vec<Bytes> = Vec::new();
-    let len = encoder(framer).encode(pdu.bhs, &pdu.ahs, &[pdu.data.clone()], &mut slices);
+    let len = encoder(framer).encode(pdu.bhs, &pdu.ahs, std::slice::from_ref(&pdu.data), &mut slices);
     let pad = padding(pdu.data.len());
     if pdu.data_is_sound && !framer.data_digest && pad == 0 {
         assert_eq!(slices.concat(), stream[..len]);

@@ -9,9 +9,9 @@ use lunette_proto::node::frame::{
 use crate::Input;
 
 /// Kinds of frames, and some that are none. An input names a kind by its place here, so new ones come at the end.
-const KINDS: [u8; 30] = [
+const KINDS: [u8; 31] = [
     1, 2, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 128, 129, 130, 131, 132, 133, 134, 143, 0,
-    15, 255, 31, 30, 135,
+    15, 255, 31, 30, 135, 3,
 ];
 
 pub(crate) fn run(data: &[u8]) {
@@ -26,6 +26,7 @@ pub(crate) fn run(data: &[u8]) {
         let encoded = match frame {
             Frame::Hello(hello) => out.hello(hello),
             Frame::HelloAck(ack) => out.hello_ack(ack),
+            Frame::Alive => out.alive(),
             Frame::Request { id, request } => out.request(*id, request),
             Frame::Reply { id, reply } => out.reply(*id, reply),
         };
@@ -51,7 +52,7 @@ fn sealed(mut input: Input<'_>) -> Vec<u8> {
     let mut stream = Vec::new();
     while !input.is_empty() && stream.len() < 1 << 20 {
         let kind = input.pick(&KINDS);
-        let version = if kind < 16 { GREETING_VERSION } else { PROTOCOL_VERSION };
+        let version = if kind < 3 { GREETING_VERSION } else { PROTOCOL_VERSION };
         let status = input.u8();
         let shape = input.u8();
         let body = input.short();

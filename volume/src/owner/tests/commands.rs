@@ -174,7 +174,7 @@ fn an_atomic_write_is_one_message() {
         let len = |it: Request| match it.body {
             RequestBody::Change { change, durability, .. } => {
                 assert_eq!(durability, Durability::Stable);
-                Some(change.len() as u64)
+                Some(change.len())
             }
             _ => None,
         };
