@@ -42,7 +42,7 @@ administrator() {
 meet() { administrator meet "$1"; }
 # Bytes in use on all disks of the nodes.
 used() { administrator disk list --json | tr ',{}' '\n\n\n' | sed -n 's/.*"used_bytes": *\([0-9]*\).*/\1/p' | awk '{ sum += $1 } END { printf "%d\n", sum }'; }
-used_below() { [ "$(used)" -lt "$1" ]; }
+used_below() { now=$(used); [ "$now" -lt "$1" ] || { echo "$now bytes are used"; false; }; }
 node() { name=$1; shift; iscsiadm -m node -T "$name" -p "$portal" "$@"; }
 login() { node "$1" --login; udevadm settle; }
 logout() { node "$1" --logout; udevadm settle; }

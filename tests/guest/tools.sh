@@ -260,7 +260,8 @@ holds 5000 4 '\0'
 exits 0 sg_write_x --atomic=0 --16 --in=/tmp/in --lba=5000 --num=16 "$a"
 holds 5000 16 A
 # Above MAXIMUM ATOMIC TRANSFER LENGTH, off its alignment, within a boundary that there is not (SBC-4).
-exits 5 sg_write_x --atomic=0 --16 --in=/tmp/many --lba=5000 --num=256 "$a"
+pattern 2304 A > /tmp/too-many
+exits 5 sg_write_x --atomic=0 --16 --in=/tmp/too-many --lba=4096 --num=2304 "$a"
 exits 5 sg_write_x --atomic=0 --16 --in=/tmp/in --lba=5001 --num=8 "$a"
 exits 5 sg_write_x --atomic=8 --16 --in=/tmp/in --lba=5000 --num=16 "$a"
 holds 5000 16 A

@@ -1,6 +1,6 @@
 //! libiscsi's conformance suite, `iscsi-test-cu`, and what its output really says.
 //!
-//! CUnit counts a skipped test as passed and the program ends with 0 also when tests failed, so the
+//! CUnit counts a skipped test as passed, and how the program ends does not always say whether tests failed, so the
 //! verdict is read from the log: after each `Test: NAME ...` come `[SKIPPED]` lines or `FAILED`.
 
 use std::process::Command;
@@ -40,10 +40,10 @@ pub fn run_suite(tests: &[&str], urls: &[&str], limit: Duration) -> Vec<Case> {
     let tests = tests.join(",");
     let mut command = Command::new("iscsi-test-cu");
     let outcome = run(command.args(["-d", "-S", "-v", "-t", &tests]).args(urls), limit);
-    assert!(outcome.ok(), "{outcome}");
     let cases = parse(&outcome.stdout);
     assert!(!cases.is_empty(), "no test ran: {outcome}");
     let failed = cases.iter().filter(|case| case.verdict == Verdict::Failed).count();
+    assert!(outcome.ok() || failed > 0, "{outcome}");
     let summary = Summary { total: cases.len(), ran: cases.len(), failed, inactive: 0 };
     assert_eq!(Summary::of(&outcome.stdout), Some(summary), "the suite's own count: {outcome}");
     cases

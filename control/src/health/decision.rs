@@ -236,8 +236,10 @@ impl Decider {
     /// Takes a disk back that serves again.
     fn take_back(&mut self, scene: &Scene<'_>, disk: &Disk, look: &mut Look) {
         let report = scene.registry.disk(disk.node, disk.id);
-        let fit = scene.registry.is_up(Member::Node(disk.node), scene.now)
-            && report.is_some_and(|report| !report.failed && !report.refused);
+        // One that was silent has to be heard again, not only to have been heard not long ago.
+        let is_heard = matches!(scene.registry.hearing(disk.node), Hearing::Open { heard }
+            if scene.now.saturating_duration_since(heard) < QUIET_MAX);
+        let fit = is_heard && report.is_some_and(|report| !report.failed && !report.refused);
         let Some(memory) = self.disks.get_mut(&disk.id) else { return };
         if !fit {
             memory.fit = None;

@@ -89,7 +89,11 @@ fn registering_again_changes_nothing() {
     let again = state.apply(&gateway()).expect("registers");
     assert_eq!(again.response, Response::Gateway { gateway: GatewayId(1), portal_group_tag: 1 });
     assert_eq!(state, before);
-    state.apply(&node("node2", 22)).expect("a second disk");
+    let mut more = node("node2", 22);
+    if let Command::RegisterNode { disks, .. } = &mut more {
+        disks[0].label = "/another".to_owned();
+    }
+    state.apply(&more).expect("a second disk");
     assert_eq!(state.map().epoch.0, before.map().epoch.0 + 1);
     assert_eq!(state.map().disks.len(), 4);
 }

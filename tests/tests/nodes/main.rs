@@ -192,7 +192,7 @@ fn another_disk_in_its_place_is_refused() {
 
     fs::create_dir(&disk).unwrap();
     let blank = refusal();
-    assert!(blank.contains("is not disk-2 of node \"node2\" any more"), "{blank}");
+    assert!(blank.contains("of node \"node2\" any more; put that disk back"), "{blank}");
     assert_eq!(fs::read_dir(&disk).unwrap().count(), 0, "formatted all the same");
 
     fs::remove_dir(&disk).unwrap();

@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use lunette_proto::ids::{DiskId, Epoch, ExtentId, Generation, Namespace, Version, VolumeId};
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, EXTENT_BYTES};
 use lunette_proto::node::{Failure, Replies, Reply, ReplyBody, Request, RequestBody, Service};
-use lunette_storage_node::{DiskConfig, Node, inspect_identity};
+use lunette_storage_node::{DiskConfig, DiskError, Node, inspect_identity};
 use parking_lot::Mutex;
 
 /// A disk, opened by the test itself.
@@ -36,7 +38,15 @@ impl Copy {
         let name = path.display().to_string();
         let identity = inspect_identity(path).expect("the disk is looked at").expect("a disk");
         let config = DiskConfig::new(path, None);
-        let node = Node::open(identity.cluster, [config]).unwrap_or_else(|error| panic!("{name}: {error}"));
+        // A process that was killed may take a moment to let go of it.
+        let patience = Instant::now() + Duration::from_secs(10);
+        let node = loop {
+            match Node::open(identity.cluster, [config.clone()]) {
+                Ok(node) => break node,
+                Err(DiskError::InUse(_)) if Instant::now() < patience => sleep(Duration::from_millis(20)),
+                Err(error) => panic!("{name}: {error}"),
+            }
+        };
         let mut copy = Self { name, node, disk: identity.disk, generation: Generation(u64::MAX) };
         // Refused by name of the generation that the disk has sealed.
         copy.generation =

@@ -123,7 +123,6 @@ finds! {
     finds_missed_changes_forgotten: planted(Plant::ForgetMissed);
     finds_promises_kept_from_before_it_left: planted(Plant::KeepPromises);
     finds_unacked_tails_kept: planted(Plant::KeepTails);
-    finds_ready_before_levelled: planted(Plant::ReadyUnlevelled);
     finds_ready_before_looked_at: planted(Plant::ReadyUnlooked);
     finds_complete_while_behind: planted(Plant::CompleteTooEarly);
     finds_old_promises_believed: Faults { believe_old_promises: true, ..Faults::default() };

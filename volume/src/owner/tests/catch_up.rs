@@ -105,10 +105,10 @@ fn what_is_not_ready_holds_up_nothing_for_long() {
 }
 
 /// Guards what a takeover levels while a disk is away: the member that is asked what has changed may not have had it yet. The
-/// planted owner forgets that.
+/// planted owners forget that, or do not wait for it.
 #[test]
 fn what_a_takeover_levels_is_not_forgotten() {
-    for plant in [None, Some(Plant::ForgetLevelled)] {
+    for plant in [None, Some(Plant::ForgetLevelled), Some(Plant::ReadyUnlevelled)] {
         let mut rig = Rig::new(3, 512);
         assert!(rig.write(0, 4096, 1).is_ok());
         rig.wait(3000);
