@@ -44,6 +44,8 @@ id!(/// Index of a committed cluster map; it only rises.
 id!(/// Ownership of a volume: committed by the control plane, strictly rising for a volume, never reused.
     /// 0 is "no owner yet" and is never a message's generation.
     Generation(u64), "g");
+id!(/// A mark in the order of a namespace's changes, numbered by its owner: 1 and up, never used again.
+    Snapshot(u64), "snapshot-");
 id!(/// One of a pool's equal arcs of hash space.
     Partition(u32), "partition-");
 

@@ -142,7 +142,7 @@ impl Service for Node {
                 return;
             }
             RequestBody::Read { extent, generation, offset, len } => {
-                engine.read(epoch, ReadQuery { extent, generation, offset, len }, done);
+                engine.read(epoch, ReadQuery { extent, generation, offset, len, at: None }, done);
                 return;
             }
             RequestBody::Versions { extent, generation } => {

@@ -37,7 +37,7 @@ pub(super) fn check(report: &CheckReport) -> Value {
         "identity": identity(&report.identity),
         "clean": report.is_clean(),
         "extents": report.extents, "units": report.units, "units_total": report.units_total,
-        "prepared": report.prepared,
+        "kept": report.kept, "prepared": report.prepared,
         "wal": {
             "batches": recovered.batches, "records": recovered.records, "torn_tail": recovered.torn_tail,
             "lost_blocks": recovered.lost_blocks,
@@ -104,7 +104,7 @@ fn unit(unit: &UnitReport) -> Value {
     });
     json!({
         "unit": unit.unit, "data_offset": unit.data_offset, "descriptor_offset": unit.descriptor_offset,
-        "prepared": unit.is_prepared, "owner": owner,
+        "prepared": unit.is_prepared, "kept_until": unit.kept_until.map(|until| until.0), "owner": owner,
     })
 }
 
@@ -128,6 +128,7 @@ fn extent(extent: &ExtentReport) -> Value {
         SlotReport::Hole { slot, version } => json!({
             "slot": slot, "unit": null, "generation": version.generation.0, "seq": version.seq,
         }),
+        SlotReport::Kept { slot, until, unit } => json!({"slot": slot, "unit": unit, "kept_until": until.0}),
         SlotReport::Prepared { slot, unit, first, blocks, version, prev } => json!({
             "slot": slot, "unit": unit, "prepared": {
                 "first": first, "blocks": blocks, "generation": version.generation.0, "seq": version.seq,
@@ -137,6 +138,7 @@ fn extent(extent: &ExtentReport) -> Value {
     };
     json!({
         "extent": extent_id(extent.id), "page": extent.page,
+        "snapshots": extent.snapshots.iter().map(|snapshot| snapshot.0).collect::<Vec<_>>(),
         "slots": extent.slots.iter().map(slot).collect::<Vec<_>>(),
     })
 }

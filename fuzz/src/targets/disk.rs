@@ -75,7 +75,7 @@ fn look<D: Disk>(store: &Store<D>, sealed: bool) {
         let _ = view.versions(extent, true);
         let _ = view.prepared(extent);
         let _ = view.read_prepared(extent);
-        let _ = view.verify(extent, 16..18);
+        let _ = view.verify(extent, None, 16..18);
         for block in [0, 1, 2, 16, 20, 32, 48, 63] {
             let Ok(data) = view.read(extent, block..block + 1, true) else { continue };
             assert_eq!(data.len(), BLOCK_BYTES as usize);

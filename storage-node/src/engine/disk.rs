@@ -244,7 +244,7 @@ impl Engine for DiskEngine {
     }
 
     fn read(&self, epoch: Epoch, query: ReadQuery, done: Completion) {
-        let ReadQuery { extent, generation, offset, len } = query;
+        let ReadQuery { extent, generation, offset, len, at } = query;
         if !valid_range(offset, u64::from(len)) {
             done.complete(Err(Failure::Invalid));
             return;
@@ -253,7 +253,7 @@ impl Engine for DiskEngine {
             epoch,
             extent,
             generation,
-            what: ReadWhat::Data { offset, len },
+            what: ReadWhat::Data { offset, len, at },
             done,
         });
     }

@@ -20,7 +20,7 @@ mod error;
 
 use std::path::PathBuf;
 
-use lunette_proto::ids::{DiskId, Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::ids::{DiskId, Epoch, ExtentId, Generation, Namespace, Snapshot, Version};
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
 use lunette_proto::node::{Change, Durability};
 
@@ -60,7 +60,10 @@ pub trait Engine: Send + Sync {
 }
 
 /// What changes a disk or has to be ordered with changes. The fields are those of
-/// [`RequestBody`](lunette_proto::node::RequestBody).
+/// [`RequestBody`](lunette_proto::node::RequestBody). Snapshots are not in the protocol yet: `Mark` gives this place in the order of a
+/// namespace's changes a number, higher than all before it, and is durable when it is answered; `Unmark` ends a snapshot, also
+/// of a namespace that was deleted. Both are answered alike when they are sent again; a number that was used for a snapshot that has ended
+/// is [`Failure::Invalid`](lunette_proto::node::Failure::Invalid).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields and variants are documented where the protocol defines them")]
 pub enum Operation {
@@ -70,6 +73,8 @@ pub enum Operation {
     Flush { namespace: Namespace, generation: Generation },
     Watermark { namespace: Namespace, generation: Generation, seq: u64, complete: bool },
     Delete { namespace: Namespace, generation: Generation },
+    Mark { namespace: Namespace, generation: Generation, snapshot: Snapshot },
+    Unmark { namespace: Namespace, generation: Generation, snapshot: Snapshot },
     Prepare { extent: ExtentId, version: Version, prev: Version, offset: u32, change: Change },
     Commit { extent: ExtentId, generation: Generation, version: Version, offset: u32, len: u32 },
     Rollback { extent: ExtentId, generation: Generation, version: Version, offset: u32, len: u32 },
@@ -98,6 +103,8 @@ pub struct ReadQuery {
     pub offset: u32,
     /// How many bytes.
     pub len: u32,
+    /// What there was at this snapshot; what there is now if `None`.
+    pub at: Option<Snapshot>,
 }
 
 /// Which extents are asked for.

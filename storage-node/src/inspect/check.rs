@@ -32,6 +32,8 @@ pub struct CheckReport {
     pub units: u64,
     /// Units of the disk.
     pub units_total: u64,
+    /// Units that only snapshots see.
+    pub kept: u64,
     /// Changes that are prepared, each with a unit of its own.
     pub prepared: u64,
     /// What counts, pages and extents do not agree on, if they do not: units that nothing reaches, or that are
@@ -65,7 +67,9 @@ pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckRep
     let (ids, units) = {
         let state = view.state.read();
         let units = state.extents.iter().map(|(_, extent)| extent.all_units().count() as u64).sum();
-        (state.extents.iter().map(|(id, _)| id).collect::<Vec<_>>(), units)
+        let mut ids = state.extents.iter().map(|(key, _)| key.extent).collect::<Vec<_>>();
+        ids.dedup();
+        (ids, units)
     };
     let mut report = CheckReport {
         path: name,
@@ -74,6 +78,7 @@ pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckRep
         extents: ids.len() as u64,
         units,
         units_total: u64::from(view.layout.units),
+        kept: 0,
         prepared: 0,
         disagreement: store.audit().err(),
         bad: BTreeMap::new(),
@@ -81,20 +86,19 @@ pub fn check(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckRep
     };
     let mut done = 0;
     for id in ids {
-        let slots = match view.state.read().extents.get(id) {
-            Some(extent) => extent.units().map(|(slot, _)| slot).collect::<Vec<_>>(),
-            None => Vec::new(),
-        };
+        let live = view.slots(id).unwrap_or_default().into_iter().map(|slot| (None, slot));
+        let kept = view.kept(id);
+        report.kept += kept.len() as u64;
         let mut note = |Bad { block, damage }| {
             *report.bad.entry(damage.to_string()).or_default() += 1;
             if report.named.len() < NAMED_MAX {
                 report.named.push((id, block, damage));
             }
         };
-        for slot in slots {
+        for (until, slot) in live.chain(kept.into_iter().map(|(until, slot)| (Some(until), slot))) {
             let first = u32::from(slot) * UNIT_BLOCKS;
             for block in first..first + UNIT_BLOCKS {
-                view.verify(id, block..block + 1).unwrap_or_else(&mut note);
+                view.verify(id, until, block..block + 1).unwrap_or_else(&mut note);
             }
             done += UNIT_BYTES;
             progress(done, units * UNIT_BYTES);
@@ -120,6 +124,9 @@ impl fmt::Display for CheckReport {
             "extents {}, units {} of {} ({UNIT_BYTES} bytes each)",
             self.extents, self.units, self.units_total
         )?;
+        if self.kept > 0 {
+            writeln!(f, "units that only snapshots see: {}", self.kept)?;
+        }
         if self.prepared > 0 {
             writeln!(
                 f,

@@ -10,10 +10,11 @@ mod report;
 
 use std::path::Path;
 
-use lunette_proto::ids::ExtentId;
+use lunette_proto::ids::{ExtentId, Snapshot};
 use lunette_proto::limits::BLOCK_BYTES;
 
 use crate::engine::DiskError;
+use crate::store::chains::LIVE;
 use crate::store::descriptor::{BlockState, Descriptor, UNIT_BLOCKS};
 use crate::store::disk::Disk;
 use crate::store::extents::SLOTS;
@@ -119,11 +120,13 @@ fn wal(disk: &Overlay<ReadOnly>, superblock: &Superblock) -> std::io::Result<Wal
 fn unit_report(store: &Store<Overlay<ReadOnly>>, unit: u32) -> std::io::Result<UnitReport> {
     let view = store.view();
     let state = view.state.read();
-    let owner = state.extents.iter().find_map(|(id, extent)| {
+    let owner = state.extents.iter().find_map(|(key, extent)| {
         let prepared = extent.shadows().iter().map(|shadow| (shadow.slot, shadow.unit));
         let mut units = extent.units().chain(prepared);
-        units.find(|(_, found)| found.unit == unit).map(|(slot, found)| (id, slot, found))
+        units.find(|(_, found)| found.unit == unit).map(|(slot, found)| (key, slot, found))
     });
+    let kept_until = owner.and_then(|(key, ..)| (key.until != LIVE).then_some(key.until));
+    let owner = owner.map(|(key, slot, found)| (key.extent, slot, found));
     let is_prepared = |id, slot| {
         let shadow = state.extents.get(id).and_then(|extent| extent.shadow(slot));
         shadow.is_some_and(|shadow| shadow.unit.unit == unit)
@@ -134,7 +137,8 @@ fn unit_report(store: &Store<Overlay<ReadOnly>>, unit: u32) -> std::io::Result<U
     let offset = view.layout.descriptor(unit);
     let data_offset = view.layout.unit(unit);
     let Some((id, slot, found)) = owner else {
-        return Ok(UnitReport { unit, data_offset, descriptor_offset: offset, is_prepared, owner: None });
+        let descriptor_offset = offset;
+        return Ok(UnitReport { unit, data_offset, descriptor_offset, is_prepared, kept_until, owner: None });
     };
     let dirty = view.state.read().dirty.get(&unit).cloned();
     let descriptor = match dirty {
@@ -171,13 +175,20 @@ fn unit_report(store: &Store<Overlay<ReadOnly>>, unit: u32) -> std::io::Result<U
         DescriptorReport { lsn: descriptor.lsn, blocks: blocks.collect() }
     });
     let owner = Some((id, slot, descriptor));
-    Ok(UnitReport { unit, data_offset, descriptor_offset: offset, is_prepared, owner })
+    Ok(UnitReport { unit, data_offset, descriptor_offset: offset, is_prepared, kept_until, owner })
 }
 
 fn extent_report(store: &Store<Overlay<ReadOnly>>, id: ExtentId) -> ExtentReport {
     let state = store.view().state.read();
+    let kept = state.extents.records(id, Snapshot(0)).filter(|(until, _)| *until != LIVE);
+    let kept = kept.flat_map(|(until, extent)| {
+        let slots = (0..SLOTS).filter(|slot| extent.answers_for(*slot));
+        slots.map(move |slot| SlotReport::Kept { slot, until, unit: extent.unit(slot).map(|unit| unit.unit) })
+    });
+    let kept = kept.collect::<Vec<_>>();
+    let snapshots = state.namespaces.snapshots(id.namespace).to_vec();
     let Some(extent) = state.extents.get(id) else {
-        return ExtentReport { id, page: None, slots: Vec::new() };
+        return ExtentReport { id, page: None, snapshots, slots: kept };
     };
     let slots = (0..SLOTS).filter_map(|slot| {
         let version = extent.floor(slot);
@@ -195,5 +206,10 @@ fn extent_report(store: &Store<Overlay<ReadOnly>>, id: ExtentId) -> ExtentReport
         version: shadow.version,
         prev: shadow.prev,
     });
-    ExtentReport { id, page: Some(extent.page), slots: slots.chain(prepared).collect() }
+    ExtentReport {
+        id,
+        page: Some(extent.page),
+        snapshots,
+        slots: slots.chain(prepared).chain(kept).collect(),
+    }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use lunette_proto::ids::{ExtentId, Version};
+use lunette_proto::ids::{ExtentId, Snapshot, Version};
 
 use crate::store::Damage;
 use crate::store::descriptor::BlockState;
@@ -85,6 +85,8 @@ pub struct UnitReport {
     pub descriptor_offset: u64,
     /// It is that of a change that is prepared.
     pub is_prepared: bool,
+    /// Only snapshots see it, up to this one.
+    pub kept_until: Option<Snapshot>,
     /// Whose it is: extent, slot, and its descriptor or what happened to that. `None`: it is free.
     pub owner: Option<(ExtentId, u8, Result<DescriptorReport, Damage>)>,
 }
@@ -121,7 +123,9 @@ pub struct ExtentReport {
     pub id: ExtentId,
     /// The page of metadata that it is in; `None` if the disk does not have the extent.
     pub page: Option<u32>,
-    /// Its slots; one that was never written is left out. Then what is prepared.
+    /// The snapshots of its namespace, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// Its slots; one that was never written is left out. Then what is prepared, and what only snapshots see.
     pub slots: Vec<SlotReport>,
 }
 
@@ -141,6 +145,15 @@ pub enum SlotReport {
         slot: u8,
         /// The version of the discard.
         version: Version,
+    },
+    /// Snapshots see something else than there is now.
+    Kept {
+        /// Which slot.
+        slot: u8,
+        /// The newest of them.
+        until: Snapshot,
+        /// The unit that has it; `None`: zeros.
+        unit: Option<u32>,
     },
     /// A change of it is prepared.
     Prepared {
@@ -252,6 +265,9 @@ impl fmt::Display for UnitReport {
         if self.is_prepared {
             write!(f, ", prepared")?;
         }
+        if let Some(until) = self.kept_until {
+            write!(f, ", kept until {until}")?;
+        }
         match &self.owner {
             None => write!(f, ", free"),
             Some((id, slot, Err(damage))) => write!(f, ", slot {slot} of {id}; its descriptor is {damage}"),
@@ -277,12 +293,24 @@ impl fmt::Display for UnitReport {
 
 impl fmt::Display for ExtentReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(page) = self.page else { return write!(f, "{}: not on this disk", self.id) };
-        write!(f, "{}: page {page}", self.id)?;
+        match self.page {
+            Some(page) => write!(f, "{}: page {page}", self.id)?,
+            None if self.slots.is_empty() => write!(f, "{}: not on this disk", self.id)?,
+            None => write!(f, "{}: only snapshots see it", self.id)?,
+        }
+        if !self.snapshots.is_empty() {
+            write!(f, ", snapshots {:?}", self.snapshots)?;
+        }
         for slot in &self.slots {
             match slot {
                 SlotReport::Unit { slot, unit } => write!(f, "\n  slot {slot}: unit {unit}")?,
                 SlotReport::Hole { slot, version } => write!(f, "\n  slot {slot}: discarded, {version}")?,
+                SlotReport::Kept { slot, until, unit: Some(unit) } => {
+                    write!(f, "\n  slot {slot}: kept until {until}: unit {unit}")?;
+                }
+                SlotReport::Kept { slot, until, unit: None } => {
+                    write!(f, "\n  slot {slot}: kept until {until}: zeros")?;
+                }
                 SlotReport::Prepared { slot, unit, first, blocks, version, prev } => write!(
                     f,
                     "\n  slot {slot}: prepared {version} after {prev}: {blocks} blocks from {first} on, unit {unit}"

@@ -86,6 +86,18 @@ pub(crate) enum Bug {
     PreparedNotInCheckpoint,
     /// A watermark clears extents with something prepared.
     WatermarkHidesPrepared,
+    /// A unit that snapshots see changes in place.
+    SeenUnitChanged,
+    /// A unit that snapshots see is given back when it is replaced.
+    SeenUnitGivenBack,
+    /// A mark is answered, and is not in the journal.
+    MarkNotDurable,
+    /// Recovery does not copy the blocks that a fresh unit has of one that snapshots see.
+    ReplayWithoutCopy,
+    /// The end of a snapshot gives back what an older one sees.
+    UnmarkTakesTooMuch,
+    /// A delete gives back what snapshots see.
+    DeleteForgetsSnapshots,
     /// The checksum by which the directory knows a page is not looked at.
     PageChecksumIgnored,
 }
@@ -166,5 +178,11 @@ finds! {
     finds_lazy_commit_forgotten: LazyCommitForgotten;
     finds_prepared_not_in_checkpoint: PreparedNotInCheckpoint;
     finds_watermark_hides_prepared: WatermarkHidesPrepared;
+    finds_seen_unit_changed: SeenUnitChanged;
+    finds_seen_unit_given_back: SeenUnitGivenBack;
+    finds_mark_not_durable: MarkNotDurable;
+    finds_replay_without_copy: ReplayWithoutCopy;
+    finds_unmark_takes_too_much: UnmarkTakesTooMuch;
+    finds_delete_forgets_snapshots: DeleteForgetsSnapshots;
     finds_page_checksum_ignored: PageChecksumIgnored;
 }

@@ -18,10 +18,13 @@ use super::world::{self, End, Op, World};
 use crate::store::Layout;
 
 /// The operations, by letter.
-const OPS: &str = "abuclosqpdxXfvVwgreyDEBWFhHiZkj";
-/// Those that prepare changes and resolve them, and those that are not tried together with these: others do the same.
+const OPS: &str = "abuclosqpdxXfvVwgreyDEBWFhHiZkjmnN";
+/// Those that prepare changes and resolve them, those that mark snapshots and end them, and those that are not tried together
+/// with these: others do the same.
 const PREPARES: &str = "hHiZ";
 const RESOLVES: &str = "kj";
+const MARKS: &str = "m";
+const UNMARKS: &str = "nN";
 const APART: &str = "bucqXVey";
 /// What has happened before: what was done, after the disk was last opened.
 const BEGINNINGS: &[&str] = &[
@@ -31,6 +34,9 @@ const BEGINNINGS: &[&str] = &[
     "asoBW",
     "ahiB",
     "aoaB",
+    // What there is is seen by a snapshot; and, after some of that was changed, or is prepared to be, by another one.
+    "aosm",
+    "amshmiBW",
     // Every unit was used and given back; the ring is almost full, and a checkpoint has begun.
     "olololols",
     "ggggggggggggggggggggggggggggggggggggggggggB",
@@ -76,6 +82,10 @@ fn op(letter: char) -> Op {
         'Z' => Op::Prepare { ns: 0, extent: 0, blocks: 48..64, zeros: true },
         'k' => Op::Resolve { ns: 0, extent: 0, commit: true },
         'j' => Op::Resolve { ns: 0, extent: 0, commit: false },
+        // Snapshots: the oldest ends, or the newest.
+        'm' => Op::Mark { ns: 0 },
+        'n' => Op::Unmark { ns: 0, after: 0 },
+        'N' => Op::Unmark { ns: 0, after: 1 },
         'D' => Op::Delete { ns: 0 },
         'E' => Op::Delete { ns: 1 },
         'B' => Op::Begin,
@@ -152,7 +162,11 @@ pub(super) fn cases() -> Vec<Case> {
             .filter(|sequence| is_new(sequence))
             .collect();
         for (beginning, before) in BEGINNINGS.iter().enumerate() {
-            for letters in sequences.iter().filter(|letters| is_possible(&format!("{before}{letters}"))) {
+            let goes_with = |letters: &&String| {
+                is_possible(&format!("{before}{letters}"))
+                    && !(before.contains(MARKS) && letters.contains(|letter| APART.contains(letter)))
+            };
+            for letters in sequences.iter().filter(goes_with) {
                 cases.push(Case { beginning, letters: letters.clone(), hold: false });
                 // Checkpoints commit, so a batch of several operations has none inside.
                 let is_batch = letters.len() > 1 && !letters.contains(['B', 'W', 'F', 'f']);
@@ -169,20 +183,24 @@ pub(super) fn cases() -> Vec<Case> {
 fn is_new(sequence: &str) -> bool {
     let deleted =
         |mark: char, of: &[char]| sequence.find(mark).is_some_and(|at| sequence[at + 1..].contains(of));
-    let in_first: Vec<char> = OPS.chars().filter(|letter| !"qEBWF".contains(*letter)).collect();
+    // Snapshots outlive what they see.
+    let in_first: Vec<char> = OPS.chars().filter(|letter| !"qEBWFnN".contains(*letter)).collect();
     let has = |of: &str| sequence.contains(|letter| of.contains(letter));
-    !(has(APART) && (has(PREPARES) || has(RESOLVES)))
-        && !deleted('D', &in_first)
-        && !deleted('E', &['E', 'q'])
-        && !["ff", "ww"].iter().any(|twice| sequence.contains(twice))
+    let is_special = [PREPARES, RESOLVES, MARKS, UNMARKS].into_iter().any(has);
+    let is_repeated = ["ff", "ww"].iter().any(|twice| sequence.contains(twice));
+    let is_apart = has(APART) && is_special;
+    let is_deleted = deleted('D', &in_first) || deleted('E', &['E', 'q']);
+    !(is_apart || is_deleted || is_repeated)
 }
 
-/// Only what was prepared is resolved; checkpoints are begun, written and finished in this order.
+/// Only what was prepared is resolved, and what was marked ends; checkpoints are begun, written and finished in this order.
 fn is_possible(sequence: &str) -> bool {
-    let prepares = |sequence: &str| sequence.chars().filter(|letter| PREPARES.contains(*letter)).count();
-    let resolves = |sequence: &str| sequence.chars().filter(|letter| RESOLVES.contains(*letter)).count();
+    let count = |sequence: &str, of: &str| sequence.chars().filter(|letter| of.contains(*letter)).count();
     let mut ends = sequence.char_indices().map(|(at, _)| &sequence[..=at]);
-    if ends.any(|beginning| resolves(beginning) > prepares(beginning)) {
+    if ends.any(|beginning| {
+        count(beginning, RESOLVES) > count(beginning, PREPARES)
+            || count(beginning, UNMARKS) > count(beginning, MARKS)
+    }) {
         return false;
     }
     let mut next = 'B';

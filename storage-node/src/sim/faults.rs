@@ -16,7 +16,8 @@ use lunette_proto::node::Durability::Stable;
 use super::disk::{Cut, Fault, FaultKind, Image, Kept, SimDisk};
 use super::model::Model;
 use super::rng::Rng;
-use super::world::{self, End, Op, World, formatted};
+use super::world::{self, End, NAMESPACES, Op, World, formatted};
+use crate::store::chains::LIVE;
 use crate::store::layout::{DESCRIPTOR_BYTES, PAGE_BYTES, UNIT_BYTES};
 use crate::store::wal::Header;
 use crate::store::{Layout, Store};
@@ -38,9 +39,11 @@ enum Part {
     Unit,
     /// What is prepared: the descriptor and the data.
     Shadow,
+    /// The same of what only snapshots see.
+    Kept,
 }
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     Part::SuperblockA,
     Part::SuperblockB,
     Part::WalHeader,
@@ -51,6 +54,7 @@ const PARTS: [Part; 10] = [
     Part::Descriptor,
     Part::Unit,
     Part::Shadow,
+    Part::Kept,
 ];
 
 /// Ways to spoil it.
@@ -123,7 +127,7 @@ impl Part {
             Self::Page => layout.page(0, 0)..layout.page(layout.pages - 1, 1) + PAGE_BYTES,
             Self::Descriptor => layout.descriptor(0)..layout.descriptor(layout.units - 1) + DESCRIPTOR_BYTES,
             Self::Unit => layout.unit(0)..layout.total_bytes,
-            Self::Shadow => layout.descriptor(0)..layout.total_bytes,
+            Self::Shadow | Self::Kept => layout.descriptor(0)..layout.total_bytes,
         }
     }
 
@@ -131,11 +135,15 @@ impl Part {
     fn sectors(self, world: &World, image: &Image) -> Vec<u64> {
         let layout = &layout();
         let is_used = |at: &u64| image.bytes(*at..*at + 512).iter().any(|byte| *byte != 0xA5 && *byte != 0);
-        if self == Self::Shadow {
+        if matches!(self, Self::Shadow | Self::Kept) {
             let state = world.store.view().state.read();
-            let shadows = state.extents.iter().flat_map(|(_, extent)| extent.shadows());
-            let sectors = shadows.flat_map(|shadow| {
-                let (descriptor, unit) = (layout.descriptor(shadow.unit.unit), layout.unit(shadow.unit.unit));
+            let units = state.extents.iter().flat_map(|(key, extent)| {
+                let shadows = extent.shadows().iter().map(|shadow| shadow.unit.unit);
+                let kept = extent.units().filter(|_| key.until != LIVE).map(|(_, unit)| unit.unit);
+                if self == Self::Shadow { shadows.collect::<Vec<_>>() } else { kept.collect() }
+            });
+            let sectors = units.flat_map(|unit| {
+                let (descriptor, unit) = (layout.descriptor(unit), layout.unit(unit));
                 [descriptor; 16].into_iter().chain((unit..unit + UNIT_BYTES).step_by(512))
             });
             return sectors.filter(is_used).collect();
@@ -174,10 +182,10 @@ fn layout() -> Layout {
     Layout::new(2 << 20, 192 << 10).expect("large enough")
 }
 
-fn draw(rng: &mut Rng) -> Op {
+fn draw(rng: &mut Rng, world: &World) -> Op {
     let (ns, extent) = (rng.below(2) as usize, rng.below(2) * 5);
     let unit = rng.below(4) as u32 * 16;
-    match rng.below(25) {
+    match rng.below(28) {
         0 => Op::Zeros { ns, extent, blocks: unit..unit + 16, durability: Stable },
         1 => Op::Zeros { ns, extent, blocks: unit + 2..unit + 6, durability: Stable },
         2 => Op::Seal { ns },
@@ -185,6 +193,8 @@ fn draw(rng: &mut Rng) -> Op {
         20 => Op::Prepare { ns, extent, blocks: unit..unit + 16, zeros: rng.chance(300) },
         21 | 22 => Op::Prepare { ns, extent, blocks: unit + 2..unit + 6, zeros: rng.chance(300) },
         23 | 24 => Op::Resolve { ns, extent, commit: rng.chance(600) },
+        25 if world.model.marks(NAMESPACES[ns]).len() < 2 => Op::Mark { ns },
+        25 | 26 => Op::Unmark { ns, after: rng.below(2) as usize },
         4..=8 => Op::Write { ns, extent, blocks: unit..unit + 16, durability: Stable },
         _ => {
             let first = unit + rng.below(15) as u32;
@@ -195,7 +205,7 @@ fn draw(rng: &mut Rng) -> Op {
 
 fn work(world: &mut World, rng: &mut Rng, steps: u64) -> Result<(), End> {
     for _ in 0..steps {
-        let op = draw(rng);
+        let op = draw(rng, world);
         world.step(&op, false)?;
         if world.store.wants_checkpoint() || rng.chance(60) {
             world.checkpoint()?;
@@ -231,6 +241,9 @@ impl Run {
         if self.part == Part::Shadow {
             self.prepare(&mut world).map_err(wrong)?;
         }
+        if self.part == Part::Kept {
+            self.keep(&mut world).map_err(wrong)?;
+        }
         self.out.runs = 1;
         world.is_spoiled = true;
         let struck = match self.way {
@@ -251,6 +264,18 @@ impl Run {
             let first = self.rng.below(4) as u32 * 16 + self.rng.below(2) as u32 * 3;
             let blocks = if first.is_multiple_of(16) { first..first + 16 } else { first..first + 5 };
             world.step(&Op::Prepare { ns, extent, blocks, zeros: false }, false)?;
+        }
+        if self.rng.chance(700) { world.checkpoint() } else { Ok(()) }
+    }
+
+    /// Snapshots see something else than there is now, perhaps in a checkpoint.
+    fn keep(&mut self, world: &mut World) -> Result<(), End> {
+        for ns in 0..2 {
+            let write = |blocks| Op::Write { ns, extent: 0, blocks, durability: Stable };
+            world.step(&write(0..20), false)?;
+            world.step(&Op::Mark { ns }, false)?;
+            let first = self.rng.below(16) as u32;
+            world.step(&write(first..first + 3), false)?;
         }
         if self.rng.chance(700) { world.checkpoint() } else { Ok(()) }
     }
@@ -278,7 +303,9 @@ impl Run {
         if self.rng.chance(500) {
             world.disk.spoil(change);
             // Opened again, it has to read what it knew.
-            if matches!(self.part, Part::Descriptor | Part::Unit | Part::Shadow) && self.rng.chance(500) {
+            if matches!(self.part, Part::Descriptor | Part::Unit | Part::Shadow | Part::Kept)
+                && self.rng.chance(500)
+            {
                 let store = World::on(world.disk.clone(), world.model.clone())
                     .map_err(|end| format!("not opened: {end}"))?
                     .store;
@@ -421,7 +448,10 @@ impl Run {
         };
         store.audit().map_err(|what| format!("audit: {what}"))?;
         match model.check_spoiled(&mut store) {
-            Ok(bad) => self.note(&store, &model, &bad)?,
+            Ok(bad) => {
+                self.note(&store, &model, &bad)?;
+                self.note_kept(model.spoiled_marks(&store)?)?;
+            }
             Err(what) => {
                 // The newest batch, of which there is nothing, or less than all.
                 let is_wal = matches!(self.part, Part::WalHeader | Part::WalRecords | Part::WalData);
@@ -453,6 +483,7 @@ impl Run {
             Err(what) => return Err(format!("in use: {what}")),
         };
         self.note(&world.store, &model, &bad)?;
+        self.note_kept(model.spoiled_marks(&world.store)?)?;
         if self.way == Way::ReadError || bad.is_empty() || self.rng.chance(300) {
             return Ok(());
         }
@@ -474,6 +505,18 @@ impl Run {
         }
         self.out.repaired = 1;
         Ok(())
+    }
+
+    fn note_kept(&mut self, bad: usize) -> Result<(), String> {
+        if bad > 0 {
+            self.out.corrupt = 1;
+            self.detected = true;
+        }
+        if bad > 0 && self.is_whole {
+            Err("a read that failed has cost a snapshot".to_owned())
+        } else {
+            Ok(())
+        }
     }
 
     fn note(

@@ -2,16 +2,17 @@
 //!
 //! Each block has its durable value, and then those that were asked for after it and need not be there. A crash
 //! leaves one of them, and of each change all blocks or none; what is once seen after a crash stays. What is prepared in a
-//! slot is such a list too ([`prepared`]). [`look`] compares a store with it.
+//! slot is such a list too ([`prepared`]), and whether a snapshot is there ([`marks`]). [`look`] compares a store with it.
 
 mod look;
+mod marks;
 pub(super) mod prepared;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
-use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Snapshot, Version};
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
 
 use prepared::Slot;
@@ -65,6 +66,14 @@ impl Extent {
         Self { blocks: BTreeMap::new(), rest: Block(vec![Block::NEVER]), slots: BTreeMap::new() }
     }
 
+    /// The last values only.
+    fn last_only(&self) -> Self {
+        let last = |block: &Block| Block(vec![block.last().clone()]);
+        let blocks = self.blocks.iter().map(|(index, block)| (*index, last(block))).collect();
+        let slots = self.slots.iter().map(|(slot, steps)| (*slot, steps.last_only())).collect();
+        Self { blocks, rest: last(&self.rest), slots }
+    }
+
     fn all(&mut self) -> impl Iterator<Item = &mut Block> {
         self.blocks.values_mut().chain([&mut self.rest])
     }
@@ -105,6 +114,7 @@ pub(super) struct NamespaceModel {
     /// The highest watermark that was told.
     mark: Version,
     pub(super) extents: BTreeMap<u64, Extent>,
+    marks: BTreeMap<Snapshot, marks::Mark>,
 }
 
 /// What was seen after a crash: for each namespace and block which of its values.
@@ -139,6 +149,7 @@ impl Model {
             deleted: Deleted::No,
             mark: Version::NONE,
             extents: BTreeMap::new(),
+            marks: BTreeMap::new(),
         })
     }
 
@@ -191,6 +202,7 @@ impl Model {
     pub(super) fn settle(&mut self) {
         for namespace in self.namespaces.values_mut() {
             namespace.seals.drain(..namespace.seals.len() - 1);
+            namespace.marks.values_mut().for_each(marks::Mark::settle);
             if namespace.deleted == Deleted::Maybe {
                 namespace.deleted = Deleted::Yes;
             }
@@ -206,6 +218,7 @@ impl Model {
         let mut seen = seen.iter().map(|index| usize::from(*index));
         let mut next = || seen.next().expect("as many as were seen");
         for namespace in self.namespaces.values_mut() {
+            namespace.marks.values_mut().for_each(|mark| mark.adopt(next()));
             namespace.deleted = if next() == 1 { Deleted::Yes } else { Deleted::No };
             if namespace.deleted == Deleted::Yes {
                 namespace.extents.clear();

@@ -13,10 +13,12 @@ use super::disk::{Cut, Image, Kept, Moment};
 use super::model::Model;
 use super::rng::Rng;
 use super::setting;
-use super::world::{End, Op, World, formatted};
+use super::world::{End, NAMESPACES, Op, World, formatted};
 use crate::store::Layout;
 
 const SEEDS: u64 = 600;
+/// Snapshots of a namespace: more would fill the disk, and no more.
+const MARKS_MAX: usize = 3;
 const EXTENTS: [u64; 4] = [0, 1, 7, 1000];
 
 /// What happened in a run.
@@ -84,6 +86,8 @@ fn draw(rng: &mut Rng, taste: &Taste, world: &World) -> Op {
             return Op::Prepare { ns, extent, blocks: unit + blocks.start..unit + blocks.end, zeros };
         }
         180..=249 => return Op::Resolve { ns, extent, commit: rng.chance(600) },
+        255..=259 if world.model.marks(NAMESPACES[ns]).len() < MARKS_MAX => return Op::Mark { ns },
+        255..=266 => return Op::Unmark { ns, after: rng.below(3) as usize },
         250..=254 => return Op::Wrong { ns, extent, slot: rng.below(u64::from(taste.places)) as u32 },
         _ => {}
     }
@@ -240,6 +244,7 @@ impl Run {
     /// A disk from which everything was discarded has room for everything again.
     fn drain(&mut self, world: &mut World) -> Result<(), End> {
         for ns in 0..3 {
+            (0..MARKS_MAX).try_for_each(|_| world.step(&Op::Unmark { ns, after: 0 }, false))?;
             for extent in EXTENTS {
                 (0..64).try_for_each(|_| world.step(&Op::Resolve { ns, extent, commit: false }, false))?;
                 let blocks = 0..EXTENT_BLOCKS;

@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::ids::{
+    ClusterId, DiskId, DiskUuid, Epoch, ExtentId, Generation, Namespace, Snapshot, Version,
+};
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, UNIT_BYTES};
 use lunette_proto::node::{Change, Durability, Failure, Reply, ReplyBody};
 use parking_lot::Mutex;
@@ -80,6 +82,15 @@ pub(super) enum Op {
         extent: u64,
         slot: u32,
     },
+    /// A snapshot is marked.
+    Mark {
+        ns: usize,
+    },
+    /// The oldest snapshot ends, or the one after so many others.
+    Unmark {
+        ns: usize,
+        after: usize,
+    },
     /// An owner whose time is over.
     Late {
         ns: usize,
@@ -142,6 +153,8 @@ pub(super) struct World {
     /// The newest number of each namespace, and what each version was.
     seq: BTreeMap<Namespace, u64>,
     kinds: BTreeMap<(Namespace, Version), Kind>,
+    /// The newest snapshot of each namespace.
+    snapshots: BTreeMap<Namespace, Snapshot>,
     /// What might be there if the power failed during the newest step.
     pub(super) noted: Model,
     /// What may be there without the newest batch.
@@ -188,6 +201,7 @@ impl World {
             epoch: Epoch(1),
             seq: BTreeMap::new(),
             kinds: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             noted: Model::default(),
             before: Model::default(),
             unseen: false,
@@ -255,11 +269,13 @@ impl World {
             | Op::Watermark { ns, .. }
             | Op::Delete { ns }
             | Op::Prepare { ns, .. }
+            | Op::Mark { ns }
             | Op::Wrong { ns, .. }
             | Op::Late { ns, .. } => self.is_sealed(*ns),
             Op::Resolve { ns, extent, .. } => {
                 self.is_sealed(*ns) && self.model.first_prepared(extent_id(*ns, *extent), SLOTS).is_some()
             }
+            Op::Unmark { ns, .. } => !self.model.marks(NAMESPACES[*ns]).is_empty(),
             Op::Commit => true,
         }
     }
@@ -416,7 +432,12 @@ impl World {
             }
             (
                 Err(Failure::NoSpace),
-                Op::Write { .. } | Op::Put { .. } | Op::Zeros { .. } | Op::Seal { .. } | Op::Prepare { .. },
+                Op::Write { .. }
+                | Op::Put { .. }
+                | Op::Zeros { .. }
+                | Op::Seal { .. }
+                | Op::Prepare { .. }
+                | Op::Mark { .. },
             ) => {
                 self.no_space += 1;
                 self.model = before;
@@ -428,7 +449,7 @@ impl World {
             _ => return wrong(format!("{op:?} answers {reply:?}")),
         }
         let must_wait = matches!(op, Op::Flush { .. } | Op::Seal { .. } | Op::Delete { .. } | Op::Put { .. })
-            || matches!(op, Op::Prepare { .. } | Op::Resolve { .. })
+            || matches!(op, Op::Prepare { .. } | Op::Resolve { .. } | Op::Mark { .. } | Op::Unmark { .. })
             || matches!(op, Op::Write { .. } | Op::Zeros { .. }) && !is_volatile;
         if must_wait && !stable {
             return wrong(format!("{op:?} is answered before it is durable"));
@@ -520,6 +541,23 @@ impl World {
                 } else {
                     Operation::Rollback { extent, generation, version, offset, len }
                 }
+            }
+            Op::Mark { ns } => {
+                let namespace = NAMESPACES[*ns];
+                let newest = self.snapshots.entry(namespace).or_default();
+                // Numbers need not follow each other.
+                *newest = Snapshot(newest.0 + 2);
+                self.model.mark(namespace, *newest);
+                let (generation, _) = self.model.sealed(namespace);
+                Operation::Mark { namespace, generation, snapshot: *newest }
+            }
+            Op::Unmark { ns, after } => {
+                let namespace = NAMESPACES[*ns];
+                let marks = self.model.marks(namespace);
+                let snapshot = marks[*after % marks.len()];
+                self.model.unmark(namespace, snapshot);
+                let (generation, _) = self.model.sealed(namespace);
+                Operation::Unmark { namespace, generation, snapshot }
             }
             Op::Wrong { .. } | Op::Late { .. } | Op::Begin | Op::Run | Op::Finish | Op::Commit => {
                 unreachable!("no request")

@@ -1,16 +1,20 @@
 //! How a change is decided: what it does to its extent, the units that it needs, and its records.
 
 use std::io;
+use std::ops::Range;
 
 use bytes::Bytes;
 use lunette_proto::ids::{ExtentId, Version};
 use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::node::{Change, Durability, Failure};
 
+use super::chains::Key;
+use super::commit::InPlace;
 use super::core::{Fatal, Prepared, Store};
 use super::descriptor::{Descriptor, Digest, Entry, UNIT_BLOCKS};
 use super::disk::Disk;
-use super::draft::{Draft, Part, Plan, Wanted};
+use super::draft::{Draft, Kept, Part, Plan, Wanted};
+use super::extents::{Extent, UnitRef};
 use super::layout::UNIT_BYTES;
 use super::units::{NoUnit, Purpose};
 use super::view::Volatile;
@@ -83,11 +87,50 @@ impl<D: Disk> Store<D> {
         if let Some(known) = self.batch.drafts.remove(&id) {
             return (known, true);
         }
-        let draft = match self.view.state.read().extents.get(id) {
+        let state = self.view.state.read();
+        let mut draft = match state.extents.get(id) {
             Some(extent) => Draft { extent: extent.clone(), is_placed: true, ..Draft::default() },
             None => Draft::default(),
         };
+        draft.kept = state.namespaces.snapshots(id.namespace).last().map(|until| {
+            let present = state.extents.record(Key { extent: id, until: *until });
+            Box::new(Kept {
+                until: *until,
+                extent: present.cloned().unwrap_or_else(Extent::kept),
+                is_placed: present.is_some(),
+                seen: !state.extents.changed_since(id, *until),
+                is_changed: false,
+            })
+        });
         (draft, false)
+    }
+
+    /// Finds room in the pages for an extent as it will be. Unless it succeeds, nothing has changed.
+    pub(super) fn place(&mut self, id: ExtentId, draft: &Draft, next: &mut Draft) -> Result<(), Refused> {
+        let may_add = self.page_room().map_err(Refused::Fatal)?;
+        let full = Refused::With(Failure::NoSpace);
+        let mut placed = None;
+        if let (Some(before), Some(kept)) = (&draft.kept, &mut next.kept)
+            && kept.is_changed
+        {
+            let key = Key { extent: id, until: kept.until };
+            let was = before.is_placed.then(|| (before.extent.page, before.extent.record_len()));
+            let len = kept.extent.record_len();
+            let Some(page) = self.pages.place(key, was, len, may_add) else { return Err(full) };
+            (kept.extent.page, kept.is_placed) = (page, true);
+            placed = Some((key, (page, len), was));
+        }
+        let from = draft.is_placed.then(|| (draft.extent.page, draft.extent.record_len()));
+        let may_add = self.pages.len() < self.pages_ready;
+        let page = self.pages.place(Key::live(id), from, next.extent.record_len(), may_add);
+        let Some(page) = page else {
+            if let Some((key, now, was)) = placed {
+                self.pages.undo(key, now, was);
+            }
+            return Err(full);
+        };
+        (next.extent.page, next.is_placed) = (page, true);
+        Ok(())
     }
 
     /// Does to the draft what was planned, and adds the records. Unless it succeeds, nothing has changed.
@@ -101,20 +144,20 @@ impl<D: Disk> Store<D> {
     ) -> Result<(), Refused> {
         let (units, in_place) = self.take_units(&plan, wanted.repair)?;
         let mut next = draft.clone();
-        let mut made =
-            Made { units: units.iter().copied(), in_place, records: Vec::new(), released: Vec::new() };
+        let mut made = Made {
+            units: units.iter().copied(),
+            in_place,
+            records: Vec::new(),
+            released: Vec::new(),
+            copies: Vec::new(),
+        };
         let first_lsn = self.next_lsn();
         plan.parts.iter().for_each(|part| made.part(&mut next, wanted, part, data, first_lsn));
-        let Made { records, released, .. } = made;
-        let from = draft.is_placed.then(|| (draft.extent.page, draft.extent.record_len()));
-        let may_add = self.page_room().map_err(Refused::Fatal)?;
-        let page = self.pages.place(wanted.id, from, next.extent.record_len(), may_add);
-        let Some(page) = page else {
+        let Made { records, released, copies, .. } = made;
+        if let Err(refused) = self.place(wanted.id, draft, &mut next) {
             units.into_iter().for_each(|unit| self.units.put_back(unit));
-            return Err(Refused::With(Failure::NoSpace));
-        };
-        next.extent.page = page;
-        next.is_placed = true;
+            return Err(refused);
+        }
         if planted!(DiscardPunchesEarly) {
             let (disk, layout) = (&self.view.disk, &self.superblock.layout);
             let mut released = released.iter();
@@ -123,6 +166,8 @@ impl<D: Disk> Store<D> {
                 .map_err(|error| Refused::Fatal(Fatal::new("discarding failed")(error)))?;
         }
         released.into_iter().for_each(|unit| self.units.release(unit));
+        let copies = copies.iter().map(|copy| InPlace::copy(&self.superblock.layout, copy));
+        self.batch.in_place.extend(copies);
         for (record, data) in records {
             self.batch.push(&record);
             let (Record::Write(write), Some(data)) = (&record, data) else { continue };
@@ -215,7 +260,7 @@ impl From<NoUnit> for Refused {
 
 impl Part {
     /// The blocks of the extent that it changes.
-    fn blocks(&self) -> std::ops::Range<u32> {
+    fn blocks(&self) -> Range<u32> {
         let (slot, blocks) = match self {
             Self::Whole { slot } | Self::Hole { slot } => (slot, 0..UNIT_BLOCKS),
             Self::Data { slot, blocks } | Self::Zeros { slot, blocks } => (slot, blocks.clone()),
@@ -232,6 +277,15 @@ struct Made<I> {
     in_place: bool,
     records: Vec<(Record, Option<Bytes>)>,
     released: Vec<u32>,
+    copies: Vec<Copy>,
+}
+
+/// Blocks that go from one unit to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Copy {
+    pub(super) from: u32,
+    pub(super) to: u32,
+    pub(super) blocks: Range<u32>,
 }
 
 impl<I: Iterator<Item = u32>> Made<I> {
@@ -249,7 +303,7 @@ impl<I: Iterator<Item = u32>> Made<I> {
         let (slot, in_unit) = match part {
             Part::Hole { slot } => {
                 let slots = 1 << slot;
-                self.released.extend(draft.hole(slots, version));
+                self.released.extend(draft.hole(*slot, version));
                 if let Some((Record::Hole { slots: before, .. }, _)) = self.records.last_mut() {
                     *before |= slots;
                 } else {
@@ -262,12 +316,20 @@ impl<I: Iterator<Item = u32>> Made<I> {
         };
         let whole = matches!(part, Part::Whole { .. });
         let had = draft.extent.unit(slot);
-        let fresh = had.is_none() || (whole && !self.in_place);
+        let is_seen = draft.is_seen(slot) && (whole || !planted!(SeenUnitChanged));
+        let fresh = had.is_none() || is_seen || (whole && !self.in_place);
+        let copied = fresh && had.is_some() && !whole;
         let unit = match (fresh, had) {
             (false, Some(unit)) => unit.unit,
-            _ => {
+            (_, had) => {
                 let unit = self.units.next().expect("as many units as were planned");
-                self.released.extend(draft.fresh(id, slot, unit, whole));
+                match had.filter(|_| copied) {
+                    Some(UnitRef { unit: from, .. }) => {
+                        let runs = draft.copy(slot, unit, in_unit.clone());
+                        self.copies.extend(runs.into_iter().map(|blocks| Copy { from, to: unit, blocks }));
+                    }
+                    None => self.released.extend(draft.fresh(id, slot, unit, whole)),
+                }
                 unit
             }
         };
@@ -283,6 +345,7 @@ impl<I: Iterator<Item = u32>> Made<I> {
             blocks: u8::try_from(in_unit.end - in_unit.start).expect("a unit has 16 blocks"),
             unit,
             fresh,
+            copied,
         };
         let blocks = part.blocks();
         let Some(data) = data else {

@@ -6,15 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use lunette_proto::ids::{ExtentId, Namespace};
+use lunette_proto::ids::{ExtentId, Namespace, Snapshot};
 use lunette_proto::limits::BLOCK_BYTES;
 
+use super::chains::{Gone, Key};
+use super::change::Copy;
 use super::core::{Fatal, Store};
 use super::disk::Disk;
 use super::draft::Draft;
-use super::extents::{Extent, UnitRef};
+use super::extents::UnitRef;
 use super::layout::Layout;
-use super::view::Dirty;
+use super::pages::PagesOf;
+use super::view::{Dirty, State};
 use super::wal::{Record, WriteRecord};
 
 /// Changes that were decided, and are not in the WAL.
@@ -32,6 +35,10 @@ pub(super) struct Batch {
     pub(super) in_place: Vec<InPlace>,
     pub(super) drafts: BTreeMap<ExtentId, Draft>,
     pub(super) deleted: Vec<Namespace>,
+    /// A snapshot ends.
+    pub(super) gone: Option<(Namespace, Gone)>,
+    /// Nothing joins it: a mark has its place in the order of all changes.
+    pub(super) is_alone: bool,
 }
 
 impl Batch {
@@ -65,6 +72,12 @@ pub(super) enum InPlace {
 }
 
 impl InPlace {
+    pub(super) fn copy(layout: &Layout, copy: &Copy) -> Self {
+        let at = u64::from(copy.blocks.start) * u64::from(BLOCK_BYTES);
+        let blocks = u8::try_from(copy.blocks.len()).expect("a unit has 16 blocks");
+        Self::Copy { from: layout.unit(copy.from) + at, to: layout.unit(copy.to) + at, blocks }
+    }
+
     /// Does it. What is copied is not looked at: its checksum goes with it, and tells.
     pub(super) fn run<D: Disk>(self, disk: &D) -> io::Result<()> {
         match self {
@@ -106,7 +119,7 @@ impl<D: Disk> Store<D> {
             copies.cloned().try_for_each(|copy| copy.run(disk)).map_err(Fatal::new("copying data failed"))?;
         }
         if planted!(FlushForgetsVolatile) && !self.view.state.read().volatile.is_empty() {
-            return self.apply(batch.drafts, batch.in_place, &batch.deleted);
+            return self.apply(batch.drafts, batch.in_place, &batch.deleted, batch.gone);
         }
         let checkpoint = self.superblock.checkpoint;
         let (place, meta) = self.wal.append(checkpoint, batch.records, &batch.encoded, batch.blocks);
@@ -121,7 +134,7 @@ impl<D: Disk> Store<D> {
         };
         written.map_err(Fatal::new("writing the journal failed"))?;
         drop(parts);
-        self.apply(batch.drafts, batch.in_place, &batch.deleted)
+        self.apply(batch.drafts, batch.in_place, &batch.deleted, batch.gone)
     }
 
     /// Brings data and state to what is in the WAL.
@@ -130,6 +143,7 @@ impl<D: Disk> Store<D> {
         drafts: BTreeMap<ExtentId, Draft>,
         in_place: Vec<InPlace>,
         deleted: &[Namespace],
+        gone: Option<(Namespace, Gone)>,
     ) -> Result<(), Fatal> {
         let mut changed = Vec::with_capacity(drafts.len());
         for (id, mut draft) in drafts {
@@ -147,7 +161,8 @@ impl<D: Disk> Store<D> {
                 draft.extent.set_checksum(descriptor.slot, UnitRef { unit: descriptor.unit, crc });
                 dirty.push(Arc::new(Dirty { descriptor: Arc::new(descriptor), sector, crc }));
             }
-            changed.push((id, draft.extent, dirty));
+            let kept = draft.kept.filter(|kept| kept.is_changed);
+            changed.push((id, draft.extent, kept, dirty));
         }
         let _applying = self.view.applying.write();
         for change in in_place {
@@ -155,41 +170,43 @@ impl<D: Disk> Store<D> {
         }
         let mut state = self.view.state.write();
         self.view.changes.fetch_add(1, Ordering::Release);
-        for (id, extent, dirty) in changed {
-            if let Some(old) = state.extents.insert(id, extent) {
-                let extent = state.extents.get(id);
-                let gone = old.units().filter(|(slot, unit)| {
-                    extent.and_then(|extent| extent.unit(*slot)).is_none_or(|now| now.unit != unit.unit)
-                });
-                // The unit of a prepared change stays, or is the slot's now.
-                let resolved = old.shadows().iter().filter(|shadow| {
-                    let unit = shadow.unit.unit;
-                    let stays = |extent: &Extent| {
-                        extent.shadow(shadow.slot).is_some_and(|now| now.unit.unit == unit)
-                            || extent.unit(shadow.slot).is_some_and(|now| now.unit == unit)
-                    };
-                    !extent.is_some_and(stays)
-                });
-                let gone = gone.map(|(_, unit)| unit.unit);
-                let gone = gone.chain(resolved.map(|shadow| shadow.unit.unit)).collect::<Vec<_>>();
-                gone.iter().for_each(|unit| {
-                    state.dirty.remove(unit);
-                });
+        for (id, extent, kept, dirty) in changed {
+            if let Some(old) = state.extents.insert(Key::live(id), extent) {
+                let State { extents, dirty, .. } = &mut *state;
+                let extent = extents.get(id);
+                let kept = kept.as_ref().map(|kept| &kept.extent);
+                // A unit stays the slot's, is what is prepared for it, or is left to snapshots.
+                let stays = |slot: u8, unit: u32| {
+                    let records = extent.into_iter().chain(kept);
+                    records.into_iter().any(|extent| extent.find(slot, unit).is_some())
+                };
+                let shadows = old.shadows().iter().map(|shadow| (shadow.slot, shadow.unit));
+                for (slot, unit) in old.units().chain(shadows) {
+                    if !stays(slot, unit.unit) {
+                        dirty.remove(&unit.unit);
+                    }
+                }
+            }
+            if let Some(kept) = kept {
+                state.extents.insert(Key { extent: id, until: kept.until }, kept.extent);
             }
             for dirty in dirty {
                 state.dirty.insert(dirty.descriptor.unit, dirty);
             }
         }
+        let State { extents, dirty, namespaces, .. } = &mut *state;
+        let mut room = PagesOf { pages: &mut self.pages, ready: self.pages_ready };
+        let mut released = Vec::new();
         for id in deleted {
-            for (index, extent) in state.extents.remove_namespace(*id) {
-                let extent_id = ExtentId { namespace: *id, index };
-                self.pages.remove(extent.page, extent_id, extent.record_len());
-                for unit in extent.all_units() {
-                    state.dirty.remove(&unit);
-                    if !planted!(DeleteLeavesUnits) {
-                        self.units.release(unit);
-                    }
-                }
+            released.extend(extents.delete(*id, namespaces.snapshots(*id).last().copied(), &mut room));
+        }
+        if let Some((id, gone)) = gone {
+            released.extend(extents.forget(id, &gone, &mut room));
+        }
+        for unit in released {
+            dirty.remove(&unit);
+            if !planted!(DeleteLeavesUnits) {
+                self.units.release(unit);
             }
         }
         // Everything that was volatile is in the WAL now.
@@ -212,8 +229,10 @@ impl<D: Disk> Store<D> {
         let state = self.view.state.read();
         self.pages.audit(&state.extents)?;
         self.units.audit(state.extents.iter().flat_map(|(_, extent)| extent.all_units()))?;
+        state.extents.audit(|id| (state.namespaces.snapshots(id), state.namespaces.is_deleted(id)))?;
         let mut prepared = 0;
-        for (id, extent) in state.extents.iter() {
+        let live = state.extents.iter().filter(|(key, _)| *key == Key::live(key.extent));
+        for (id, extent) in live.map(|(key, extent)| (key.extent, extent)) {
             let of_extent = extent.shadows().len();
             prepared += of_extent;
             if state.namespaces.prepared(id).1 != of_extent {
@@ -226,12 +245,9 @@ impl<D: Disk> Store<D> {
         }
         for (unit, dirty) in &state.dirty {
             let descriptor = &dirty.descriptor;
-            let extent = state.extents.get(descriptor.extent);
-            let found = extent.and_then(|extent| {
-                let shadow = extent.shadow(descriptor.slot).map(|shadow| shadow.unit);
-                shadow.filter(|shadow| shadow.unit == *unit).or_else(|| extent.unit(descriptor.slot))
-            });
-            if found.is_none_or(|found| (found.unit, found.crc) != (*unit, dirty.crc)) {
+            let mut records = state.extents.records(descriptor.extent, Snapshot(0));
+            let found = records.find_map(|(_, extent)| extent.find(descriptor.slot, *unit));
+            if found.is_none_or(|found| found.crc != dirty.crc) {
                 return Err(format!("the descriptor of unit {unit} waits to be written, and is not in use"));
             }
         }

@@ -182,6 +182,10 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// The disk has failed.
     pub fn prepare(&mut self, epoch: Epoch, operation: &Operation) -> Result<Prepared, Fatal> {
+        let is_mark = matches!(operation, Operation::Mark { .. } | Operation::Unmark { .. });
+        if is_mark || self.batch.is_alone {
+            self.commit()?;
+        }
         match operation {
             Operation::Seal { namespace, generation } => self.seal(epoch, *namespace, *generation),
             Operation::Flush { namespace, generation } => {
@@ -193,6 +197,12 @@ impl<D: Disk> Store<D> {
                 self.watermark(epoch, *namespace, mark, *complete)
             }
             Operation::Delete { namespace, generation } => self.delete(epoch, *namespace, *generation),
+            Operation::Mark { namespace, generation, snapshot } => {
+                self.mark(epoch, *namespace, *generation, *snapshot)
+            }
+            Operation::Unmark { namespace, generation, snapshot } => {
+                self.unmark(epoch, *namespace, *generation, *snapshot)
+            }
             Operation::Change { extent, version, offset, change, durability } => {
                 if let Err(failure) = self.view.check(extent.namespace, version.generation, epoch) {
                     return Ok(Prepared::refused(failure));

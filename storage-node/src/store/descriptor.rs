@@ -10,8 +10,7 @@
 //! | 24 | 1 | slot: which 64 KiB of the extent |
 //! | 25 | 7 | zeros |
 //! | 32 | 8 | LSN of the newest record in it |
-//! | 40 | 8 | snapshot that it belongs to: 0 |
-//! | 48 | 12 | zeros |
+//! | 40 | 20 | zeros |
 //! | 60 | 4 | CRC-32C of (disk uuid 16, bytes 0 to 60, bytes 64 to 512) |
 //! | 64 | 448 | 28 bytes for each of 16 blocks |
 //!
@@ -32,6 +31,8 @@
 //!
 //! When a descriptor is damaged, its blocks are lost: nothing vouches for them. What the sector says of them is kept with
 //! the state 3 when a block beside them is written, for it may be all that tells what is left of the only copy.
+
+use std::ops::Range;
 
 use bytes::{Buf, BufMut, Bytes};
 use lunette_proto::checksum::{crc32c, crc32c_of_parts};
@@ -245,6 +246,30 @@ impl Descriptor {
         descriptor
     }
 
+    /// Of another unit with the same blocks, which are copied into it.
+    #[must_use]
+    pub fn copied_to(&self, unit: u32) -> Self {
+        let mut descriptor = Self { unit, ..self.clone() };
+        let known = descriptor.blocks.iter_mut().filter(|block| block.state != BlockState::Lost);
+        // Nothing was there before them.
+        known.for_each(|block| block.before = 0);
+        descriptor
+    }
+
+    /// Blocks that have content, or had before they were lost, but for those in `but`: as runs.
+    pub fn content_beside(&self, but: Range<u32>) -> impl Iterator<Item = Range<u32>> {
+        let has_content = move |index: u32| {
+            !but.contains(&index)
+                && matches!(self.blocks[index as usize].state, BlockState::Data | BlockState::Lost)
+        };
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let first = (next..UNIT_BLOCKS).find(|index| has_content(*index))?;
+            next = (first..UNIT_BLOCKS).find(|index| !has_content(*index)).unwrap_or(UNIT_BLOCKS);
+            Some(first..next)
+        })
+    }
+
     /// The first block of the extent that it holds.
     #[must_use]
     pub fn first_block(&self) -> u32 {
@@ -385,6 +410,21 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Descriptor::decode(UUID, &flipped, 7, ID, 2), Err(Damage::Torn), "bit {bit}");
         }
+    }
+
+    /// Guards copies: all that has content goes along, what is written anew does not, and the checksums hold in the other
+    /// unit.
+    #[test]
+    fn content_goes_along() {
+        let mut descriptor = sample();
+        descriptor.blocks[15].state = BlockState::Lost;
+        let runs = |but| descriptor.content_beside(but).collect::<Vec<_>>();
+        assert_eq!(runs(0..0), [3..5, 15..16]);
+        assert_eq!(runs(4..16), vec![3..4]);
+        assert_eq!(runs(0..16), []);
+        let copy = descriptor.copied_to(9);
+        assert_eq!((copy.unit, copy.verify(4, &block(12)), copy.blocks[4].before), (9, Ok(()), 0));
+        assert_ne!(descriptor.blocks[4].before, 0);
     }
 
     /// Guards what is left of an only copy: of a damaged descriptor, what it says of the blocks is kept, and that they are

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, btree_map};
 use std::ops::Range;
 
-use lunette_proto::ids::{ExtentId, Version};
+use lunette_proto::ids::{ExtentId, Snapshot, Version};
 
 use super::descriptor::{BlockState, Descriptor, Entry, UNIT_BLOCKS};
 use super::extents::{Extent, UnitRef};
@@ -20,6 +20,23 @@ pub(crate) struct Draft {
     pub(crate) changed: u64,
     /// Descriptors of the units of prepared changes that are new, by slot.
     pub(crate) shadows: BTreeMap<u8, Descriptor>,
+    /// What snapshots keep, if there are any.
+    pub(crate) kept: Option<Box<Kept>>,
+}
+
+/// What snapshots keep of an extent, as it will be after the batch.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    /// The newest of them.
+    pub(crate) until: Snapshot,
+    /// What has changed since that.
+    pub(crate) extent: Extent,
+    /// Whether it has a page.
+    pub(crate) is_placed: bool,
+    /// Slots whose present content snapshots see.
+    pub(crate) seen: u64,
+    /// Whether the batch changes it.
+    pub(crate) is_changed: bool,
 }
 
 /// Which change is asked for.
@@ -39,7 +56,7 @@ pub(crate) struct Wanted {
 pub(crate) enum Part {
     /// A whole unit of data: into a fresh unit, if there is one.
     Whole { slot: u8 },
-    /// Blocks get data in place. Blocks are counted in the unit.
+    /// Blocks get data in place, or in a fresh unit together with a copy of the others. Blocks are counted in the unit.
     Data { slot: u8, blocks: Range<u32> },
     /// Blocks become zeros, in the descriptor.
     Zeros { slot: u8, blocks: Range<u32> },
@@ -51,7 +68,7 @@ pub(crate) enum Part {
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) parts: Vec<Part>,
-    /// Slots that get a unit for data, and have none.
+    /// Slots that get a unit for data, and have none, or one that snapshots see.
     pub(crate) growth: u32,
     /// Slots that get one to say which of their blocks are zeros.
     pub(crate) zeros: u32,
@@ -117,9 +134,17 @@ impl Draft {
                 };
                 runs(blocks, |index| wanted.applies(&descriptor.blocks[index as usize]))
             };
+            let mut is_seen = self.is_seen(slot);
             for blocks in runs {
                 let is_whole = blocks == (0..UNIT_BLOCKS);
-                plan.replaced += u32::from(wanted.data && is_whole);
+                match (wanted.data, is_whole) {
+                    (true, true) if !is_seen => plan.replaced += 1,
+                    (true, _) => plan.growth += u32::from(is_seen),
+                    (false, true) => {}
+                    (false, false) => plan.zeros += u32::from(is_seen),
+                }
+                // The first of them gives the slot a unit of its own.
+                is_seen = false;
                 plan.parts.push(match (wanted.data, is_whole) {
                     (true, true) => Part::Whole { slot },
                     (true, false) => Part::Data { slot, blocks },
@@ -138,13 +163,39 @@ impl Draft {
         shadow.map(|shadow| shadow.version)
     }
 
-    /// Makes `slot` have a fresh unit; the one that it had. Its blocks are zeros of the version of the hole that was
+    /// Whether snapshots see what a slot has: then that does not change, and is not given back.
+    pub(crate) fn is_seen(&self, slot: u8) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.seen >> slot & 1 == 1)
+    }
+
+    /// Leaves what a slot has to the snapshots that see it; whether any does.
+    pub(crate) fn leave(&mut self, slot: u8) -> bool {
+        let Some(kept) = self.kept.as_mut().filter(|kept| kept.seen >> slot & 1 == 1) else { return false };
+        self.extent.keep(slot, &mut kept.extent);
+        kept.seen &= !(1 << slot);
+        kept.is_changed = true;
+        !planted!(SeenUnitGivenBack)
+    }
+
+    /// Makes `slot` have a fresh unit with the blocks of the one that snapshots see; runs of them, but for those in `but`,
+    /// are to be copied from that.
+    pub(crate) fn copy(&mut self, slot: u8, unit: u32, but: Range<u32>) -> Vec<Range<u32>> {
+        let descriptor = self.descriptors.get_mut(&slot).expect("it was looked at for the plan");
+        let runs = descriptor.content_beside(but).collect();
+        *descriptor = descriptor.copied_to(unit);
+        self.leave(slot);
+        self.extent.set_unit(slot, UnitRef { unit, crc: 0 });
+        runs
+    }
+
+    /// Makes `slot` have a fresh unit; the one that it had, unless snapshots see that. Its blocks are zeros of the version of the hole that was
     /// there, or nothing at all if `whole` of them are about to be written.
     pub(crate) fn fresh(&mut self, id: ExtentId, slot: u8, unit: u32, whole: bool) -> Option<u32> {
         let floor = if whole { Version::NONE } else { self.extent.floor(slot) };
         self.descriptors.insert(slot, Descriptor::fresh(unit, id, slot, floor));
+        let is_left = self.leave(slot);
         // The checksum follows when the descriptor is complete.
-        self.extent.set_unit(slot, UnitRef { unit, crc: 0 }).map(|old| old.unit)
+        self.extent.set_unit(slot, UnitRef { unit, crc: 0 }).map(|old| old.unit).filter(|_| !is_left)
     }
 
     /// Blocks of a slot get entries.
@@ -160,12 +211,13 @@ impl Draft {
         self.changed |= 1 << slot;
     }
 
-    /// Slots become a hole; the units that they had.
-    pub(crate) fn hole(&mut self, slots: u64, version: Version) -> Vec<u32> {
-        self.descriptors.retain(|slot, _| slots >> slot & 1 == 0);
-        self.changed &= !slots;
+    /// A slot becomes a hole; the unit that it had, unless snapshots see that.
+    pub(crate) fn hole(&mut self, slot: u8, version: Version) -> Option<u32> {
+        self.descriptors.remove(&slot);
+        self.changed &= !(1 << slot);
         self.extent.newest = self.extent.newest.max(version);
-        self.extent.set_hole(slots, version)
+        let is_left = self.leave(slot);
+        self.extent.set_hole(1 << slot, version).pop().filter(|_| !is_left)
     }
 }
 
@@ -234,9 +286,43 @@ mod tests {
         assert_eq!(planned(&mut draft, &repair).parts, [Part::Zeros { slot: 0, blocks: 6..7 }]);
         let plan = planned(&mut draft, &wanted(0..16, 10, true));
         assert_eq!((plan.parts.as_slice(), plan.replaced), ([Part::Whole { slot: 0 }].as_slice(), 1));
-        assert_eq!(draft.hole(1, version(10)), [7]);
+        assert_eq!(draft.hole(0, version(10)), Some(7));
         assert_eq!(planned(&mut draft, &wanted(3..4, 10, true)).parts, []);
         assert_eq!((draft.changed, draft.descriptors.len()), (0, 0));
+    }
+
+    /// Guards what snapshots see: a unit of theirs is replaced, whatever a change does to it, and left to them.
+    #[test]
+    fn what_snapshots_see_is_left() {
+        let mut draft = Draft::default();
+        draft.fresh(ID, 0, 7, false);
+        let entry = |seq| Entry::data(ID, 5, version(seq), Digest::of(&[1; 4096]));
+        draft.set(0, 5, [entry(3), entry(9)].into_iter(), 1);
+        let kept = Kept {
+            until: Snapshot(2),
+            extent: Extent::kept(),
+            is_placed: false,
+            seen: 0b11,
+            is_changed: false,
+        };
+        draft.kept = Some(kept.into());
+        let units = |plan: &Plan| (plan.growth, plan.zeros, plan.replaced);
+        // Block 6 is newer: what is left are two parts, and one unit.
+        let plan = planned(&mut draft, &wanted(0..16, 4, true));
+        assert_eq!((plan.parts.len(), units(&plan)), (2, (1, 0, 0)));
+        assert_eq!(units(&planned(&mut draft, &wanted(0..16, 10, true))), (1, 0, 0));
+        assert_eq!(units(&planned(&mut draft, &wanted(0..2, 10, false))), (0, 1, 0));
+        assert_eq!(units(&planned(&mut draft, &wanted(0..16, 10, false))), (0, 0, 0));
+        let mut other = draft.clone();
+        assert_eq!(other.copy(0, 8, 6..9), vec![5..6]);
+        assert_eq!((other.extent.unit(0).map(|unit| unit.unit), other.is_seen(0)), (Some(8), false));
+        assert_eq!(units(&planned(&mut other, &wanted(0..16, 10, true))), (0, 0, 1));
+        assert_eq!(other.hole(0, version(10)), Some(8));
+        let kept = other.kept.expect("it is there").extent;
+        assert_eq!((kept.covers, kept.unit(0).map(|unit| unit.unit)), (1, Some(7)));
+        assert_eq!((draft.hole(0, version(10)), draft.hole(1, version(10))), (None, None));
+        let kept = draft.kept.expect("it is there").extent;
+        assert_eq!((kept.covers, kept.units().count(), kept.floor(1)), (3, 1, Version::NONE));
     }
 
     /// Guards against damage that spreads: a block of which nothing is known takes any change, and its neighbours

@@ -1,11 +1,10 @@
-//! Extents as the store knows them: which units hold their data, and what was discarded.
-
-use std::collections::BTreeMap;
+//! An extent as the store knows it: which units hold its data, and what was discarded.
 
 use bytes::{Buf, BufMut};
-use lunette_proto::ids::{ExtentId, Namespace, Version};
+use lunette_proto::ids::{ExtentId, Namespace, Snapshot, Version};
 use lunette_proto::limits::EXTENT_BYTES;
 
+use super::chains::{Key, LIVE};
 use super::descriptor::UNIT_BLOCKS;
 use super::layout::UNIT_BYTES;
 use super::namespaces::{get_version, put_version};
@@ -14,7 +13,7 @@ use super::namespaces::{get_version, put_version};
 pub(crate) const SLOTS: u8 = (EXTENT_BYTES as u64 / UNIT_BYTES) as u8;
 const _: () = assert!(SLOTS == 64);
 
-const HEADER_BYTES: usize = 48;
+const HEADER_BYTES: usize = 64;
 const HOLE_BYTES: usize = 24;
 const UNIT_REF_BYTES: usize = 8;
 const SHADOW_BYTES: usize = 44;
@@ -62,13 +61,16 @@ impl Shadow {
     }
 }
 
-/// One extent: 64 slots of 64 KiB, each a unit, a hole of some version, or never written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// One extent: 64 slots of 64 KiB, each a unit, a hole of some version, or never written. Or what snapshots keep of one: then
+/// it answers for some of the slots only.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Extent {
     /// Page of metadata that it is in.
     pub(crate) page: u32,
     /// The newest version of any block, discarded ones included.
     pub(crate) newest: Version,
+    /// Slots that it answers for.
+    pub(crate) covers: u64,
     /// Slots that have a unit.
     slots: u64,
     /// Their units, in the order of the slots.
@@ -78,7 +80,53 @@ pub(crate) struct Extent {
     shadows: Vec<Shadow>,
 }
 
+impl Default for Extent {
+    fn default() -> Self {
+        Self { covers: u64::MAX, ..Self::kept() }
+    }
+}
+
 impl Extent {
+    /// What snapshots keep of an extent: nothing so far.
+    pub(crate) fn kept() -> Self {
+        Self {
+            page: 0,
+            newest: Version::NONE,
+            covers: 0,
+            slots: 0,
+            units: Vec::new(),
+            holes: Vec::new(),
+            shadows: Vec::new(),
+        }
+    }
+
+    /// Whether it answers for a slot.
+    pub(crate) fn answers_for(&self, slot: u8) -> bool {
+        self.covers >> slot & 1 == 1
+    }
+
+    /// Has what snapshots keep, `kept`, answer for a slot as it is here.
+    pub(crate) fn keep(&self, slot: u8, kept: &mut Self) {
+        kept.covers |= 1 << slot;
+        match (self.unit(slot), self.floor(slot)) {
+            (Some(unit), _) => {
+                kept.set_unit(slot, unit);
+            }
+            (None, Version::NONE) => {}
+            (None, floor) => {
+                kept.set_hole(1 << slot, floor);
+            }
+        }
+    }
+
+    /// Does not answer for slots any more; the units that they had.
+    pub(crate) fn forget(&mut self, slots: u64) -> Vec<u32> {
+        self.covers &= !slots;
+        let released = self.take_units(slots);
+        self.clear_holes(slots);
+        released
+    }
+
     fn rank(&self, slot: u8) -> usize {
         (self.slots & ((1 << slot) - 1)).count_ones() as usize
     }
@@ -126,14 +174,26 @@ impl Extent {
         Some(self.shadows.remove(at))
     }
 
+    /// What it knows of a unit that a slot has, or that is prepared for it.
+    pub(crate) fn find(&self, slot: u8, unit: u32) -> Option<UnitRef> {
+        let shadow = self.shadow(slot).map(|shadow| shadow.unit);
+        shadow.into_iter().chain(self.unit(slot)).find(|found| found.unit == unit)
+    }
+
     /// Notes the checksum of the descriptor of a unit that a slot has, or that is prepared for it.
     pub(crate) fn set_checksum(&mut self, slot: u8, unit: UnitRef) {
-        match self.shadows.iter_mut().find(|shadow| shadow.slot == slot && shadow.unit.unit == unit.unit) {
-            Some(shadow) => shadow.unit = unit,
-            None => {
-                self.set_unit(slot, unit);
-            }
+        if let Some(shadow) =
+            self.shadows.iter_mut().find(|shadow| shadow.slot == slot && shadow.unit.unit == unit.unit)
+        {
+            shadow.unit = unit;
+        } else if self.unit(slot).is_some_and(|found| found.unit == unit.unit) {
+            self.set_unit(slot, unit);
         }
+    }
+
+    /// Drops all that is prepared; the units.
+    pub(crate) fn take_shadows(&mut self) -> Vec<u32> {
+        self.shadows.drain(..).map(|shadow| shadow.unit.unit).collect()
     }
 
     /// Gives a slot a unit; the one that it had.
@@ -148,15 +208,20 @@ impl Extent {
         None
     }
 
+    fn take_units(&mut self, slots: u64) -> Vec<u32> {
+        let mut taken = Vec::new();
+        let mut left = Vec::new();
+        for (slot, unit) in self.units() {
+            if slots >> slot & 1 == 1 { taken.push(unit.unit) } else { left.push(unit) }
+        }
+        self.units = left;
+        self.slots &= !slots;
+        taken
+    }
+
     /// Makes slots a hole; the units that they had.
     pub(crate) fn set_hole(&mut self, slots: u64, version: Version) -> Vec<u32> {
-        let mut released = Vec::new();
-        let mut kept = Vec::new();
-        for (slot, unit) in self.units() {
-            if slots >> slot & 1 == 1 { released.push(unit.unit) } else { kept.push(unit) }
-        }
-        self.units = kept;
-        self.slots &= !slots;
+        let released = self.take_units(slots);
         self.clear_holes(slots);
         match self.holes.iter_mut().find(|hole| hole.version == version) {
             Some(hole) => hole.slots |= slots,
@@ -178,9 +243,11 @@ impl Extent {
             + self.shadows.len() * SHADOW_BYTES
     }
 
-    pub(crate) fn encode(&self, id: ExtentId, out: &mut impl BufMut) {
-        out.put_u64_le(id.namespace.0);
-        out.put_u64_le(id.index);
+    pub(crate) fn encode(&self, key: Key, out: &mut impl BufMut) {
+        out.put_u64_le(key.extent.namespace.0);
+        out.put_u64_le(key.extent.index);
+        out.put_u64_le(key.until.0);
+        out.put_u64_le(self.covers);
         put_version(out, self.newest);
         out.put_u64_le(self.slots);
         out.put_u8(u8::try_from(self.holes.len()).expect("at most one for each slot"));
@@ -208,18 +275,25 @@ impl Extent {
     }
 
     /// The next record of a page; `None` if it is none.
-    pub(crate) fn decode(fields: &mut &[u8], page: u32) -> Option<(ExtentId, Self)> {
+    pub(crate) fn decode(fields: &mut &[u8], page: u32) -> Option<(Key, Self)> {
         let namespace = Namespace(fields.try_get_u64_le().ok()?);
-        let id = ExtentId { namespace, index: fields.try_get_u64_le().ok()? };
+        let extent = ExtentId { namespace, index: fields.try_get_u64_le().ok()? };
+        let key = Key { extent, until: Snapshot(fields.try_get_u64_le().ok()?) };
+        let covers = fields.try_get_u64_le().ok()?;
         let newest = get_version(fields)?;
         let slots = fields.try_get_u64_le().ok()?;
         let holes = usize::from(fields.try_get_u8().ok()?);
         let shadows = usize::from(fields.try_get_u8().ok()?);
-        if fields.try_get_uint_le(6).ok()? != 0 || holes.max(shadows) > usize::from(SLOTS) {
+        let is_kept = key.until != LIVE;
+        if fields.try_get_uint_le(6).ok()? != 0
+            || holes.max(shadows) > usize::from(SLOTS)
+            || slots & !covers != 0
+            || (is_kept && shadows > 0)
+        {
             return None;
         }
-        let mut extent = Self { page, newest, slots, ..Self::default() };
-        let mut taken = slots;
+        let mut extent = Self { page, newest, covers, slots, ..Self::kept() };
+        let mut taken = slots | !covers;
         for _ in 0..holes {
             let hole = Hole { slots: fields.try_get_u64_le().ok()?, version: get_version(fields)? };
             if hole.slots & taken != 0 || hole.slots == 0 {
@@ -241,7 +315,7 @@ impl Extent {
             }
             extent.shadows.push(shadow);
         }
-        Some((id, extent))
+        Some((key, extent))
     }
 }
 
@@ -259,59 +333,6 @@ impl Shadow {
         let (version, prev) = (get_version(fields)?, get_version(fields)?);
         let shadow = Self { slot, first, blocks, zeros, version, prev, unit };
         (slot < SLOTS && blocks > 0 && shadow.range().end <= UNIT_BLOCKS).then_some(shadow)
-    }
-}
-
-/// All extents of a disk.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Extents(BTreeMap<Namespace, BTreeMap<u64, Extent>>);
-
-impl Extents {
-    pub(crate) fn get(&self, id: ExtentId) -> Option<&Extent> {
-        self.0.get(&id.namespace)?.get(&id.index)
-    }
-
-    pub(crate) fn get_mut(&mut self, id: ExtentId) -> Option<&mut Extent> {
-        self.0.get_mut(&id.namespace)?.get_mut(&id.index)
-    }
-
-    pub(crate) fn insert(&mut self, id: ExtentId, extent: Extent) -> Option<Extent> {
-        self.0.entry(id.namespace).or_default().insert(id.index, extent)
-    }
-
-    pub(crate) fn remove_namespace(&mut self, id: Namespace) -> BTreeMap<u64, Extent> {
-        self.0.remove(&id).unwrap_or_default()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (ExtentId, &Extent)> {
-        self.0.iter().flat_map(|(namespace, extents)| {
-            extents.iter().map(|(index, extent)| (ExtentId { namespace: *namespace, index: *index }, extent))
-        })
-    }
-
-    /// The first extent after `last`, in order; the first of all if `None`.
-    pub(crate) fn next_after(&self, last: Option<ExtentId>) -> Option<ExtentId> {
-        let Some(last) = last else { return self.iter().next().map(|(id, _)| id) };
-        let in_namespace = self.0.get(&last.namespace).and_then(|extents| {
-            extents.range((std::ops::Bound::Excluded(last.index), std::ops::Bound::Unbounded)).next()
-        });
-        if let Some((index, _)) = in_namespace {
-            return Some(ExtentId { index: *index, ..last });
-        }
-        let later = (std::ops::Bound::Excluded(last.namespace), std::ops::Bound::Unbounded);
-        self.0.range(later).find_map(|(namespace, extents)| {
-            extents.keys().next().map(|index| ExtentId { namespace: *namespace, index: *index })
-        })
-    }
-
-    /// The extents of a namespace from an index on, in order.
-    pub(crate) fn from(&self, namespace: Namespace, index: u64) -> impl Iterator<Item = (u64, &Extent)> {
-        let extents = self.0.get(&namespace).into_iter();
-        extents.flat_map(move |extents| extents.range(index..)).map(|(index, extent)| (*index, extent))
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.values().map(BTreeMap::len).sum()
     }
 }
 
@@ -364,6 +385,7 @@ mod tests {
     #[test]
     fn encodes() {
         let id = ExtentId { namespace: Namespace(4), index: 8 };
+        let key = Key { extent: id, until: LIVE };
         let mut extent = Extent { page: 3, newest: version(9), ..Extent::default() };
         extent.set_unit(1, unit(7));
         extent.set_unit(40, unit(8));
@@ -383,16 +405,30 @@ mod tests {
         assert_eq!(extent.shadows().iter().map(|shadow| shadow.slot).collect::<Vec<_>>(), [2, 40]);
         assert_eq!(extent.all_units().collect::<Vec<_>>(), [7, 8, 10, 9]);
         let mut bytes = Vec::new();
-        extent.encode(id, &mut bytes);
+        extent.encode(key, &mut bytes);
         assert_eq!(bytes.len(), extent.record_len());
         let numbers = |numbers: &[u32]| numbers.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<_>>();
         let versions = [1, 0, 8, 0, 1, 0, 7, 0];
         let last = [&[40, 3, 13, 1], &numbers(&[9, 27])[..], &numbers(&versions)].concat();
         assert_eq!(bytes[bytes.len() - 44..], last);
-        assert_eq!(bytes[40..48], [2, 2, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(Extent::decode(&mut bytes.as_slice(), 3), Some((id, extent)));
+        assert_eq!(bytes[56..64], [2, 2, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Extent::decode(&mut bytes.as_slice(), 3), Some((key, extent.clone())));
         for cut in 0..bytes.len() {
             assert_eq!(Extent::decode(&mut &bytes[..cut], 3), None);
         }
+        // What is kept of it: a unit, a hole, and a slot that had nothing.
+        let mut kept = Extent { page: 3, ..Extent::kept() };
+        [1, 2, 9].into_iter().for_each(|slot| extent.keep(slot, &mut kept));
+        let key = Key { until: Snapshot(6), ..key };
+        let mut bytes = Vec::new();
+        kept.encode(key, &mut bytes);
+        let expected = [4u64, 8, 6, 0b10_0000_0110, 0, 0, 0b10].map(u64::to_le_bytes).concat();
+        assert_eq!(bytes[..56], expected);
+        assert_eq!(Extent::decode(&mut bytes.as_slice(), 3), Some((key, kept.clone())));
+        assert_eq!((kept.floor(2), kept.unit(9), kept.forget(0b110)), (version(5), None, vec![7]));
+        assert_eq!((kept.covers, kept.floor(2), kept.record_len()), (1 << 9, Version::NONE, 64));
+        // It has a unit in a slot that it does not answer for.
+        bytes[24] = 0b100;
+        assert_eq!(Extent::decode(&mut bytes.as_slice(), 3), None);
     }
 }

@@ -45,15 +45,21 @@
 //! replayed like everything else, for the unit that was given back stays what it is until the next checkpoint
 //! (`prepared`).
 //!
+//! # Snapshots
+//!
+//! A mark is one record, and costs as little: it gives a place in the order of a namespace's changes a number. From then on a unit
+//! that was there then does not change: who changes some of its blocks gets a fresh unit, into which the others
+//! are copied after the record is durable, and again when it is replayed; who changes all of them, or discards them, leaves it
+//! behind ([`chains`]). A mark, and its end, is the only record of its batch.
+//!
 //! # Formats
 //!
 //! All little-endian, reserved bytes zero, CRC-32C (blocks: over XXH3). [`layout`]: where the parts lie; [`superblock`]; [`wal`]: batches
 //! and records; [`pages`]: pages of metadata, the directory and the checkpoint area; [`descriptor`]: descriptors and
 //! checksums of blocks.
 //!
-//! Units are counted ([`units`]), so that an extent and its snapshot can share some one day; descriptors and namespaces have
-//! a field for that snapshot. Until then each unit belongs to one extent, and a second one that names it is
-//! damage.
+//! Units are counted ([`units`]). Each belongs to one extent, or to what snapshots keep of it ([`chains`]), and a second one that names
+//! it is damage.
 
 /// Whether this bug was planted, by a test that must find it; never outside tests.
 #[cfg(test)]
@@ -70,6 +76,7 @@ macro_rules! planted {
 }
 
 mod cache;
+pub mod chains;
 mod change;
 pub mod checkpoint;
 mod commit;
@@ -85,6 +92,7 @@ pub mod namespaces;
 pub mod pages;
 mod prepared;
 pub mod recovery;
+mod snapshots;
 pub mod superblock;
 pub mod units;
 pub mod view;

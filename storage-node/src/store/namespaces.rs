@@ -5,14 +5,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Buf, BufMut};
-use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Snapshot, Version};
 use lunette_proto::node::{DirtyExtent, Failure, Sealed};
+
+use super::chains::{Gone, LIVE};
 
 /// Extents of one namespace that may await the next watermark: what one `Sealed` answer can name,
 /// with a margin. The owner is told that the disk is busy until its watermark has moved.
 pub(crate) const DIRTY_EXTENTS_MAX: usize = 131_072;
-/// What a namespace, a dirty extent of it and a tombstone take in a checkpoint.
-const NAMESPACE_STATE_BYTES: usize = 72;
+/// What a namespace, with its tombstone if snapshots outlive it, a snapshot or a dirty extent of it, and a tombstone take in a
+/// checkpoint.
+const NAMESPACE_STATE_BYTES: usize = 80;
+const SNAPSHOT_STATE_BYTES: usize = 8;
 const DIRTY_STATE_BYTES: usize = 24;
 const TOMBSTONE_STATE_BYTES: usize = 8;
 
@@ -32,6 +36,26 @@ pub(crate) struct NamespaceState {
     /// Extents with prepared changes, and of how many slots: they stay dirty. It follows from the extents, and is not in a
     /// checkpoint.
     prepared: BTreeMap<u64, usize>,
+    /// Its snapshots, oldest first.
+    snapshots: Vec<Snapshot>,
+    /// The newest that was ever marked: numbers are not used again.
+    newest_snapshot: Snapshot,
+}
+
+impl NamespaceState {
+    /// Whether an owner of `generation` under `epoch` is not older than the one that was sealed.
+    fn check_not_older(&self, generation: Generation, epoch: Epoch) -> Result<(), Failure> {
+        if generation == Generation(0) {
+            return Err(Failure::Invalid);
+        }
+        if generation < self.sealed {
+            return Err(Failure::Generation { sealed: self.sealed, got: generation });
+        }
+        if epoch < self.epoch {
+            return Err(Failure::Epoch { sealed: self.epoch, got: epoch });
+        }
+        Ok(())
+    }
 }
 
 /// All namespaces of a disk.
@@ -39,7 +63,10 @@ pub(crate) struct NamespaceState {
 pub(crate) struct Namespaces {
     live: BTreeMap<Namespace, NamespaceState>,
     deleted: BTreeSet<Namespace>,
+    /// Deleted namespaces whose snapshots are there.
+    outlived: BTreeMap<Namespace, NamespaceState>,
     dirty_extents: usize,
+    snapshots: usize,
     prepared: usize,
 }
 
@@ -69,17 +96,81 @@ impl Namespaces {
         generation: Generation,
         epoch: Epoch,
     ) -> Result<(), Failure> {
-        if generation == Generation(0) {
+        let state = self.live.get(&id);
+        state.unwrap_or(&NamespaceState::default()).check_not_older(generation, epoch)
+    }
+
+    /// Whether an owner of `generation` under `epoch` may look at snapshots, or end them. Nobody writes to a namespace that was
+    /// deleted: its snapshots are every newer owner's.
+    pub(crate) fn check_snapshots(
+        &self,
+        id: Namespace,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> Result<(), Failure> {
+        match self.outlived.get(&id) {
+            None => self.check(id, generation, epoch),
+            Some(state) => state.check_not_older(generation, epoch),
+        }
+    }
+
+    /// Whether there is a snapshot.
+    pub(crate) fn check_snapshot(&self, id: Namespace, snapshot: Snapshot) -> Result<(), Failure> {
+        match self.with_snapshots(id) {
+            Some(state) if state.snapshots.binary_search(&snapshot).is_ok() => Ok(()),
+            Some(state) if snapshot <= state.newest_snapshot => Err(Failure::Deleted),
+            Some(_) => Err(Failure::Invalid),
+            None if self.deleted.contains(&id) => Err(Failure::Deleted),
+            None => Err(Failure::Invalid),
+        }
+    }
+
+    fn with_snapshots(&self, id: Namespace) -> Option<&NamespaceState> {
+        self.live.get(&id).or_else(|| self.outlived.get(&id))
+    }
+
+    /// The snapshots of a namespace, oldest first.
+    pub(crate) fn snapshots(&self, id: Namespace) -> &[Snapshot] {
+        self.with_snapshots(id).map_or_else(Default::default, |state| state.snapshots.as_slice())
+    }
+
+    /// Marks a snapshot; whether that is news.
+    pub(crate) fn mark(
+        &mut self,
+        id: Namespace,
+        snapshot: Snapshot,
+        state_max: usize,
+    ) -> Result<bool, Failure> {
+        let has_room = self.room_taken() + SNAPSHOT_STATE_BYTES <= state_max / 2;
+        let Some(state) = self.live.get_mut(&id) else { return Err(Failure::Invalid) };
+        if state.snapshots.binary_search(&snapshot).is_ok() {
+            return Ok(false);
+        }
+        if snapshot <= state.newest_snapshot || snapshot == LIVE {
             return Err(Failure::Invalid);
         }
-        let (sealed, sealed_epoch) = self.sealed(id);
-        if generation < sealed {
-            return Err(Failure::Generation { sealed, got: generation });
+        if !has_room {
+            return Err(Failure::NoSpace);
         }
-        if epoch < sealed_epoch {
-            return Err(Failure::Epoch { sealed: sealed_epoch, got: epoch });
+        state.snapshots.push(snapshot);
+        state.newest_snapshot = snapshot;
+        self.snapshots += 1;
+        Ok(true)
+    }
+
+    /// Ends a snapshot, unless it is not there.
+    pub(crate) fn unmark(&mut self, id: Namespace, snapshot: Snapshot) -> Option<Gone> {
+        let is_last_sight = !self.live.contains_key(&id);
+        let state = self.live.get_mut(&id).or_else(|| self.outlived.get_mut(&id))?;
+        let at = state.snapshots.binary_search(&snapshot).ok()?;
+        state.snapshots.remove(at);
+        self.snapshots -= 1;
+        let older = at.checked_sub(1).and_then(|at| state.snapshots.get(at)).copied();
+        let newer = state.snapshots.get(at).copied();
+        if is_last_sight && state.snapshots.is_empty() {
+            self.outlived.remove(&id);
         }
-        Ok(())
+        Some(Gone { snapshot, older, newer, is_last_sight })
     }
 
     pub(crate) fn is_deleted(&self, id: Namespace) -> bool {
@@ -111,11 +202,17 @@ impl Namespaces {
     /// Whether one more namespace fits `state_max` bytes of state; always if there is one. Half of the state is for
     /// dirty extents.
     pub(crate) fn has_room_for(&self, id: Namespace, state_max: usize) -> bool {
-        let live = (self.live.len() + 1).saturating_mul(NAMESPACE_STATE_BYTES);
-        let deleted = self.deleted.len().saturating_mul(TOMBSTONE_STATE_BYTES);
         self.live.contains_key(&id)
             || self.deleted.contains(&id)
-            || live.saturating_add(deleted) <= state_max / 2
+            || self.room_taken() + NAMESPACE_STATE_BYTES <= state_max / 2
+    }
+
+    /// Bytes of the state, but for dirty extents.
+    fn room_taken(&self) -> usize {
+        let states = (self.live.len() + self.outlived.len()).saturating_mul(NAMESPACE_STATE_BYTES);
+        let deleted = self.deleted.len().saturating_mul(TOMBSTONE_STATE_BYTES);
+        let snapshots = self.snapshots.saturating_mul(SNAPSHOT_STATE_BYTES);
+        states.saturating_add(deleted).saturating_add(snapshots)
     }
 
     /// Whether one more dirty extent fits `state_max` bytes of state.
@@ -190,33 +287,40 @@ impl Namespaces {
         true
     }
 
-    /// Deletes for ever; whether that is news.
+    /// Deletes for ever, but for what its snapshots see; whether that is news.
     pub(crate) fn delete(&mut self, id: Namespace) -> bool {
         if let Some(state) = self.live.remove(&id) {
             self.dirty_extents -= state.dirty.len();
             self.prepared -= state.prepared.values().sum::<usize>();
+            if !state.snapshots.is_empty() {
+                let left = NamespaceState { dirty: BTreeMap::new(), prepared: BTreeMap::new(), ..state };
+                self.outlived.insert(id, left);
+            }
         }
         self.deleted.insert(id)
     }
 
-    /// As a checkpoint has them: live namespaces, each (id 8, sealed 8, epoch 8, watermark 16, complete 16, snapshot 8,
-    /// dirty extents 4, zeros 4) with its dirty extents (index 8, newest 16), then the deleted ones (8).
+    /// As a checkpoint has them: how many live, deleted and outlived ones there are (8 each); the live ones, each (id 8, sealed
+    /// 8, epoch 8, watermark 16, complete 16, newest snapshot ever 8, dirty extents 4, snapshots 4) with its dirty extents (index 8,
+    /// newest 16) and its snapshots (8); those that are outlived by their snapshots, in the same way; the deleted ones (8).
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64_le(self.live.len() as u64);
         out.put_u64_le(self.deleted.len() as u64);
-        for (id, state) in &self.live {
+        out.put_u64_le(self.outlived.len() as u64);
+        for (id, state) in self.live.iter().chain(&self.outlived) {
             out.put_u64_le(id.0);
             out.put_u64_le(state.sealed.0);
             out.put_u64_le(state.epoch.0);
             put_version(out, state.watermark);
             put_version(out, state.complete);
-            out.put_u64_le(0);
+            out.put_u64_le(state.newest_snapshot.0);
             out.put_u32_le(u32::try_from(state.dirty.len()).expect("at most DIRTY_EXTENTS_MAX"));
-            out.put_u32_le(0);
+            out.put_u32_le(u32::try_from(state.snapshots.len()).expect("they fit the state of a checkpoint"));
             for (index, newest) in &state.dirty {
                 out.put_u64_le(*index);
                 put_version(out, *newest);
             }
+            state.snapshots.iter().for_each(|snapshot| out.put_u64_le(snapshot.0));
         }
         self.deleted.iter().for_each(|id| out.put_u64_le(id.0));
     }
@@ -226,27 +330,38 @@ impl Namespaces {
         let mut all = Self::default();
         let live = fields.try_get_u64_le().ok()?;
         let deleted = fields.try_get_u64_le().ok()?;
-        for _ in 0..live {
+        let outlived = fields.try_get_u64_le().ok()?;
+        for at in 0..live.checked_add(outlived)? {
             let id = Namespace(fields.try_get_u64_le().ok()?);
             let sealed = Generation(fields.try_get_u64_le().ok()?);
             let epoch = Epoch(fields.try_get_u64_le().ok()?);
             let watermark = get_version(&mut fields)?;
             let complete = get_version(&mut fields)?;
-            let snapshot = fields.try_get_u64_le().ok()?;
+            let newest_snapshot = Snapshot(fields.try_get_u64_le().ok()?);
             let count = fields.try_get_u32_le().ok()?;
-            if snapshot != 0 || fields.try_get_u32_le().ok()? != 0 {
-                return None;
-            }
+            let snapshots = fields.try_get_u32_le().ok()?;
             let mut dirty = BTreeMap::new();
             for _ in 0..count {
                 let index = fields.try_get_u64_le().ok()?;
                 dirty.insert(index, get_version(&mut fields)?);
             }
             all.dirty_extents += dirty.len();
-            all.live.insert(
-                id,
-                NamespaceState { sealed, epoch, watermark, complete, dirty, ..Default::default() },
-            );
+            let mut state = NamespaceState { sealed, epoch, watermark, complete, ..Default::default() };
+            (state.dirty, state.newest_snapshot) = (dirty, newest_snapshot);
+            for _ in 0..snapshots {
+                let snapshot = Snapshot(fields.try_get_u64_le().ok()?);
+                if state.snapshots.last().is_some_and(|last| *last >= snapshot) || snapshot > newest_snapshot
+                {
+                    return None;
+                }
+                state.snapshots.push(snapshot);
+            }
+            all.snapshots += state.snapshots.len();
+            if at < live {
+                all.live.insert(id, state);
+            } else {
+                all.outlived.insert(id, state);
+            }
         }
         for _ in 0..deleted {
             all.deleted.insert(Namespace(fields.try_get_u64_le().ok()?));
@@ -365,6 +480,42 @@ mod tests {
         assert_eq!(all.dirty_extents, 0);
     }
 
+    /// Guards snapshots: their numbers only rise and are not used again, and they outlive their namespace, for whoever is not
+    /// older than its last owner.
+    #[test]
+    fn snapshots_are_marked_once() {
+        let max = 1 << 16;
+        let mut all = Namespaces::default();
+        assert_eq!(all.mark(NS, Snapshot(1), max), Err(Failure::Invalid), "nobody has sealed it");
+        all.seal(NS, Generation(2), Epoch(5));
+        assert_eq!(all.mark(NS, Snapshot(0), max), Err(Failure::Invalid));
+        assert_eq!(all.mark(NS, LIVE, max), Err(Failure::Invalid));
+        assert_eq!(
+            [3, 3, 7].map(|number| all.mark(NS, Snapshot(number), max)),
+            [Ok(true), Ok(false), Ok(true)]
+        );
+        assert_eq!(all.mark(NS, Snapshot(5), max), Err(Failure::Invalid));
+        assert_eq!(all.mark(NS, Snapshot(8), 2 * (64 + 16)), Err(Failure::NoSpace));
+        let gone =
+            Gone { snapshot: Snapshot(3), older: None, newer: Some(Snapshot(7)), is_last_sight: false };
+        assert_eq!((all.unmark(NS, Snapshot(3)), all.unmark(NS, Snapshot(3))), (Some(gone), None));
+        let checked = [3, 7, 8].map(|number| all.check_snapshot(NS, Snapshot(number)));
+        assert_eq!(checked, [Err(Failure::Deleted), Ok(()), Err(Failure::Invalid)]);
+        assert_eq!(all.mark(NS, Snapshot(3), max), Err(Failure::Invalid));
+
+        all.delete(NS);
+        let older = Failure::Generation { sealed: Generation(2), got: Generation(1) };
+        assert_eq!(all.check_snapshots(NS, Generation(1), Epoch(5)), Err(older));
+        assert!(all.check_snapshots(NS, Generation(2), Epoch(4)).is_err());
+        assert_eq!(all.check_snapshots(NS, Generation(3), Epoch(5)), Ok(()));
+        assert_eq!(all.mark(NS, Snapshot(9), max), Err(Failure::Invalid));
+        let gone = Gone { snapshot: Snapshot(7), older: None, newer: None, is_last_sight: true };
+        assert_eq!(all.unmark(NS, Snapshot(7)), Some(gone));
+        assert_eq!(all.check_snapshots(NS, Generation(3), Epoch(5)), Err(Failure::Deleted));
+        assert_eq!(all.check_snapshot(NS, Snapshot(7)), Err(Failure::Deleted));
+        assert_eq!(all.room_taken(), 8);
+    }
+
     /// Guards the state of a checkpoint: it says the same when it is read, and nothing when it is cut.
     #[test]
     fn encodes() {
@@ -375,6 +526,12 @@ mod tests {
         all.watermark(Namespace(8), version(5, 3), false);
         all.seal(Namespace(9), Generation(1), Epoch(4));
         all.delete(Namespace(9));
+        all.seal(Namespace(10), Generation(1), Epoch(4));
+        for (id, snapshot) in [(NS, 4), (NS, 6), (Namespace(10), 2), (Namespace(10), 3)] {
+            assert_eq!(all.mark(id, Snapshot(snapshot), 1 << 16), Ok(true));
+        }
+        all.unmark(Namespace(10), Snapshot(3));
+        all.delete(Namespace(10));
         let mut bytes = Vec::new();
         all.encode(&mut bytes);
         assert_eq!(Namespaces::decode(&bytes).as_ref(), Some(&all));

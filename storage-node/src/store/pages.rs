@@ -12,8 +12,8 @@
 //! | 28 | 4 | CRC-32C of (disk uuid 16, the page without this field) |
 //! | 32 | 4064 | extents, then zeros |
 //!
-//! An extent: namespace 8, index 8, newest version 16, slots that have a unit 8 (a bit each), number of holes 1, of prepared
-//! changes 1, zeros 6; each hole: slots 8, version 16; each unit: unit 4, CRC of its descriptor 4; each prepared change, in
+//! An extent: namespace 8, index 8, the newest snapshot that sees it 8 (all bits: it is what there is now), slots that it answers
+//! for 8 (a bit each), newest version 16, slots that have a unit 8, number of holes 1, of prepared changes 1, zeros 6; each hole: slots 8, version 16; each unit: unit 4, CRC of its descriptor 4; each prepared change, in
 //! the order of the slots: slot 1, first block in the unit 1, blocks 1, what they become 1 (1 data, 2 zeros), unit 4,
 //! CRC of its descriptor 4, version 16, newest version of the slot's blocks 16.
 //!
@@ -32,9 +32,10 @@ use std::collections::BTreeSet;
 
 use bytes::{Buf, BufMut, Bytes};
 use lunette_proto::checksum::crc32c_of_parts;
-use lunette_proto::ids::{DiskUuid, ExtentId};
+use lunette_proto::ids::DiskUuid;
 
-use super::extents::{Extent, Extents};
+use super::chains::{Extents, Key, Room};
+use super::extents::Extent;
 use super::layout::PAGE_BYTES;
 
 const MAGIC: &[u8; 4] = b"LUPG";
@@ -57,12 +58,12 @@ pub(crate) struct PageRef {
 
 #[derive(Clone, Debug)]
 struct Page {
-    members: Vec<ExtentId>,
+    members: Vec<Key>,
     used: usize,
     on_disk: PageRef,
 }
 
-/// Which extent is in which page.
+/// Which record of which extent is in which page.
 #[derive(Clone, Debug)]
 pub(crate) struct Pages {
     pages: Vec<Page>,
@@ -83,14 +84,10 @@ impl Pages {
     }
 
     /// Takes a page as it is on the disk, the next one by number.
-    pub(crate) fn restore<'a>(
-        &mut self,
-        on_disk: PageRef,
-        extents: impl Iterator<Item = (ExtentId, &'a Extent)>,
-    ) {
+    pub(crate) fn restore<'a>(&mut self, on_disk: PageRef, extents: impl Iterator<Item = (Key, &'a Extent)>) {
         let mut page = Page { members: Vec::new(), used: 0, on_disk };
-        for (id, extent) in extents {
-            page.members.push(id);
+        for (key, extent) in extents {
+            page.members.push(key);
             page.used += extent.record_len();
         }
         let number = u32::try_from(self.pages.len()).expect("at most `max` pages");
@@ -114,7 +111,7 @@ impl Pages {
     /// `None` if there is no room anywhere; `may_add` allows one more page. Both pages are dirty then.
     pub(crate) fn place(
         &mut self,
-        id: ExtentId,
+        key: Key,
         from: Option<(u32, usize)>,
         len: usize,
         may_add: bool,
@@ -140,11 +137,11 @@ impl Pages {
             None => return None,
         };
         if let Some((page, old)) = from {
-            self.remove(page, id, old);
+            self.remove(page, key, old);
         }
         self.close(to);
         let page = &mut self.pages[to as usize];
-        page.members.push(id);
+        page.members.push(key);
         page.used += len;
         self.reopen(to);
         self.dirty.insert(to);
@@ -152,14 +149,27 @@ impl Pages {
     }
 
     /// Takes an extent out of its page.
-    pub(crate) fn remove(&mut self, page: u32, id: ExtentId, len: usize) {
+    pub(crate) fn remove(&mut self, page: u32, key: Key, len: usize) {
         self.close(page);
         let entry = &mut self.pages[page as usize];
         entry.used -= len;
-        let at = entry.members.iter().position(|member| *member == id);
+        let at = entry.members.iter().position(|member| *member == key);
         entry.members.swap_remove(at.expect("an extent is in its page"));
         self.reopen(page);
         self.dirty.insert(page);
+    }
+
+    /// Takes back what was placed last: the record is where it was, or nowhere.
+    pub(crate) fn undo(&mut self, key: Key, now: (u32, usize), was: Option<(u32, usize)>) {
+        self.remove(now.0, key, now.1);
+        if let Some((page, len)) = was {
+            self.close(page);
+            let entry = &mut self.pages[page as usize];
+            entry.members.push(key);
+            entry.used += len;
+            self.reopen(page);
+            self.dirty.insert(page);
+        }
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -203,11 +213,12 @@ impl Pages {
         let mut members = 0;
         for (number, page) in self.pages.iter().enumerate() {
             let mut used = 0;
-            for id in &page.members {
+            for key in &page.members {
+                let extent = extents.record(*key);
                 let extent =
-                    extents.get(*id).ok_or_else(|| format!("page {number} has {id}, which is not there"))?;
+                    extent.ok_or_else(|| format!("page {number} has {key:?}, which is not there"))?;
                 if extent.page as usize != number {
-                    return Err(format!("{id} is in page {}, and page {number} has it", extent.page));
+                    return Err(format!("{key:?} is in page {}, and page {number} has it", extent.page));
                 }
                 used += extent.record_len();
             }
@@ -223,15 +234,32 @@ impl Pages {
     }
 }
 
-fn encode_page(uuid: DiskUuid, page: u32, checkpoint: u64, members: &[ExtentId], extents: &Extents) -> Bytes {
+/// Pages, with as many more as the medium has room for.
+pub(crate) struct PagesOf<'a> {
+    pub(crate) pages: &'a mut Pages,
+    pub(crate) ready: u32,
+}
+
+impl Room for PagesOf<'_> {
+    fn place(&mut self, key: Key, from: Option<(u32, usize)>, len: usize) -> Option<u32> {
+        let may_add = self.pages.len() < self.ready;
+        self.pages.place(key, from, len, may_add)
+    }
+
+    fn remove(&mut self, page: u32, key: Key, len: usize) {
+        self.pages.remove(page, key, len);
+    }
+}
+
+fn encode_page(uuid: DiskUuid, page: u32, checkpoint: u64, members: &[Key], extents: &Extents) -> Bytes {
     let mut bytes = Vec::with_capacity(BYTES);
     bytes.put_slice(MAGIC);
     bytes.put_u32_le(page);
     bytes.put_u64_le(checkpoint);
     bytes.put_u32_le(u32::try_from(members.len()).expect("a page is small"));
     bytes.put_bytes(0, HEADER - bytes.len());
-    for id in members {
-        extents.get(*id).expect("an extent in a page is there").encode(*id, &mut bytes);
+    for key in members {
+        extents.record(*key).expect("an extent in a page is there").encode(*key, &mut bytes);
     }
     assert!(bytes.len() <= BYTES, "extents fit their page");
     bytes.resize(BYTES, 0);
@@ -245,12 +273,7 @@ fn page_crc(uuid: DiskUuid, bytes: &[u8]) -> u32 {
 }
 
 /// Takes page `page`, whose checksum must be `crc`; `None` if it is something else.
-pub(crate) fn decode_page(
-    uuid: DiskUuid,
-    page: u32,
-    crc: u32,
-    bytes: &[u8],
-) -> Option<Vec<(ExtentId, Extent)>> {
+pub(crate) fn decode_page(uuid: DiskUuid, page: u32, crc: u32, bytes: &[u8]) -> Option<Vec<(Key, Extent)>> {
     let crc = if planted!(PageChecksumIgnored) { page_crc(uuid, bytes) } else { crc };
     if bytes.len() != BYTES || page_crc(uuid, bytes) != crc || (&bytes[CRC..]).get_u32_le() != crc {
         return None;
@@ -315,15 +338,15 @@ pub(crate) fn decode_area(checkpoint: u64, mut area: &[u8]) -> Option<(Vec<PageR
 
 #[cfg(test)]
 mod tests {
-    use lunette_proto::ids::{Generation, Namespace, Version};
+    use lunette_proto::ids::{ExtentId, Generation, Namespace, Version};
 
     use super::super::extents::UnitRef;
     use super::*;
 
     const UUID: DiskUuid = DiskUuid(9);
 
-    fn id(index: u64) -> ExtentId {
-        ExtentId { namespace: Namespace(1), index }
+    fn id(index: u64) -> Key {
+        Key::live(ExtentId { namespace: Namespace(1), index })
     }
 
     /// Guards pages: extents that grow move on, what is written is read, and audits agree all the time.
@@ -339,7 +362,7 @@ mod tests {
         }
         for slot in 0..64 {
             for index in 0..64 {
-                let extent = extents.get_mut(id(index)).expect("there");
+                let extent = extents.record_mut(id(index)).expect("there");
                 let from = (extent.page, extent.record_len());
                 extent.set_unit(slot, UnitRef { unit: u32::from(slot), crc: 0 });
                 extent.page = pages.place(id(index), Some(from), extent.record_len(), true).expect("room");
@@ -360,7 +383,16 @@ mod tests {
             }
         }
         assert_eq!(found, extents);
-        let extent = extents.get(id(5)).expect("there");
+        // What is undone leaves things as they were.
+        let extent = extents.record(id(5)).expect("there");
+        let was = (extent.page, extent.record_len());
+        let now = pages.place(id(5), Some(was), 4000, true).expect("room");
+        assert_ne!(now, was.0);
+        pages.undo(id(5), (now, 4000), Some(was));
+        pages.audit(&extents).expect("in order");
+        let new = pages.place(id(64), None, 48, true).expect("room");
+        pages.undo(id(64), (new, 48), None);
+        pages.audit(&extents).expect("in order");
         pages.remove(extent.page, id(5), extent.record_len());
         assert!(pages.audit(&extents).is_err());
     }

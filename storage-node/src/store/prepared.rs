@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!                 +--> committed: its unit is the slot's (a whole slot, or one without a unit), or its blocks
-//!     prepared ---+               are copied into the slot's unit
+//!     prepared ---+               are copied into the slot's unit, or, if snapshots see that, the others into its own
 //!     in a unit   +--> rolled back: its unit is given back
 //!     of its own
 //! ```
@@ -10,14 +10,17 @@
 //! Until then the slot keeps what it has (invariants 5 and 6), and takes no other change. What is prepared is
 //! metadata of its extent, and takes more room there than a unit's reference: so a commit needs no room, and is never
 //! refused for want of it. A copy reads the unit that it gives back, when it is made and when its record is replayed;
-//! nobody writes to that unit before a checkpoint has made the record needless (invariant 21).
+//! nobody writes to that unit before a checkpoint has made the record needless (invariant 21). Where snapshots see the slot's
+//! unit, a commit may need room for metadata, to keep it.
+
+use std::collections::btree_map;
 
 use bytes::Bytes;
 use lunette_proto::ids::{ExtentId, Version};
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_PREPARED_MAX, UNIT_BYTES};
 use lunette_proto::node::{Change, Failure};
 
-use super::change::Refused;
+use super::change::{Copy, Refused};
 use super::commit::InPlace;
 use super::core::{Fatal, Prepared, Store};
 use super::descriptor::{BlockState, Descriptor, Digest, Entry, UNIT_BLOCKS};
@@ -49,7 +52,7 @@ struct Wanted<'a> {
 struct Made {
     records: Vec<(Record, Option<Bytes>)>,
     released: Vec<u32>,
-    copies: Vec<InPlace>,
+    copies: Vec<Copy>,
     /// Changes that are not prepared any more.
     resolved: usize,
 }
@@ -174,7 +177,8 @@ impl<D: Disk> Store<D> {
             None => {}
         }
         // An overwrite has to be possible on a full disk.
-        let purpose = if next.extent.unit(slot).is_some() { Purpose::Spare } else { Purpose::Growth };
+        let is_overwrite = next.extent.unit(slot).is_some() && !next.is_seen(slot);
+        let purpose = if is_overwrite { Purpose::Spare } else { Purpose::Growth };
         let units = self.units.allocate(&self.view.disk, &self.superblock.layout, 1, purpose)?;
         let unit = units.into_iter().next().expect("one was asked for");
         let lsn = self.next_lsn() + made.records.len() as u64;
@@ -228,9 +232,16 @@ impl<D: Disk> Store<D> {
     ) -> Result<(), Refused> {
         let slot = shadow.slot;
         let unit = draft.extent.unit(slot);
-        let how = how(shadow, unit);
+        let how = how(shadow, unit, draft.is_seen(slot));
         let lsn = self.next_lsn() + made.records.len() as u64;
         match (how, unit) {
+            (How::Merge, Some(unit)) => {
+                self.load(draft, id, slot, unit)?;
+                if let btree_map::Entry::Vacant(free) = draft.shadows.entry(slot) {
+                    free.insert(self.current(id, slot, shadow.unit)?);
+                }
+                made.copies.extend(draft.merge(shadow, unit, lsn));
+            }
             (How::Copy, Some(unit)) => {
                 self.load(draft, id, slot, unit)?;
                 let loaded;
@@ -246,21 +257,15 @@ impl<D: Disk> Store<D> {
                 draft.set(slot, u32::from(shadow.first), entries.into_iter(), lsn);
                 made.released.push(shadow.unit.unit);
                 if !shadow.zeros {
-                    let layout = &self.superblock.layout;
-                    let at = u64::from(shadow.first) * u64::from(BLOCK_BYTES);
-                    made.copies.push(InPlace::Copy {
-                        from: layout.unit(shadow.unit.unit) + at,
-                        to: layout.unit(unit.unit) + at,
-                        blocks: shadow.blocks,
-                    });
+                    made.copies.push(Copy { from: shadow.unit.unit, to: unit.unit, blocks: shadow.range() });
                 }
             }
             (How::Hole, _) => {
                 draft.forget_shadow(slot);
-                made.released.extend(draft.hole(1 << slot, shadow.version));
+                made.released.extend(draft.hole(slot, shadow.version));
                 made.released.push(shadow.unit.unit);
             }
-            (How::Adopt, _) | (How::Copy, None) => made.released.extend(draft.adopt(shadow)),
+            (How::Adopt, _) | (How::Copy | How::Merge, None) => made.released.extend(draft.adopt(shadow)),
         }
         made.resolved += 1;
         made.records.push((Record::Commit { extent: id, slot, version: shadow.version, how }, None));
@@ -276,15 +281,11 @@ impl<D: Disk> Store<D> {
         version: Version,
         made: Made,
     ) -> Result<(), Refused> {
-        let from = draft.is_placed.then(|| (draft.extent.page, draft.extent.record_len()));
-        let may_add = self.page_room().map_err(Refused::Fatal)?;
-        let page = self.pages.place(id, from, next.extent.record_len(), may_add);
-        next.extent.page = page.ok_or(Refused::With(Failure::NoSpace))?;
-        next.is_placed = true;
+        self.place(id, draft, &mut next)?;
         made.released.into_iter().for_each(|unit| self.units.release(unit));
         let layout = self.superblock.layout;
         // What was prepared in this batch is in place before it is copied.
-        self.batch.in_place.extend(made.copies);
+        self.batch.in_place.extend(made.copies.iter().map(|copy| InPlace::copy(&layout, copy)));
         for (record, data) in made.records {
             self.batch.push(&record);
             let (Record::Prepare { write, .. }, Some(data)) = (&record, data) else { continue };
@@ -320,10 +321,9 @@ impl<D: Disk> Store<D> {
         slot: u8,
         unit: UnitRef,
     ) -> Result<&'a Descriptor, Refused> {
-        use std::collections::btree_map::Entry as Known;
         Ok(match draft.descriptors.entry(slot) {
-            Known::Occupied(known) => known.into_mut(),
-            Known::Vacant(free) => free.insert(self.current(id, slot, unit)?),
+            btree_map::Entry::Occupied(known) => known.into_mut(),
+            btree_map::Entry::Vacant(free) => free.insert(self.current(id, slot, unit)?),
         })
     }
 
@@ -334,10 +334,11 @@ impl<D: Disk> Store<D> {
 }
 
 /// How a prepared change is committed in a slot that has this unit.
-fn how(shadow: &Shadow, unit: Option<UnitRef>) -> How {
+fn how(shadow: &Shadow, unit: Option<UnitRef>, is_seen: bool) -> How {
     match (shadow.is_whole(), unit) {
         (true, _) if shadow.zeros => How::Hole,
         (true, _) | (false, None) => How::Adopt,
+        (false, Some(_)) if is_seen && !planted!(SeenUnitChanged) => How::Merge,
         (false, Some(_)) => How::Copy,
     }
 }
@@ -349,6 +350,15 @@ pub(super) fn committed<'a>(shadow: &Shadow, from: &'a Descriptor) -> impl Itera
     let range = shadow.range();
     let entries = from.blocks.iter().skip(range.start as usize).take(range.len());
     entries.map(move |entry| Entry { version, ..*entry })
+}
+
+/// The descriptor of the unit of a prepared change with the other blocks of the slot's unit.
+pub(super) fn merged(shadow: &Shadow, prepared: &Descriptor, present: &Descriptor, lsn: u64) -> Descriptor {
+    let mut merged = Descriptor { lsn, ..present.copied_to(shadow.unit.unit) };
+    for (index, entry) in shadow.range().zip(committed(shadow, prepared)) {
+        merged.blocks[index as usize] = Entry { before: 0, ..entry };
+    }
+    merged
 }
 
 /// The descriptor of the unit of a change that is prepared in a slot.
@@ -393,7 +403,7 @@ impl Draft {
         };
         self.shadows.insert(slot, descriptor);
         self.extent.add_shadow(shadow);
-        let place = Place { extent: id, version, slot, first, blocks, unit, fresh: true };
+        let place = Place { extent: id, version, slot, first, blocks, unit, fresh: true, copied: false };
         let write = WriteRecord { place, placed: zeros || shadow.is_whole(), digests };
         (Record::Prepare { write, prev, zeros }, data.cloned())
     }
@@ -415,6 +425,26 @@ impl Draft {
         }
         self.forget_shadow(slot);
         self.extent.newest = self.extent.newest.max(shadow.version);
-        self.extent.set_unit(slot, shadow.unit).map(|old| old.unit)
+        let is_left = self.leave(slot);
+        self.extent.set_unit(slot, shadow.unit).map(|old| old.unit).filter(|_| !is_left)
+    }
+
+    /// The unit of a prepared change gets the other blocks of its slot's unit, and its place; what is to be copied. Both
+    /// descriptors are here.
+    fn merge(&mut self, shadow: &Shadow, unit: UnitRef, lsn: u64) -> Vec<Copy> {
+        let slot = shadow.slot;
+        let (Some(prepared), Some(present)) = (self.shadows.remove(&slot), self.descriptors.get_mut(&slot))
+        else {
+            return Vec::new();
+        };
+        let copies = present.content_beside(shadow.range());
+        let copies = copies.map(|blocks| Copy { from: unit.unit, to: shadow.unit.unit, blocks }).collect();
+        *present = merged(shadow, &prepared, present, lsn);
+        self.changed |= 1 << slot;
+        self.forget_shadow(slot);
+        self.leave(slot);
+        self.extent.newest = self.extent.newest.max(shadow.version);
+        self.extent.set_unit(slot, shadow.unit);
+        copies
     }
 }

@@ -12,10 +12,13 @@ use lunette_proto::checksum::crc32c;
 use lunette_proto::ids::{ExtentId, Namespace};
 use lunette_proto::limits::BLOCK_BYTES;
 
+use super::chains::{Extents, Gone, Key, LIVE, Room};
+use super::change::Copy;
+use super::commit::InPlace;
 use super::core::{Fatal, Store};
 use super::descriptor::{BlockState, Descriptor, Entry, UNIT_BLOCKS};
 use super::disk::Disk;
-use super::extents::{Extent, Extents, UnitRef};
+use super::extents::{Extent, SLOTS, UnitRef};
 use super::layout::{DESCRIPTOR_BYTES, Layout, PAGE_BYTES};
 use super::namespaces::Namespaces;
 use super::pages::{PageRef, Pages, decode_area, decode_page};
@@ -187,8 +190,8 @@ fn load_page(
     let bytes = &places[usize::from(place) * PAGE_BYTES as usize..][..PAGE_BYTES as usize];
     let extents = decode_page(superblock.identity.uuid, page, reference.crc, bytes)
         .ok_or_else(|| damaged("a page of metadata is not what the directory says"))?;
-    loaded.pages.restore(reference, extents.iter().map(|(id, extent)| (*id, extent)));
-    for (id, extent) in extents {
+    loaded.pages.restore(reference, extents.iter().map(|(key, extent)| (*key, extent)));
+    for (key, extent) in extents {
         for unit in extent.all_units() {
             let word = used.get_mut(unit as usize / 64).filter(|_| unit < layout.units);
             let word = word.ok_or_else(|| damaged("an extent has a unit that is not there"))?;
@@ -197,8 +200,9 @@ fn load_page(
             }
             *word |= 1 << (unit % 64);
         }
-        extent.shadows().iter().for_each(|shadow| loaded.namespaces.add_prepared(id, shadow.version));
-        if loaded.extents.insert(id, extent).is_some() {
+        let shadows = extent.shadows().iter();
+        shadows.for_each(|shadow| loaded.namespaces.add_prepared(key.extent, shadow.version));
+        if loaded.extents.insert(key, extent).is_some() {
             return Err(damaged("an extent is in two pages"));
         }
     }
@@ -219,7 +223,7 @@ impl<D: Disk> Store<D> {
             namespaces,
             extents,
             descriptors: BTreeMap::new(),
-            before: BTreeMap::new(),
+            before: Before::default(),
             recovered: Recovered::default(),
         };
         let next = replay.run()?;
@@ -247,6 +251,21 @@ impl<D: Disk> Store<D> {
     }
 }
 
+/// Page and length of records before they were changed, if they were there. Nothing is placed before all is known.
+#[derive(Default)]
+struct Before(BTreeMap<Key, Option<(u32, usize)>>);
+
+impl Room for Before {
+    fn place(&mut self, key: Key, from: Option<(u32, usize)>, _: usize) -> Option<u32> {
+        self.0.entry(key).or_insert(from);
+        Some(0)
+    }
+
+    fn remove(&mut self, page: u32, key: Key, len: usize) {
+        self.0.entry(key).or_insert(Some((page, len)));
+    }
+}
+
 /// Does the batches after a checkpoint once more.
 struct Replay<'a, D> {
     disk: &'a D,
@@ -255,8 +274,8 @@ struct Replay<'a, D> {
     extents: Extents,
     /// Descriptors that records changed.
     descriptors: BTreeMap<u32, Descriptor>,
-    /// Extents that records changed: page and length of their record before, if they had one.
-    before: BTreeMap<ExtentId, Option<(u32, usize)>>,
+    /// Extents that records changed, and what snapshots keep of them: where they were in the pages.
+    before: Before,
     recovered: Recovered,
 }
 
@@ -308,13 +327,25 @@ impl<D: Disk> Replay<'_, D> {
                     self.namespaces.watermark(*namespace, *mark, *complete);
                 }
                 Record::Delete(id) => self.delete(*id),
-                Record::Hole { extent, version, slots } => {
-                    self.touch(*extent);
-                    let Some(found) = self.extents.get_mut(*extent) else { continue };
-                    found.newest = found.newest.max(*version);
-                    for unit in found.set_hole(*slots, *version) {
-                        self.descriptors.remove(&unit);
+                Record::Mark(id, snapshot) => {
+                    if self.namespaces.mark(*id, *snapshot, usize::MAX).is_err() {
+                        return Err(self.wrong("the journal marks a snapshot that cannot be"));
                     }
+                }
+                Record::Unmark(id, snapshot) => {
+                    let gone = self.namespaces.unmark(*id, *snapshot);
+                    let gone = gone.ok_or(self.wrong("the journal ends a snapshot that is not there"))?;
+                    self.forget(*id, &gone);
+                }
+                Record::Hole { extent, version, slots } => {
+                    let left = self.leave(*extent, *slots);
+                    let found = self.touch(Key::live(*extent));
+                    found.newest = found.newest.max(*version);
+                    let units = found.set_hole(*slots, *version);
+                    for unit in units.iter().filter(|unit| !left.contains(unit)) {
+                        self.descriptors.remove(unit);
+                    }
+                    let found = self.touch(Key::live(*extent));
                     let newest = found.newest;
                     self.namespaces.changed(extent.namespace, extent.index, *version, newest);
                 }
@@ -377,44 +408,100 @@ impl<D: Disk> Replay<'_, D> {
         }
     }
 
-    /// Notes how an extent was, before its first change.
-    fn touch(&mut self, id: ExtentId) {
-        let extents = &self.extents;
-        self.before
-            .entry(id)
-            .or_insert_with(|| extents.get(id).map(|extent| (extent.page, extent.record_len())));
-        if self.extents.get(id).is_none() {
-            self.extents.insert(id, Extent::default());
+    /// An extent, or what snapshots keep of it, that is about to change; how it was before its first change is noted.
+    fn touch(&mut self, key: Key) -> &mut Extent {
+        let Self { extents, before, .. } = self;
+        let found = extents.entry(key);
+        if let btree_map::Entry::Occupied(present) = &found {
+            let present = present.get();
+            before.0.entry(key).or_insert_with(|| Some((present.page, present.record_len())));
+        } else {
+            before.0.entry(key).or_insert(None);
         }
+        found.or_insert_with(|| if key.until == LIVE { Extent::default() } else { Extent::kept() })
+    }
+
+    /// Leaves what slots have to the snapshots that see it; the units.
+    fn leave(&mut self, id: ExtentId, slots: u64) -> Vec<u32> {
+        let Some(until) = self.namespaces.snapshots(id.namespace).last().copied() else { return Vec::new() };
+        let seen = slots & !self.extents.changed_since(id, until);
+        if seen == 0 {
+            return Vec::new();
+        }
+        let present = self.extents.get(id).cloned().unwrap_or_default();
+        let kept = self.touch(Key { extent: id, until });
+        let mut units = Vec::new();
+        for slot in (0..SLOTS).filter(|slot| seen >> slot & 1 == 1) {
+            present.keep(slot, kept);
+            units.extend(present.unit(slot).map(|unit| unit.unit));
+        }
+        units
     }
 
     fn delete(&mut self, id: Namespace) {
         self.namespaces.delete(id);
-        let indexes = self.extents.remove_namespace(id);
-        for (index, extent) in indexes {
-            let was = Some((extent.page, extent.record_len()));
-            self.before.entry(ExtentId { namespace: id, index }).or_insert(was);
-            for unit in extent.all_units() {
-                self.descriptors.remove(&unit);
-            }
+        let newest = self.namespaces.snapshots(id).last().copied();
+        let released = self.extents.delete(id, newest, &mut self.before);
+        released.iter().for_each(|unit| {
+            self.descriptors.remove(unit);
+        });
+    }
+
+    fn forget(&mut self, id: Namespace, gone: &Gone) {
+        let released = self.extents.forget(id, gone, &mut self.before);
+        released.iter().for_each(|unit| {
+            self.descriptors.remove(unit);
+        });
+    }
+
+    /// Copies blocks from one unit to another, once more.
+    fn copy(&self, copy: &Copy) -> Result<(), OpenError> {
+        self.check_unit(copy.to)?;
+        if planted!(ReplayWithoutCopy) {
+            return Ok(());
+        }
+        let copied = InPlace::copy(&self.superblock.layout, copy).run(self.disk);
+        copied.map_err(OpenError::io("copy data again"))
+    }
+
+    /// What the descriptor of a unit says that does not change.
+    fn known(&self, id: ExtentId, slot: u8, unit: UnitRef) -> Result<Descriptor, OpenError> {
+        match self.descriptors.get(&unit.unit) {
+            Some(known) => Ok(known.clone()),
+            None => load_descriptor(self.disk, self.superblock, id, slot, unit),
         }
     }
 
     /// Blocks of a unit get entries.
     fn place(&mut self, place: &Place, lsn: u64, entries: Vec<Entry>) -> Result<(), OpenError> {
         self.check_unit(place.unit)?;
-        self.touch(place.extent);
+        let key = Key::live(place.extent);
         let wrong = self.wrong("a record changes a unit that is not its extent's");
-        let Some(extent) = self.extents.get_mut(place.extent) else { return Err(wrong) };
-        if place.fresh {
+        let present = self.touch(key).unit(place.slot);
+        if place.copied {
+            let present = present.ok_or(wrong)?;
+            let descriptor = self.known(place.extent, place.slot, present)?;
+            let range = u32::from(place.first)..u32::from(place.first) + u32::from(place.blocks);
+            for blocks in descriptor.content_beside(range) {
+                self.copy(&Copy { from: present.unit, to: place.unit, blocks })?;
+            }
+            self.leave(place.extent, 1 << place.slot);
+            self.descriptors.insert(place.unit, descriptor.copied_to(place.unit));
+            self.touch(key).set_unit(place.slot, UnitRef { unit: place.unit, crc: 0 });
+        } else if place.fresh {
+            let left = self.leave(place.extent, 1 << place.slot);
+            let extent = self.touch(key);
             let is_whole = u32::from(place.blocks) == UNIT_BLOCKS && place.first == 0;
             let floor = if is_whole { lunette_proto::ids::Version::NONE } else { extent.floor(place.slot) };
             let fresh = Descriptor::fresh(place.unit, place.extent, place.slot, floor);
-            if let Some(old) = extent.set_unit(place.slot, UnitRef { unit: place.unit, crc: 0 }) {
+            let old = extent.set_unit(place.slot, UnitRef { unit: place.unit, crc: 0 });
+            if let Some(old) = old.filter(|old| !left.contains(&old.unit)) {
                 self.descriptors.remove(&old.unit);
             }
             self.descriptors.insert(place.unit, fresh);
         }
+        let wrong = self.wrong("a record changes a unit that is not its extent's");
+        let extent = self.touch(key);
         let Some(unit) = extent.unit(place.slot).filter(|unit| unit.unit == place.unit) else {
             return Err(wrong);
         };
@@ -478,24 +565,22 @@ fn settle(
     namespaces: Namespaces,
     mut extents: Extents,
     descriptors: BTreeMap<u32, Descriptor>,
-    before: &BTreeMap<ExtentId, Option<(u32, usize)>>,
+    before: &Before,
 ) -> Result<(State, Pages), OpenError> {
     let mut state = State { namespaces, ..State::default() };
     for (unit, descriptor) in descriptors {
         let (sector, crc) = descriptor.encode(superblock.identity.uuid);
-        if let Some(extent) = extents.get_mut(descriptor.extent) {
-            extent.set_checksum(descriptor.slot, UnitRef { unit, crc });
-        }
+        extents.set_checksum(descriptor.extent, descriptor.slot, UnitRef { unit, crc });
         state.dirty.insert(unit, Arc::new(Dirty { descriptor: Arc::new(descriptor), sector, crc }));
     }
-    for (id, was) in before {
-        if let (None, Some((page, len))) = (extents.get(*id), was) {
-            pages.remove(*page, *id, *len);
+    for (key, was) in &before.0 {
+        if let (None, Some((page, len))) = (extents.record(*key), was) {
+            pages.remove(*page, *key, *len);
         }
     }
-    for (id, was) in before {
-        let Some(extent) = extents.get_mut(*id) else { continue };
-        extent.page = pages.place(*id, *was, extent.record_len(), true).ok_or_else(|| {
+    for (key, was) in &before.0 {
+        let Some(extent) = extents.record_mut(*key) else { continue };
+        extent.page = pages.place(*key, *was, extent.record_len(), true).ok_or_else(|| {
             OpenError::damaged(
                 superblock.layout.pages_offset,
                 "there is no room for the metadata of an extent",

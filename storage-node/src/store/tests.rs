@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, ExtentId, Generation, Namespace, Version};
 
+use super::chains::Key;
 use super::extents::{Extent, SLOTS, UnitRef};
 use super::format::{FormatOptions, format_disk};
 use super::{FileDisk, Identity, Store};
@@ -42,8 +43,8 @@ fn opens_a_tib() {
                 let unit = index * u32::from(SLOTS) + u32::from(slot);
                 extent.set_unit(slot, UnitRef { unit, crc: unit ^ 0x5a5a });
             }
-            extent.page = store.pages.place(id, None, extent.record_len(), true).expect("room");
-            state.extents.insert(id, extent);
+            extent.page = store.pages.place(Key::live(id), None, extent.record_len(), true).expect("room");
+            state.extents.insert(Key::live(id), extent);
         }
     }
     let begin = Instant::now();

@@ -14,15 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use lunette_proto::ids::{DiskUuid, Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::ids::{DiskUuid, Epoch, ExtentId, Generation, Namespace, Snapshot, Version};
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, EXTENT_BYTES, NODE_LIST_MAX};
 use lunette_proto::node::{BlockVersion, DirtyExtent, Failure};
 use parking_lot::{Mutex, RwLock};
 
 use super::cache::Cache;
+use super::chains::{Extents, LIVE};
 use super::descriptor::{BlockState, Damage, Descriptor, UNIT_BLOCKS};
 use super::disk::Disk;
-use super::extents::{Extents, SLOTS, UnitRef};
+use super::extents::{SLOTS, UnitRef};
 use super::layout::{DESCRIPTOR_BYTES, Layout};
 use super::namespaces::Namespaces;
 use crate::engine::Space;
@@ -45,6 +46,9 @@ pub enum Missed {
     Failed(Failure),
 }
 
+/// Where the blocks of a range are: on the medium, and in memory alone.
+type Pieces = (Vec<Piece>, Vec<(u32, Volatile)>);
+
 /// A block that is not what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bad {
@@ -56,6 +60,8 @@ pub struct Bad {
 
 enum Stopped {
     Wait,
+    /// There is no such snapshot.
+    NoSnapshot(Failure),
     Bad(Bad),
     /// The medium cannot read a descriptor: that says nothing of the blocks.
     Unread {
@@ -68,6 +74,7 @@ impl From<Stopped> for Missed {
     fn from(stopped: Stopped) -> Self {
         match stopped {
             Stopped::Wait => Self::Wait,
+            Stopped::NoSnapshot(failure) => Self::Failed(failure),
             Stopped::Bad(Bad { block, .. }) => Self::Failed(Failure::Corrupt { offset: block * BLOCK_BYTES }),
             Stopped::Unread { .. } => Self::Failed(Failure::DiskFailed),
         }
@@ -98,6 +105,29 @@ pub(crate) struct State {
     pub(crate) dirty: HashMap<u32, Arc<Dirty>>,
     /// Volatile changes that are not in the WAL yet, by block.
     pub(crate) volatile: HashMap<ExtentId, BTreeMap<u32, Volatile>>,
+}
+
+impl State {
+    /// Where blocks of an extent are, now or at a snapshot.
+    fn pieces(&self, id: ExtentId, at: Snapshot, blocks: &Range<u32>) -> Vec<Piece> {
+        let live = self.extents.get(id).filter(|_| at == LIVE);
+        let mut pieces = Vec::with_capacity(blocks.len().div_ceil(UNIT_BLOCKS as usize) + 1);
+        let mut first = blocks.start;
+        while first < blocks.end {
+            let end = (first / UNIT_BLOCKS + 1) * UNIT_BLOCKS;
+            let end = end.min(blocks.end);
+            let slot = u8::try_from(first / UNIT_BLOCKS).unwrap_or(SLOTS - 1);
+            let extent = if at == LIVE { live } else { self.extents.at(id, at, slot) };
+            let found = match extent.map(|extent| (extent.unit(slot), extent)) {
+                Some((Some(unit), _)) => Found::Unit(unit, self.dirty.get(&unit.unit).cloned()),
+                Some((None, extent)) => Found::Zeros(extent.floor(slot)),
+                None => Found::Zeros(Version::NONE),
+            };
+            pieces.push(Piece { slot, blocks: first..end, found });
+            first = end;
+        }
+        pieces
+    }
 }
 
 /// A descriptor that is newer than on the disk.
@@ -179,6 +209,26 @@ impl<D: Disk> View<D> {
         (list, None)
     }
 
+    /// Whether an owner of `generation` under `epoch` may look at the snapshots of a namespace; also of one that was deleted, if
+    /// it has any.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_snapshots(
+        &self,
+        namespace: Namespace,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> Result<(), Failure> {
+        self.state.read().namespaces.check_snapshots(namespace, generation, epoch)
+    }
+
+    /// The snapshots of a namespace, oldest first.
+    #[must_use]
+    pub fn snapshots(&self, namespace: Namespace) -> Vec<Snapshot> {
+        self.state.read().namespaces.snapshots(namespace).to_vec()
+    }
+
     /// Space offered and taken, in whole units.
     #[must_use]
     pub fn space(&self) -> Space {
@@ -194,11 +244,25 @@ impl<D: Disk> View<D> {
     /// [`Missed::Wait`] unless `wait`, if the medium is needed or somebody else is in the way; otherwise
     /// [`Failure::Corrupt`].
     pub fn read(&self, extent: ExtentId, blocks: Range<u32>, wait: bool) -> Result<Bytes, Missed> {
+        self.read_at(extent, LIVE, blocks, wait)
+    }
+
+    /// The same of what there was at a snapshot.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); [`Failure::Deleted`] if the snapshot has ended, [`Failure::Invalid`] if it was never marked.
+    pub fn read_at(
+        &self,
+        extent: ExtentId,
+        at: Snapshot,
+        blocks: Range<u32>,
+        wait: bool,
+    ) -> Result<Bytes, Missed> {
         self.look(extent, wait, |view, wait| {
             let before = view.changes.load(Ordering::Acquire);
-            let (pieces, volatile) = view.pieces(extent, blocks.clone());
+            let (pieces, volatile) = view.pieces(extent, at, blocks.clone())?;
             let data = view.assemble(extent, &blocks, &pieces, &volatile, wait)?;
-            view.check_still(extent, &pieces, before)?;
+            view.check_still(extent, at, &pieces, before)?;
             Ok(data)
         })
         .map_err(|missed| match missed {
@@ -208,15 +272,16 @@ impl<D: Disk> View<D> {
         })
     }
 
-    /// Reads blocks of an extent from the medium, those that volatile changes hide too.
+    /// Reads blocks of an extent from the medium, those that volatile changes hide too, as they are now or as snapshots up to
+    /// `until` see them.
     ///
     /// # Errors
     /// What is wrong with the first bad one.
-    pub fn verify(&self, extent: ExtentId, blocks: Range<u32>) -> Result<(), Bad> {
+    pub fn verify(&self, extent: ExtentId, until: Option<Snapshot>, blocks: Range<u32>) -> Result<(), Bad> {
         let look = || {
-            let (pieces, _) = self.pieces(extent, blocks.clone());
+            let pieces = self.state.read().pieces(extent, until.unwrap_or(LIVE), &blocks);
             match self.assemble(extent, &blocks, &pieces, &[], true) {
-                Ok(_) | Err(Stopped::Wait) => Ok(()),
+                Ok(_) | Err(Stopped::Wait | Stopped::NoSnapshot(_)) => Ok(()),
                 Err(Stopped::Bad(bad)) => Err(bad),
                 Err(Stopped::Unread { block, .. }) => Err(Bad { block, damage: Damage::Unreadable }),
             }
@@ -235,7 +300,7 @@ impl<D: Disk> View<D> {
     /// answer is right then.
     pub fn versions(&self, extent: ExtentId, wait: bool) -> Result<Vec<BlockVersion>, Missed> {
         let entries = self.look(extent, wait, |view, wait| {
-            let (pieces, volatile) = view.pieces(extent, 0..EXTENT_BLOCKS);
+            let (pieces, volatile) = view.pieces(extent, LIVE, 0..EXTENT_BLOCKS)?;
             let mut entries = vec![(Version::NONE, true); EXTENT_BLOCKS as usize];
             for piece in &pieces {
                 let blocks = piece.blocks.start as usize..piece.blocks.end as usize;
@@ -289,8 +354,9 @@ impl<D: Disk> View<D> {
             return look(self, false).map_err(|_| Stopped::Wait);
         }
         for _ in 0..FREE_LOOKS {
-            if let Ok(found) = look(self, true) {
-                return Ok(found);
+            match look(self, true) {
+                Err(Stopped::Bad(_) | Stopped::Unread { .. } | Stopped::Wait) => {}
+                looked => return looked,
             }
         }
         let _still = self.applying.read();
@@ -301,45 +367,36 @@ impl<D: Disk> View<D> {
             Stopped::Unread { block, error } => {
                 tracing::error!(%extent, block, %error, "reading a descriptor failed");
             }
-            Stopped::Wait => {}
+            Stopped::Wait | Stopped::NoSnapshot(_) => {}
         })
     }
 
-    fn pieces(&self, id: ExtentId, blocks: Range<u32>) -> (Vec<Piece>, Vec<(u32, Volatile)>) {
+    fn pieces(&self, id: ExtentId, at: Snapshot, blocks: Range<u32>) -> Result<Pieces, Stopped> {
         let state = self.state.read();
-        let extent = state.extents.get(id);
-        let mut pieces = Vec::with_capacity(blocks.len().div_ceil(UNIT_BLOCKS as usize) + 1);
-        let mut first = blocks.start;
-        while first < blocks.end {
-            let end = (first / UNIT_BLOCKS + 1) * UNIT_BLOCKS;
-            let end = end.min(blocks.end);
-            let slot = u8::try_from(first / UNIT_BLOCKS).unwrap_or(SLOTS - 1);
-            let found = match extent.map(|extent| (extent.unit(slot), extent)) {
-                Some((Some(unit), _)) => Found::Unit(unit, state.dirty.get(&unit.unit).cloned()),
-                Some((None, extent)) => Found::Zeros(extent.floor(slot)),
-                None => Found::Zeros(Version::NONE),
-            };
-            pieces.push(Piece { slot, blocks: first..end, found });
-            first = end;
+        let pieces = state.pieces(id, at, &blocks);
+        if at != LIVE {
+            state.namespaces.check_snapshot(id.namespace, at).map_err(Stopped::NoSnapshot)?;
+            // A mark is durable, and all that was before it.
+            return Ok((pieces, Vec::new()));
         }
         let volatile = match state.volatile.get(&id) {
             Some(changes) => changes.range(blocks).map(|(block, change)| (*block, change.clone())).collect(),
             None => Vec::new(),
         };
-        (pieces, volatile)
+        Ok((pieces, volatile))
     }
 
     /// Checks that the units that were read were the extent's all the time. A checksum alone would not tell: who writes
     /// the data can make it such that all checksums are the same.
-    fn check_still(&self, id: ExtentId, pieces: &[Piece], before: u64) -> Result<(), Stopped> {
+    fn check_still(&self, id: ExtentId, at: Snapshot, pieces: &[Piece], before: u64) -> Result<(), Stopped> {
         if self.changes.load(Ordering::Acquire) == before {
             return Ok(());
         }
         let state = self.state.read();
-        let extent = state.extents.get(id);
         for piece in pieces {
             if let Found::Unit(unit, _) = &piece.found
-                && extent.and_then(|extent| extent.unit(piece.slot)) != Some(*unit)
+                && state.extents.at(id, at, piece.slot).and_then(|extent| extent.unit(piece.slot))
+                    != Some(*unit)
             {
                 return Err(Stopped::Bad(Bad { block: piece.blocks.start, damage: Damage::Stale }));
             }
@@ -379,7 +436,7 @@ impl<D: Disk> View<D> {
                 // Of what was asked for.
                 Stopped::Bad(bad) => Stopped::Bad(Bad { block: piece.blocks.start, ..bad }),
                 Stopped::Unread { error, .. } => Stopped::Unread { block: piece.blocks.start, error },
-                Stopped::Wait => Stopped::Wait,
+                other => other,
             })?;
             for block in piece.blocks.clone() {
                 let index = block % UNIT_BLOCKS;

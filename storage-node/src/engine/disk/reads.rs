@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use lunette_proto::ids::{Epoch, ExtentId, Generation};
+use lunette_proto::ids::{Epoch, ExtentId, Generation, Snapshot};
 use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::node::{Failure, Reply, ReplyBody};
 
@@ -33,7 +33,7 @@ pub(super) struct WaitingRead {
 /// What is asked for; a range that is valid.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ReadWhat {
-    Data { offset: u32, len: u32 },
+    Data { offset: u32, len: u32, at: Option<Snapshot> },
     Versions,
     Prepared,
 }
@@ -94,10 +94,14 @@ impl Shared {
             return Ok(Err(failure));
         }
         let found = match read.what {
-            ReadWhat::Data { offset, len } => {
+            ReadWhat::Data { offset, len, at } => {
                 let first = offset / BLOCK_BYTES;
                 let blocks = first..first + len / BLOCK_BYTES;
-                self.view.read(read.extent, blocks, wait).map(ReplyBody::Data)
+                let data = match at {
+                    None => self.view.read(read.extent, blocks, wait),
+                    Some(at) => self.view.read_at(read.extent, at, blocks, wait),
+                };
+                data.map(ReplyBody::Data)
             }
             ReadWhat::Prepared => Ok(ReplyBody::Prepared(self.view.prepared(read.extent))),
             ReadWhat::Versions => self.view.versions(read.extent, wait).map(ReplyBody::Versions),
@@ -132,7 +136,13 @@ impl Shared {
         if self.is_failed() {
             return Err(Failure::DiskFailed);
         }
-        self.view.check(read.extent.namespace, read.generation, read.epoch)
+        let namespace = read.extent.namespace;
+        match read.what {
+            ReadWhat::Data { at: Some(_), .. } => {
+                self.view.check_snapshots(namespace, read.generation, read.epoch)
+            }
+            _ => self.view.check(namespace, read.generation, read.epoch),
+        }
     }
 }
 

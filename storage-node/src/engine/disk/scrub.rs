@@ -310,16 +310,29 @@ impl Shared {
         let mut bad: Vec<Bad> = Vec::new();
         let slots = self.view.slots(extent);
         for slot in slots.iter().flatten() {
-            let found = self.view.inspect(extent, *slot, |offset, out| read(&self.medium, offset, out));
+            let found = self.view.inspect(extent, None, *slot, |offset, out| read(&self.medium, offset, out));
             looked_at.bytes += UNIT_BYTES;
             looked_at.checked += u64::from(found.checked);
             bad.extend(found.bad);
+        }
+        let mut kept_bad = 0;
+        for (until, slot) in self.view.kept(extent) {
+            let read = |offset, out: &mut [u8]| read(&self.medium, offset, out);
+            let found = self.view.inspect(extent, Some(until), slot, read);
+            looked_at.bytes += UNIT_BYTES;
+            looked_at.checked += u64::from(found.checked);
+            kept_bad += found.bad.len() as u64;
         }
         if self.is_failed() {
             // That it cannot be read says nothing of the blocks.
             return LookedAt::default();
         }
-        looked_at.bad = bad.len() as u64;
+        looked_at.bad = bad.len() as u64 + kept_bad;
+        if kept_bad > 0 {
+            // The owner cannot write what only snapshots see: it is not named to him.
+            let disk = self.identity.disk;
+            tracing::error!(%disk, %extent, blocks = kept_bad, "damaged blocks that only snapshots see");
+        }
         let scrub = &self.scrub;
         let mut state = scrub.state.lock();
         let noted = if slots.is_some() {

@@ -69,7 +69,7 @@ fn a_failed_sync_fences_the_disk() {
     fail(false);
     assert_eq!(change(&engine, 4, Durability::Stable), Err(Failure::DiskFailed));
     assert_eq!(change(&engine, 5, Durability::Volatile), Err(Failure::DiskFailed));
-    let query = ReadQuery { extent: EXTENT, generation: G, offset: 0, len: 4096 };
+    let query = ReadQuery { extent: EXTENT, generation: G, offset: 0, len: 4096, at: None };
     assert_eq!(answer(|done| engine.read(Epoch(1), query, done)), Err(Failure::DiskFailed));
     let versions = answer(|done| engine.versions(Epoch(1), EXTENT, G, done));
     assert_eq!(versions, Err(Failure::DiskFailed));
@@ -88,7 +88,7 @@ fn a_failed_checkpoint_fences_the_disk() {
     assert!(engine.failure().is_some_and(|reason| reason.contains("checkpoint")), "{:?}", engine.failure());
     drop(engine);
     let engine = DiskEngine::open(CLUSTER, &DiskConfig::new(directory.path(), None)).expect("opened");
-    let query = ReadQuery { extent: EXTENT, generation: G, offset: 0, len: 4096 };
+    let query = ReadQuery { extent: EXTENT, generation: G, offset: 0, len: 4096, at: None };
     let read = answer(|done| engine.read(Epoch(1), query, done));
     assert_eq!(read, Ok(ReplyBody::Data(Bytes::from(vec![7; 4096]))));
 }

@@ -6,7 +6,7 @@ use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Version};
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
 use lunette_proto::node::{DirtyExtent, Failure, ReplyBody};
 
-use super::{BLOCK, Block, Deleted, Extent, Model, Seen, Value, ZEROS, named, prepared};
+use super::{BLOCK, Block, Deleted, Extent, Model, Seen, Value, ZEROS, marks, named, prepared};
 use crate::engine::Operation;
 use crate::store::disk::Disk;
 use crate::store::{Missed, Prepared, Store, View};
@@ -35,6 +35,11 @@ impl Model {
         let mut seen = Seen::new();
         let view = store.view().clone();
         for (id, namespace) in &self.namespaces {
+            if bad.is_none() {
+                marks::check(&view, *id, namespace, Some(&mut seen), None)?;
+            } else {
+                marks::check(&view, *id, namespace, None, Some(&mut 0))?;
+            }
             let newest = Generation(u64::MAX);
             let (sealed, epoch) = match view.check(*id, newest, Epoch(u64::MAX)) {
                 Err(Failure::Deleted) if namespace.deleted != Deleted::No => {
@@ -81,16 +86,14 @@ impl Model {
     /// Looks at what readers see without a crash: the last values.
     pub(in crate::sim) fn check_live<D: Disk>(&self, view: &View<D>) -> Result<(), String> {
         for (namespace, state) in &self.namespaces {
+            let wrong = |what| format!("live: {what}");
+            marks::check(view, *namespace, state, None, None).map_err(wrong)?;
             if state.deleted != Deleted::No {
                 continue;
             }
             for (index, extent) in &state.extents {
                 let id = ExtentId { namespace: *namespace, index: *index };
-                let last = |block: &Block| Block(vec![block.last().clone()]);
-                let blocks = extent.blocks.iter().map(|(index, block)| (*index, last(block))).collect();
-                let slots = extent.slots.iter().map(|(slot, steps)| (*slot, steps.last_only())).collect();
-                let extent = Extent { blocks, rest: last(&extent.rest), slots };
-                check_extent(view, id, &extent, &mut Seen::new()).map_err(|what| format!("live: {what}"))?;
+                check_extent(view, id, &extent.last_only(), &mut Seen::new()).map_err(wrong)?;
             }
         }
         Ok(())

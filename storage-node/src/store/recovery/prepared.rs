@@ -3,11 +3,13 @@
 use lunette_proto::ids::{ExtentId, Version};
 use lunette_proto::limits::BLOCK_BYTES;
 
+use super::super::chains::Key;
+use super::super::change::Copy;
 use super::super::commit::InPlace;
 use super::super::descriptor::Entry;
 use super::super::disk::Disk;
-use super::super::extents::{Extent, Shadow, UnitRef};
-use super::super::prepared::{committed, shadow_descriptor, shadow_floor};
+use super::super::extents::{Shadow, UnitRef};
+use super::super::prepared::{committed, merged, shadow_descriptor, shadow_floor};
 use super::super::wal::{How, WriteRecord};
 use super::{OpenError, Replay};
 
@@ -24,7 +26,7 @@ impl<D: Disk> Replay<'_, D> {
         let place = &write.place;
         self.check_unit(place.unit)?;
         let wrong = self.wrong("a record prepares a change where one is prepared");
-        let extent = self.changed(place.extent)?;
+        let extent = self.touch(Key::live(place.extent));
         if extent.shadow(place.slot).is_some() {
             return Err(wrong);
         }
@@ -58,20 +60,33 @@ impl<D: Disk> Replay<'_, D> {
         lsn: u64,
     ) -> Result<(), OpenError> {
         let shadow = self.take_shadow(id, slot, version)?;
-        let wrong = self.wrong("a record copies blocks into a unit that is not there");
-        let extent = self.changed(id)?;
+        let wrong = self.wrong("a record copies blocks of a unit that is not there, or into it");
+        let left = if how == How::Copy { Vec::new() } else { self.leave(id, 1 << slot) };
+        let extent = self.touch(Key::live(id));
         extent.newest = extent.newest.max(version);
         match how {
             How::Adopt => {
-                if let Some(old) = extent.set_unit(slot, shadow.unit) {
+                let old = extent.set_unit(slot, shadow.unit);
+                if let Some(old) = old.filter(|old| !left.contains(&old.unit)) {
                     self.descriptors.remove(&old.unit);
                 }
             }
             How::Hole => {
-                for unit in extent.set_hole(1 << slot, version) {
-                    self.descriptors.remove(&unit);
+                let units = extent.set_hole(1 << slot, version);
+                for unit in units.iter().filter(|unit| !left.contains(unit)) {
+                    self.descriptors.remove(unit);
                 }
                 self.descriptors.remove(&shadow.unit.unit);
+            }
+            How::Merge => {
+                let unit = extent.unit(slot).ok_or(wrong)?;
+                extent.set_unit(slot, shadow.unit);
+                let present = self.known(id, slot, unit)?;
+                for blocks in present.content_beside(shadow.range()) {
+                    self.copy(&Copy { from: unit.unit, to: shadow.unit.unit, blocks })?;
+                }
+                let prepared = self.known(id, slot, shadow.unit)?;
+                self.descriptors.insert(shadow.unit.unit, merged(&shadow, &prepared, &present, lsn));
             }
             How::Copy => {
                 let unit = extent.unit(slot).ok_or(wrong)?;
@@ -107,17 +122,10 @@ impl<D: Disk> Replay<'_, D> {
 
     fn take_shadow(&mut self, id: ExtentId, slot: u8, version: Version) -> Result<Shadow, OpenError> {
         let wrong = self.wrong("a record resolves a change that is not prepared");
-        let shadow = self.changed(id)?.take_shadow(slot).filter(|shadow| shadow.version == version);
+        let shadow = self.touch(Key::live(id)).take_shadow(slot).filter(|shadow| shadow.version == version);
         let shadow = shadow.ok_or(wrong)?;
         self.namespaces.remove_prepared(id);
         Ok(shadow)
-    }
-
-    /// An extent that a record changes.
-    fn changed(&mut self, id: ExtentId) -> Result<&mut Extent, OpenError> {
-        self.touch(id);
-        let wrong = self.wrong("a record changes an extent that is not there");
-        self.extents.get_mut(id).ok_or(wrong)
     }
 
     fn note(&mut self, id: ExtentId, version: Version) {

@@ -39,7 +39,9 @@ impl<D: Disk> View<D> {
         let descriptor = self.descriptor(id, shadow.slot, shadow.unit, dirty.as_ref(), true);
         let descriptor = descriptor.map_err(|stopped| match stopped {
             Stopped::Bad(bad) => Bad { block: base + u32::from(shadow.first), ..bad },
-            Stopped::Wait | Stopped::Unread { .. } => Bad { block: base, damage: Damage::Unreadable },
+            Stopped::Wait | Stopped::NoSnapshot(_) | Stopped::Unread { .. } => {
+                Bad { block: base, damage: Damage::Unreadable }
+            }
         })?;
         let mut data = vec![0; shadow.range().len() * BLOCK];
         for (index, out) in shadow.range().zip(data.chunks_exact_mut(BLOCK)) {

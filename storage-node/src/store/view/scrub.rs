@@ -6,9 +6,10 @@
 
 use std::io;
 
-use lunette_proto::ids::ExtentId;
+use lunette_proto::ids::{ExtentId, Snapshot};
 use lunette_proto::limits::BLOCK_BYTES;
 
+use super::super::chains::LIVE;
 use super::super::descriptor::{BlockState, Damage, Descriptor, UNIT_BLOCKS};
 use super::super::disk::Disk;
 use super::super::layout::{DESCRIPTOR_BYTES, UNIT_BYTES};
@@ -36,44 +37,59 @@ impl<D: Disk> View<D> {
         let state = self.state.read();
         // Between 0 and the number of extents, which a disk has far fewer of than a float can count.
         let before = (state.extents.len() as f64 * part.clamp(0.0, 1.0)) as usize;
-        before.checked_sub(1).and_then(|last| state.extents.iter().nth(last)).map(|(id, _)| id)
+        before.checked_sub(1).and_then(|last| state.extents.iter().nth(last)).map(|(key, _)| key.extent)
     }
 
     /// The slots of an extent that have a unit; `None` if there is no such extent.
     #[must_use]
     pub fn slots(&self, id: ExtentId) -> Option<Vec<u8>> {
         let state = self.state.read();
-        state.extents.get(id).map(|extent| extent.units().map(|(slot, _)| slot).collect())
+        let extent = state.extents.get(id).filter(|_| !state.namespaces.is_deleted(id.namespace))?;
+        Some(extent.units().map(|(slot, _)| slot).collect())
     }
 
-    /// Looks at every block of a slot on the medium, which `read` reads.
+    /// Units that snapshots keep of an extent, each with its slot and the newest of them.
+    #[must_use]
+    pub fn kept(&self, id: ExtentId) -> Vec<(Snapshot, u8)> {
+        let state = self.state.read();
+        let kept = state
+            .extents
+            .records(id, Snapshot(0))
+            .filter(|(until, _)| *until != LIVE || state.namespaces.is_deleted(id.namespace));
+        kept.flat_map(|(until, extent)| extent.units().map(move |(slot, _)| (until, slot))).collect()
+    }
+
+    /// Looks at every block of a slot on the medium, which `read` reads: as it is now, or as snapshots up to `until` see it.
     pub fn inspect(
         &self,
         id: ExtentId,
+        until: Option<Snapshot>,
         slot: u8,
         read: impl Fn(u64, &mut [u8]) -> io::Result<()>,
     ) -> Inspection {
         // A change that comes in between looks like damage; so it does the second time only by another change.
         for _ in 0..FREE_LOOKS {
-            let found = self.inspect_once(id, slot, &read);
+            let found = self.inspect_once(id, until, slot, &read);
             if found.bad.is_empty() {
                 return found;
             }
         }
         let _still = self.applying.read();
-        self.inspect_once(id, slot, &read)
+        self.inspect_once(id, until, slot, &read)
     }
 
     fn inspect_once(
         &self,
         id: ExtentId,
+        until: Option<Snapshot>,
         slot: u8,
         read: &impl Fn(u64, &mut [u8]) -> io::Result<()>,
     ) -> Inspection {
         let first = u32::from(slot) * UNIT_BLOCKS;
         let (unit, dirty) = {
             let state = self.state.read();
-            let Some(unit) = state.extents.get(id).and_then(|extent| extent.unit(slot)) else {
+            let extent = state.extents.at(id, until.unwrap_or(LIVE), slot);
+            let Some(unit) = extent.and_then(|extent| extent.unit(slot)) else {
                 return Inspection::default();
             };
             (unit, state.dirty.get(&unit.unit).map(|dirty| dirty.descriptor.clone()))

@@ -2,8 +2,8 @@
 //!
 //! | kind | record | fields after the kind (1 byte) |
 //! |---|---|---|
-//! | 1 | data of blocks of one unit | flags 1 (1: the unit is fresh, 2: the data is in the unit already), slot 1, first block in the unit 1, blocks 1, namespace 8, index 8, version 16, unit 4; for each block: digest 4, tags 3 |
-//! | 2 | zeros for blocks of one unit | flags 1 (1: the unit is fresh), slot 1, first block 1, blocks 1, namespace 8, index 8, version 16, unit 4 |
+//! | 1 | data of blocks of one unit | flags 1 (1: the unit is fresh, 2: the data is in the unit already, 8: it gets the other blocks of the unit that the slot had), slot 1, first block in the unit 1, blocks 1, namespace 8, index 8, version 16, unit 4; for each block: digest 4, tags 3 |
+//! | 2 | zeros for blocks of one unit | flags 1 (1, 8: as kind 1), slot 1, first block 1, blocks 1, namespace 8, index 8, version 16, unit 4 |
 //! | 3 | slots become a hole | zeros 4, namespace 8, index 8, version 16, slots 8 |
 //! | 4 | seal | namespace 8, generation 8, epoch 8 |
 //! | 5 | delete | namespace 8 |
@@ -11,17 +11,20 @@
 //! | 7 | a change of blocks of one slot is prepared | as kind 1, and between unit and digests: the slot's newest version 16; flags also 4: the blocks become zeros, and there are no digests |
 //! | 8 | what is prepared in a slot is committed | how 1, slot 1, zeros 2, namespace 8, index 8, version 16 |
 //! | 9 | what is prepared in a slot is dropped | zero 1, slot 1, zeros 2, namespace 8, index 8, version 16 |
+//! | 10 | a snapshot is marked | namespace 8, snapshot 8 |
+//! | 11 | a snapshot ends | namespace 8, snapshot 8 |
 //!
 //! A record is a plain instruction: everything was decided before. A fresh unit takes the place of
 //! whatever the slot had; of a whole unit of data, nothing of that remains, and of less, the other blocks are zeros of the
 //! version of the hole that was there.
 //!
 //! How a prepared change is committed: 1: its unit takes the place of whatever the slot had; 2: the slot becomes a hole; 3:
-//! its blocks are copied into the slot's unit, and what they are into its descriptor. The unit that is given back stays what
-//! it is until no record can be replayed that copies from it.
+//! its blocks are copied into the slot's unit, and what they are into its descriptor; 4: its unit gets the other blocks of
+//! the slot's unit, and its place. A unit that blocks are copied from stays what it is until no record can be replayed that does
+//! so: it is given back, or a snapshot sees it.
 
 use bytes::{Buf, BufMut};
-use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Version};
+use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Snapshot, Version};
 
 use super::super::descriptor::{Digest, UNIT_BLOCKS};
 use super::super::extents::SLOTS;
@@ -36,9 +39,12 @@ const WATERMARK: u8 = 6;
 const PREPARE: u8 = 7;
 const COMMIT: u8 = 8;
 const ROLLBACK: u8 = 9;
+const MARK: u8 = 10;
+const UNMARK: u8 = 11;
 const FRESH: u8 = 1;
 const PLACED: u8 = 2;
 const ZEROS: u8 = 4;
+const COPIED: u8 = 8;
 /// Bytes of the longest record.
 pub(crate) const RECORD_BYTES_MAX: usize = 57 + 7 * UNIT_BLOCKS as usize;
 
@@ -63,6 +69,10 @@ pub(crate) enum Record {
     Commit { extent: ExtentId, slot: u8, version: Version, how: How },
     /// What is prepared in a slot is dropped.
     Rollback { extent: ExtentId, slot: u8, version: Version },
+    /// A snapshot is marked.
+    Mark(Namespace, Snapshot),
+    /// A snapshot ends.
+    Unmark(Namespace, Snapshot),
 }
 
 /// How a prepared change is committed.
@@ -74,6 +84,8 @@ pub(crate) enum How {
     Hole,
     /// Its blocks are copied into the slot's unit.
     Copy,
+    /// Its unit gets the other blocks of the slot's unit, which a snapshot sees, and its place.
+    Merge,
 }
 
 /// Blocks of a unit.
@@ -88,6 +100,8 @@ pub(crate) struct Place {
     pub(crate) unit: u32,
     /// The unit was not the slot's before.
     pub(crate) fresh: bool,
+    /// It gets the other blocks of the unit that the slot had, which a snapshot sees.
+    pub(crate) copied: bool,
 }
 
 /// Blocks of a unit get data.
@@ -162,6 +176,8 @@ impl Record {
                 out.put_u64_le(namespace.0);
                 put_version(out, *mark);
             }
+            Self::Mark(id, snapshot) => put_snapshot(MARK, *id, *snapshot, out),
+            Self::Unmark(id, snapshot) => put_snapshot(UNMARK, *id, *snapshot, out),
         }
     }
 
@@ -170,7 +186,7 @@ impl Record {
         Some(match fields.try_get_u8().ok()? {
             WRITE => {
                 let (place, flags) = Place::decode(fields)?;
-                if flags & !(FRESH | PLACED) != 0 {
+                if flags & !(FRESH | PLACED | COPIED) != 0 || flags & (FRESH | COPIED) == COPIED {
                     return None;
                 }
                 let digests = get_digests(place.blocks, fields)?;
@@ -200,7 +216,8 @@ impl Record {
                 Self::Rollback { extent, slot, version }
             }
             ZERO => match Place::decode(fields)? {
-                (place, flags) if flags & !FRESH == 0 => Self::Zero(place),
+                (place, 0 | FRESH) => Self::Zero(place),
+                (place, flags) if flags == FRESH | COPIED => Self::Zero(place),
                 _ => return None,
             },
             HOLE => {
@@ -225,6 +242,14 @@ impl Record {
                 let namespace = Namespace(fields.try_get_u64_le().ok()?);
                 Self::Watermark { namespace, mark: get_version(fields)?, complete }
             }
+            MARK => {
+                let (id, snapshot) = get_snapshot(fields)?;
+                Self::Mark(id, snapshot)
+            }
+            UNMARK => {
+                let (id, snapshot) = get_snapshot(fields)?;
+                Self::Unmark(id, snapshot)
+            }
             _ => return None,
         })
     }
@@ -236,11 +261,12 @@ impl How {
             Self::Adopt => 1,
             Self::Hole => 2,
             Self::Copy => 3,
+            Self::Merge => 4,
         }
     }
 
     fn of(code: u8) -> Option<Self> {
-        [Self::Adopt, Self::Hole, Self::Copy].into_iter().find(|how| how.code() == code)
+        [Self::Adopt, Self::Hole, Self::Copy, Self::Merge].into_iter().find(|how| how.code() == code)
     }
 }
 
@@ -252,7 +278,8 @@ impl WriteRecord {
 
 impl Place {
     fn encode(&self, flags: u8, out: &mut Vec<u8>) {
-        out.put_u8(flags | if self.fresh { FRESH } else { 0 });
+        let (fresh, copied) = (if self.fresh { FRESH } else { 0 }, if self.copied { COPIED } else { 0 });
+        out.put_u8(flags | fresh | copied);
         out.put_u8(self.slot);
         out.put_u8(self.first);
         out.put_u8(self.blocks);
@@ -272,7 +299,16 @@ impl Place {
         let unit = fields.try_get_u32_le().ok()?;
         let fits = slot < SLOTS && blocks > 0 && u32::from(first) + u32::from(blocks) <= UNIT_BLOCKS;
         fits.then_some((
-            Self { extent, version, slot, first, blocks, unit, fresh: flags & FRESH != 0 },
+            Self {
+                extent,
+                version,
+                slot,
+                first,
+                blocks,
+                unit,
+                fresh: flags & FRESH != 0,
+                copied: flags & COPIED != 0,
+            },
             flags,
         ))
     }
@@ -311,6 +347,16 @@ fn get_slot(fields: &mut &[u8]) -> Option<(ExtentId, u8, Version)> {
     is_valid.then_some((extent, slot, version))
 }
 
+fn put_snapshot(kind: u8, id: Namespace, snapshot: Snapshot, out: &mut Vec<u8>) {
+    out.put_u8(kind);
+    out.put_u64_le(id.0);
+    out.put_u64_le(snapshot.0);
+}
+
+fn get_snapshot(fields: &mut &[u8]) -> Option<(Namespace, Snapshot)> {
+    Some((Namespace(fields.try_get_u64_le().ok()?), Snapshot(fields.try_get_u64_le().ok()?)))
+}
+
 fn get_extent(fields: &mut &[u8]) -> Option<ExtentId> {
     let namespace = Namespace(fields.try_get_u64_le().ok()?);
     Some(ExtentId { namespace, index: fields.try_get_u64_le().ok()? })
@@ -325,7 +371,8 @@ mod tests {
     fn prepared_changes_have_these_bytes() {
         let extent = ExtentId { namespace: Namespace(0x0102), index: 3 };
         let [version, prev] = [5, 4].map(|seq| Version { generation: Generation(6), seq });
-        let place = Place { extent, version, slot: 63, first: 14, blocks: 2, unit: 7, fresh: true };
+        let place =
+            Place { extent, version, slot: 63, first: 14, blocks: 2, unit: 7, fresh: true, copied: false };
         let numbers = |numbers: &[u64]| numbers.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<_>>();
         let write = WriteRecord { place, placed: true, digests: Vec::new() };
         let of_zeros = [&[7, 1 | 2 | 4, 63, 14, 2], &numbers(&[0x0102, 3, 6, 5])[..], &[7, 0, 0, 0]].concat();
@@ -343,6 +390,9 @@ mod tests {
             (Record::Commit { extent, slot: 63, version, how: How::Hole }, resolved(&[8, 2])),
             (Record::Commit { extent, slot: 63, version, how: How::Copy }, resolved(&[8, 3])),
             (Record::Rollback { extent, slot: 63, version }, resolved(&[9, 0])),
+            (Record::Commit { extent, slot: 63, version, how: How::Merge }, resolved(&[8, 4])),
+            (Record::Mark(Namespace(2), Snapshot(3)), [&[10], &numbers(&[2, 3])[..]].concat()),
+            (Record::Unmark(Namespace(2), Snapshot(3)), [&[11], &numbers(&[2, 3])[..]].concat()),
         ];
         for (record, expected) in records {
             let mut bytes = Vec::new();
@@ -356,13 +406,20 @@ mod tests {
     fn encodes() {
         let extent = ExtentId { namespace: Namespace(1 << 60), index: 2 };
         let version = Version { generation: Generation(3), seq: 4 };
-        let place = Place { extent, version, slot: 63, first: 15, blocks: 1, unit: 7, fresh: true };
+        let place =
+            Place { extent, version, slot: 63, first: 15, blocks: 1, unit: 7, fresh: true, copied: false };
         let digests = vec![Digest { value: 8, tags: 0xff_ffff }];
         let whole = Place { first: 0, blocks: 16, fresh: false, ..place };
         let records = [
             Record::Write(WriteRecord { place, placed: false, digests: digests.clone() }),
             Record::Write(WriteRecord { place: whole, placed: true, digests: digests.repeat(16) }),
             Record::Zero(place),
+            Record::Zero(Place { copied: true, ..place }),
+            Record::Write(WriteRecord {
+                place: Place { copied: true, ..place },
+                placed: false,
+                digests: digests.clone(),
+            }),
             Record::Hole { extent, version, slots: u64::MAX },
             Record::Seal(extent.namespace, Generation(5), Epoch(6)),
             Record::Delete(extent.namespace),
@@ -389,6 +446,9 @@ mod tests {
             },
             Record::Commit { extent, slot: 63, version, how: How::Copy },
             Record::Rollback { extent, slot: 0, version },
+            Record::Commit { extent, slot: 63, version, how: How::Merge },
+            Record::Mark(extent.namespace, Snapshot(9)),
+            Record::Unmark(extent.namespace, Snapshot(9)),
         ];
         for record in records {
             let mut bytes = Vec::new();
@@ -399,6 +459,10 @@ mod tests {
                 assert_eq!(Record::decode(&mut &bytes[..cut]), None);
             }
         }
-        assert_eq!(Record::decode(&mut [10u8; 60].as_slice()), None);
+        assert_eq!(Record::decode(&mut [12u8; 60].as_slice()), None);
+        // Blocks are copied into fresh units only.
+        let mut bytes = Vec::new();
+        Record::Zero(Place { fresh: false, copied: true, ..place }).encode(&mut bytes);
+        assert_eq!((bytes[1], Record::decode(&mut bytes.as_slice())), (8, None));
     }
 }

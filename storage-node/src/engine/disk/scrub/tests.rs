@@ -77,8 +77,13 @@ impl Rig {
     }
 
     fn read(&self, index: u64, first: u32, blocks: u32) -> Reply {
-        let query =
-            ReadQuery { extent: extent(index), generation: G, offset: first * 4096, len: blocks * 4096 };
+        let query = ReadQuery {
+            extent: extent(index),
+            generation: G,
+            offset: first * 4096,
+            len: blocks * 4096,
+            at: None,
+        };
         answer(|done| self.engine.read(Epoch(1), query, done))
     }
 
@@ -298,7 +303,7 @@ fn unreadable_blocks_are_found() {
     let rig = rig.reopen();
     let bad = rig.block(0, 9);
     let medium = &rig.engine.shared.medium;
-    let found = rig.engine.shared.view.inspect(extent(0), 0, |offset, out| {
+    let found = rig.engine.shared.view.inspect(extent(0), None, 0, |offset, out| {
         if (offset..offset + out.len() as u64).contains(&bad) {
             return Err(io::Error::other("not readable"));
         }
@@ -306,7 +311,8 @@ fn unreadable_blocks_are_found() {
     });
     assert_eq!(found.bad, [Bad { block: 9, damage: Damage::Unreadable }]);
     assert_eq!(found.checked, 16);
-    let found = rig.engine.shared.view.inspect(extent(0), 0, |_, _| Err(io::Error::other("not readable")));
+    let found =
+        rig.engine.shared.view.inspect(extent(0), None, 0, |_, _| Err(io::Error::other("not readable")));
     assert_eq!(found.bad.len(), 16);
 }
 
