@@ -1,5 +1,7 @@
 //! A store on a simulated medium, beside the model of what it may hold.
 
+mod repair;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -659,36 +661,6 @@ impl World {
     /// After the store was opened once more on the same medium.
     pub(super) fn opened(self, store: Store<Arc<SimDisk>>) -> Self {
         Self { store, checkpoint: None, running: false, unseen: false, ..self }
-    }
-
-    /// Writes what a block should hold, as a repair with the version that it should have.
-    pub(super) fn repair(&mut self, id: ExtentId, block: u32) -> Result<(), End> {
-        let slot = block / UNIT_BLOCKS;
-        if let Some(prepared) = self.model.prepared(id, slot) {
-            let (generation, _) = self.model.sealed(id.namespace);
-            let (version, offset, len) = (prepared.version, slot * UNIT_BYTES, UNIT_BYTES);
-            self.model.resolve(id, slot, false);
-            let operation = Operation::Rollback { extent: id, generation, version, offset, len };
-            match self.prepare(&operation)? {
-                Some((Ok(ReplyBody::Done), _)) => self.commit()?,
-                other => return wrong(format!("a rollback answers {other:?}")),
-            }
-        }
-        let value = self.model.namespaces[&id.namespace].extents[&id.index].block(block).last().clone();
-        let (generation, _) = self.model.sealed(id.namespace);
-        let change = match value.data {
-            Some(data) => Change::Data(data),
-            None => Change::Zeros { len: BLOCK_BYTES },
-        };
-        let (version, offset) = (value.version, block * BLOCK_BYTES);
-        if version == Version::NONE {
-            return Ok(());
-        }
-        let operation = Operation::Put { extent: id, generation, version, offset, change };
-        match self.prepare(&operation)? {
-            Some((Ok(ReplyBody::Done), _)) => self.commit(),
-            other => wrong(format!("a repair answers {other:?}")),
-        }
     }
 
     /// What readers see now, if nothing waits that they do not see yet.
