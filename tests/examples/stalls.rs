@@ -9,6 +9,7 @@
 //! node2 is taken away at a random moment, and is let return when the cluster has left it behind. A line for each round:
 //! the longest command before, and of those that were on their way or sent from the death until the return.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -20,6 +21,8 @@ use lunette_tests::{Initiator, Lunette, command, iqn};
 
 const NODE: &str = "node2";
 const DEPTH: u64 = 8;
+/// Rounds of one cluster: a node that leaves again and again is taken back later each time.
+const ROUNDS_MAX: usize = 5;
 /// Places of 4 KiB, written before anything is measured.
 const PLACES: u64 = 2048;
 
@@ -93,6 +96,31 @@ fn main() {
     };
     let rounds: usize = arguments.next().map_or(30, |text| text.parse().expect("a number of rounds"));
 
+    let mut random = Random::new(7);
+    let mut stalls = Vec::new();
+    let mut errors = 0;
+    for first in (1..=rounds).step_by(ROUNDS_MAX) {
+        let last = rounds.min(first + ROUNDS_MAX - 1);
+        errors += measure(kills, first..=last, &mut random, &mut stalls);
+    }
+    stalls.sort_unstable();
+    let at = |part: usize| ms(stalls[(stalls.len() - 1) * part / 100]);
+    println!(
+        "{rounds} rounds: longest stall min {} ms, median {} ms, p90 {} ms, max {} ms; {errors} errors",
+        at(0),
+        at(50),
+        at(90),
+        at(100)
+    );
+}
+
+/// Measures in some rounds; how many commands failed.
+fn measure(
+    kills: bool,
+    rounds: RangeInclusive<usize>,
+    random: &mut Random,
+    stalls: &mut Vec<Duration>,
+) -> usize {
     let lunette = Lunette::build().processes().volume("alpha", "64M").start();
     let mut writer = lunette.initiator("alpha");
     writer.ready().expect("a connection");
@@ -100,11 +128,9 @@ fn main() {
         assert_eq!(writer.write(place * 8, &[1; 4096]).expect("a connection").status, 0);
     }
     let prober = Prober::start(&lunette);
-    let mut random = Random::new(7);
     let mut part: Option<Part> = None;
-    let mut stalls = Vec::new();
     let mut errors = 0;
-    for round in 1..=rounds {
+    for round in rounds {
         lunette.until_healthy();
         std::thread::sleep(Duration::from_millis(1000 + random.below(500)));
         let before = prober.take();
@@ -143,13 +169,5 @@ fn main() {
     errors += rest.iter().filter(|probe| !probe.good).count();
     prober.end();
     drop(part);
-    stalls.sort_unstable();
-    let at = |part: usize| ms(stalls[(stalls.len() - 1) * part / 100]);
-    println!(
-        "{rounds} rounds: longest stall min {} ms, median {} ms, p90 {} ms, max {} ms; {errors} errors",
-        at(0),
-        at(50),
-        at(90),
-        at(100)
-    );
+    errors
 }
