@@ -454,6 +454,7 @@ fn from_the_cluster_map() {
             capacity_bytes: 1 << 40,
             weight: 1 << 20,
             state: if id == 4 { DiskState::Out } else { DiskState::InSync },
+            draining: false,
         };
         map.disks.insert(disk.id, disk);
     }
@@ -463,6 +464,7 @@ fn from_the_cluster_map() {
         redundancy: Redundancy::replicated(3),
         failure_domain: FailureDomain::Host,
         table: std::sync::Arc::new(Table::new(0, 3, Vec::new())),
+        moves: std::sync::Arc::default(),
     };
     let candidates = candidates_of(&map, &pool);
     let found: Vec<_> =

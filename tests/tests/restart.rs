@@ -35,12 +35,12 @@ impl Seen {
     }
 }
 
-/// Without what a restart may change: the owner's generation, the map's epoch, how much is stored.
+/// Without what a restart may change: the owner's generation, the map's epoch, how much is stored, who was there last.
 fn configured(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
             fields.retain(|key, _| {
-                !["epoch", "generation", "owner", "stored", "used", "sessions", "health"]
+                !["degraded", "epoch", "generation", "owner", "stored", "used", "sessions", "health"]
                     .iter()
                     .any(|part| key.contains(part))
             });

@@ -195,10 +195,12 @@ mod tests {
             redundancy: Redundancy::replicated(2),
             failure_domain: FailureDomain::Disk,
             table: Arc::new(Table::new(1, 1, vec![DiskId(1)])),
+            moves: Arc::default(),
         };
         let unsound = MapDelta { epoch: Epoch(2), changes: vec![Change::PutPool(pool)] };
         assert_eq!(follower.take(delta(&unsound)), Err(WatchError::Unsound("pool \"p\"".into())));
-        let nobodys = Behind { partitions: Partitions::from_iter([Partition(0)]), since: Epoch(1) };
+        let nobodys =
+            Behind { partitions: Partitions::from_iter([Partition(0)]), since: Epoch(1), grown: Epoch(1) };
         let behind = Change::PutBehind(PoolId(1), DiskId(1), Arc::new(nobodys));
         let unsound = MapDelta { epoch: Epoch(2), changes: vec![behind] };
         assert_eq!(follower.take(delta(&unsound)), Err(WatchError::Unsound("disk-1".into())));

@@ -4,7 +4,7 @@
 //! | the node                    | and                                                        | its disks       |
 //! |-----------------------------|------------------------------------------------------------|-----------------|
 //! | has ended its stream        | a gateway gets no answers                                  | leave at once   |
-//! |                             | no gateway is there to say                                 | leave at once   |
+//! |                             | for three seconds; no gateway is there to say              | leave           |
 //! | is silent for a second      | a gateway gets no answers                                  | leave at once   |
 //! | is silent for three seconds | no gateway is there to say                                 | leave           |
 //! | was never heard             | a gateway gets no answers, a second after this member leads | leave           |
@@ -264,7 +264,12 @@ impl Decider {
         let nobody =
             || (scene.gateways == 0 && scene.hears).then_some("no gateway is there to say otherwise");
         match scene.registry.hearing(disk.node) {
-            Hearing::Ended => {
+            Hearing::Ended { heard } => {
+                let due = heard.max(self.awake) + SILENCE_MAX;
+                if cut.is_none() && now < due {
+                    *next = (*next).min(due);
+                    return None;
+                }
                 let what = cut.or_else(|| nobody().map(str::to_owned))?;
                 gone(format!("its node has gone, and {what}"))
             }

@@ -45,7 +45,10 @@ pub enum Hearing {
     /// It has not reported to this leader yet.
     Absent,
     /// Its stream has ended.
-    Ended,
+    Ended {
+        /// When it had reported last.
+        heard: Instant,
+    },
     /// Its stream is open.
     Open {
         /// When it has reported last.
@@ -168,7 +171,7 @@ impl Registry {
     pub fn hearing(&self, node: NodeId) -> Hearing {
         match self.nodes.get(&node) {
             None => Hearing::Absent,
-            Some(presence) if !presence.open => Hearing::Ended,
+            Some(presence) if !presence.open => Hearing::Ended { heard: presence.heard },
             Some(presence) => Hearing::Open { heard: presence.heard },
         }
     }

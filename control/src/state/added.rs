@@ -79,6 +79,7 @@ impl Draft<'_> {
                 weight: default_weight(capacity_bytes),
                 // No table names a disk that is new, so it misses nothing.
                 state: DiskState::InSync,
+                draining: false,
             }));
         }
         Ok(Response::Done)

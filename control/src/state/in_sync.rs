@@ -51,7 +51,11 @@ impl Draft<'_> {
         for pool in map.pools.values() {
             let partitions = member_of(pool, id);
             if !partitions.is_empty() {
-                self.put(Change::PutBehind(pool.id, id, Arc::new(Behind { partitions, since })));
+                self.put(Change::PutBehind(
+                    pool.id,
+                    id,
+                    Arc::new(Behind { partitions, since, grown: since }),
+                ));
             }
         }
         self.set_state(disk, DiskState::Out);
@@ -69,7 +73,7 @@ impl Draft<'_> {
         let mut state = DiskState::InSync;
         for ((pool, _), behind) in map.behind.iter().filter(|((_, disk), _)| *disk == id) {
             let partitions = behind.partitions.clone();
-            self.put(Change::PutBehind(*pool, id, Arc::new(Behind { partitions, since })));
+            self.put(Change::PutBehind(*pool, id, Arc::new(Behind { partitions, since, grown: since })));
             state = DiskState::CatchingUp;
         }
         self.set_state(disk, state);
@@ -106,7 +110,7 @@ impl Draft<'_> {
             self.put(Change::RemoveBehind(pool, id));
             self.in_sync_without(id, pool);
         } else {
-            let left = Behind { partitions: left, since: behind.since };
+            let left = Behind { partitions: left, ..**behind };
             self.put(Change::PutBehind(pool, id, Arc::new(left)));
         }
         Ok(Response::Done)

@@ -106,6 +106,7 @@ impl Draft<'_> {
             capacity_bytes: disk.capacity_bytes,
             weight,
             state,
+            draining: known.is_some_and(|known| known.draining),
         }));
         Ok(id)
     }

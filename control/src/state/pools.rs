@@ -41,8 +41,9 @@ impl Draft<'_> {
             return Err(Rejection::Table { pool: name.to_owned() });
         }
         let id = PoolId(take(&mut self.next.pool)?);
-        let table = Arc::clone(table);
-        self.put(Change::PutPool(Pool { id, name: name.to_owned(), redundancy, failure_domain, table }));
+        let (table, moves) = (Arc::clone(table), Arc::default());
+        let name = name.to_owned();
+        self.put(Change::PutPool(Pool { id, name, redundancy, failure_domain, table, moves }));
         Ok(Response::Pool(id))
     }
 

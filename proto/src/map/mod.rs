@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use identity::{naa, serial};
-pub use pool::{Behind, FailureDomain, Partitions, Pool, Redundancy, Table};
+pub use pool::{Behind, FailureDomain, Move, Moves, Partitions, Pool, Redundancy, Table};
 pub use target::{Acl, Chap, ChapAlgorithm, ChapCredential, Lun, Sealed, Target};
 pub use unit::{
     NexusId, Registrant, Reservation, ReservationType, Reservations, Sanitize, SanitizeKind, UnitState,
@@ -52,8 +52,8 @@ pub struct ClusterMap {
     pub units: BTreeMap<VolumeId, Arc<UnitState>>,
     /// What an initiator must prove for a discovery session; `None` is AuthMethod=None.
     pub discovery_chap: Option<Chap>,
-    /// Partitions of which a disk is a member by the table, and holds a copy that does not count: it has missed changes, or
-    /// it left. No entry is empty.
+    /// Partitions of which a disk holds a copy that does not count: it is a member by the table and has missed changes or left;
+    /// or it is to become one ([`Pool::moves`]) and is not complete. No entry is empty.
     pub behind: BTreeMap<(PoolId, DiskId), Arc<Behind>>,
 }
 
@@ -129,6 +129,8 @@ pub struct Disk {
     pub weight: u32,
     /// Whether its copies count.
     pub state: DiskState,
+    /// It is to be emptied: its copies are moved to others, and none are put on it.
+    pub draining: bool,
 }
 
 /// A disk that an administrator has added by command, where its node's configuration says nothing of it.
@@ -158,7 +160,7 @@ pub struct AddedDisk {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskState {
-    /// It holds every acked write of its partitions.
+    /// It holds every acked write of the partitions that it is a member of; copies that are on their way to it do not count.
     InSync,
     /// Its copies of some partitions ([`ClusterMap::behind`]) are being brought up to date: these take new writes,
     /// uncounted, and serve no reads. The others count.

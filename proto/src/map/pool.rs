@@ -1,5 +1,6 @@
 //! A pool: how many copies, over which failure domain, and the table of its ring.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ pub struct Pool {
     pub failure_domain: FailureDomain,
     /// Partition -> disks. Large, so maps share it.
     pub table: Arc<Table>,
+    /// Copies that are on their way to other disks.
+    pub moves: Arc<Moves>,
 }
 
 /// How a pool's data survives the loss of disks.
@@ -116,12 +119,87 @@ impl Table {
         &self.cells[start..start + width]
     }
 
+    /// Puts one disk of a row in another's place; whether it was there.
+    ///
+    /// # Panics
+    /// If the partition is not one of this table's.
+    pub fn replace(&mut self, partition: Partition, Move { from, to }: Move) -> bool {
+        let width = usize::from(self.width);
+        let start = partition.0 as usize * width;
+        let place = self.cells[start..start + width].iter_mut().find(|disk| **disk == from);
+        let is_there = place.is_some();
+        if let Some(place) = place {
+            *place = to;
+        }
+        is_there
+    }
+
     /// All rows, in order of partition.
     pub fn rows(&self) -> impl Iterator<Item = (Partition, &[DiskId])> {
         self.cells
             .chunks_exact(usize::from(self.width))
             .enumerate()
             .map(|(index, row)| (Partition(u32::try_from(index).expect("bounded by PARTITIONS_MAX")), row))
+    }
+}
+
+/// A copy of a partition that is to change its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Move {
+    /// Who has it until then, and counts as it stands: a disk of the partition's row.
+    pub from: DiskId,
+    /// Who is brought up to date, and takes the other's place in the row in the moment in which its copy counts: a disk that
+    /// is not of the row.
+    pub to: DiskId,
+}
+
+/// Copies of a pool's partitions on their way to other disks. Each of the copies that are made is behind
+/// ([`ClusterMap::behind`](super::ClusterMap::behind)) until the move is over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moves(BTreeMap<Partition, Vec<Move>>);
+
+impl Moves {
+    /// Those of a partition, in no order that means anything.
+    #[must_use]
+    pub fn of(&self, partition: Partition) -> &[Move] {
+        self.0.get(&partition).map_or(&[], Vec::as_slice)
+    }
+
+    /// All of them, in order of partition.
+    pub fn iter(&self) -> impl Iterator<Item = (Partition, Move)> {
+        self.0.iter().flat_map(|(partition, moves)| moves.iter().map(|it| (*partition, *it)))
+    }
+
+    /// Adds one; whether it was new.
+    pub fn insert(&mut self, partition: Partition, added: Move) -> bool {
+        let moves = self.0.entry(partition).or_default();
+        let is_new = !moves.contains(&added);
+        if is_new {
+            moves.push(added);
+        }
+        is_new
+    }
+
+    /// Takes the one to a disk away.
+    pub fn remove(&mut self, partition: Partition, to: DiskId) -> Option<Move> {
+        let moves = self.0.get_mut(&partition)?;
+        let removed = moves.iter().position(|it| it.to == to).map(|at| moves.remove(at));
+        if moves.is_empty() {
+            self.0.remove(&partition);
+        }
+        removed
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -257,6 +335,9 @@ pub struct Behind {
     /// The map in which the disk left or came back last. What an owner said under an older map about being up to date
     /// counts nothing: it may have let go of the disk since.
     pub since: Epoch,
+    /// The map in which a partition was added last. What an owner said under an older map counts nothing either: it may have
+    /// been of a copy that the disk had before. Not older than `since`.
+    pub grown: Epoch,
 }
 
 fn place(partition: Partition) -> (usize, u32) {
@@ -286,6 +367,35 @@ impl TryFrom<Cells> for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Guards moves: one that is taken away leaves the others of its partition, and a row takes a move once.
+    #[test]
+    fn moves() {
+        let step = |from, to| Move { from: DiskId(from), to: DiskId(to) };
+        let mut moves = Moves::default();
+        let added = [(2, step(1, 7)), (2, step(3, 9)), (0, step(1, 7)), (2, step(1, 7))];
+        let new: Vec<bool> = added.iter().map(|(at, it)| moves.insert(Partition(*at), *it)).collect();
+        assert_eq!((new, moves.len()), (vec![true, true, true, false], 3));
+        assert_eq!(moves.of(Partition(2)), [step(1, 7), step(3, 9)]);
+        assert_eq!(moves.remove(Partition(2), DiskId(7)), Some(step(1, 7)));
+        assert_eq!(moves.remove(Partition(2), DiskId(7)), None);
+        assert_eq!(
+            moves.iter().collect::<Vec<_>>(),
+            [(Partition(0), step(1, 7)), (Partition(2), step(3, 9))]
+        );
+        assert!(
+            moves.remove(Partition(0), DiskId(7)).is_some()
+                && moves.remove(Partition(2), DiskId(9)).is_some()
+        );
+        assert!(moves.is_empty() && moves.of(Partition(2)).is_empty());
+
+        let mut table = Table::new(1, 2, [1, 2, 3, 4].map(DiskId).to_vec());
+        assert!(table.replace(Partition(1), step(4, 1)) && !table.replace(Partition(1), step(4, 1)));
+        assert_eq!(
+            (table.row(Partition(0)), table.row(Partition(1))),
+            (&[DiskId(1), DiskId(2)][..], &[DiskId(3), DiskId(1)][..])
+        );
+    }
 
     /// Guards the set: what was put in is in it, once, in order, and equal sets are equal values.
     #[test]

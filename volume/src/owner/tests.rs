@@ -54,9 +54,11 @@ fn view(states: &BTreeMap<DiskId, DiskState>, epoch: u64, size_bytes: u64, delet
         redundancy: Redundancy::replicated(disks.len() as u8),
         failure_domain: FailureDomain::Disk,
         table: Arc::new(Table::new(1, disks.len() as u8, disks)),
+        moves: Arc::default(),
     };
     // All that is on a disk which is not in sync is behind, as if it had left with the map of epoch 1.
-    let behind = Behind { partitions: [Partition(0)].into_iter().collect(), since: Epoch(1) };
+    let behind =
+        Behind { partitions: [Partition(0)].into_iter().collect(), since: Epoch(1), grown: Epoch(1) };
     let behind = Arc::new(behind);
     let pool = PoolView::new(
         &pool,

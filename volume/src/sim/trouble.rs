@@ -116,7 +116,8 @@ impl World {
         self.states.insert(disk, DiskState::Out);
         self.epoch.0 += 1;
         let rows = self.pool.table.rows().filter(|(_, row)| row.contains(&disk));
-        let behind = Behind { partitions: rows.map(|(partition, _)| partition).collect(), since: self.epoch };
+        let (since, partitions) = (self.epoch, rows.map(|(partition, _)| partition).collect());
+        let behind = Behind { partitions, since, grown: since };
         self.behind.insert(disk, Arc::new(behind));
         self.tell_owners();
         let soon = self.rng.chance(500);

@@ -158,6 +158,7 @@ impl World {
             redundancy: Redundancy::Replicated { replicas, min_size },
             failure_domain: FailureDomain::Disk,
             table: Arc::new(Table::new(1, replicas, cells)),
+            moves: Arc::default(),
         };
         let stripe = rng.chance(400).then(|| Stripe {
             unit_bytes: if rng.chance(300) { 256 << 10 } else { 16 << 10 },

@@ -151,6 +151,7 @@ fn map(
         capacity_bytes: 1 << 40,
         weight: 1,
         state: DiskState::InSync,
+        draining: false,
     });
     let pool = Pool {
         id: PoolId(1),
@@ -158,6 +159,7 @@ fn map(
         redundancy: Redundancy::replicated(addresses.len() as u8),
         failure_domain: FailureDomain::Host,
         table: Arc::new(Table::new(1, addresses.len() as u8, ids().map(DiskId).collect())),
+        moves: Arc::default(),
     };
     let volume = Volume {
         id: VOLUME,

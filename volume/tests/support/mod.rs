@@ -162,6 +162,7 @@ impl Cluster {
             capacity_bytes: 1 << 30,
             weight: 1,
             state: DiskState::InSync,
+            draining: false,
         });
         let cells =
             (0..PARTITIONS).flat_map(|row| (0..u32::from(COPIES)).map(move |at| DiskId((row + at) % NODES)));
@@ -171,6 +172,7 @@ impl Cluster {
             redundancy: Redundancy::replicated(COPIES),
             failure_domain: FailureDomain::Host,
             table: Arc::new(Table::new(1, COPIES, cells.collect())),
+            moves: Arc::default(),
         };
         let generation = Generation(self.generation);
         let volume = Volume {

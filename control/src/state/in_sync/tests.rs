@@ -180,7 +180,7 @@ fn maps_are_checked() {
     };
     let set = |them: &[u32]| {
         let partitions = them.iter().copied().map(Partition).collect();
-        Arc::new(Behind { partitions, since: Epoch(1) })
+        Arc::new(Behind { partitions, since: Epoch(1), grown: Epoch(1) })
     };
     let key = (POOL, DiskId(1));
     let of = |disk| Err(format!("disk-{disk}"));
