@@ -22,6 +22,8 @@ pub const NODE_INFLIGHT_MAX: usize = 1024;
 pub const NODE_ALIVE_MS: u64 = 250;
 /// Extents named in one answer of the node protocol; the rest is asked for again from the last one.
 pub const NODE_LIST_MAX: usize = 4096;
+/// Extents that one request of the node protocol drops from a disk.
+pub const NODE_DROPPED_EXTENTS_MAX: usize = 256;
 /// Runs of damaged blocks named in one answer of the node protocol; the rest is named once these are repaired.
 pub const NODE_DAMAGED_RUNS_MAX: usize = 64;
 

@@ -177,6 +177,9 @@ impl Service for Node {
                 return;
             }
             RequestBody::Delete { namespace, generation } => Operation::Delete { namespace, generation },
+            RequestBody::Drop { namespace, generation, extents } => {
+                Operation::Drop { namespace, generation, extents }
+            }
             RequestBody::Prepare { extent, version, prev, offset, change } => {
                 Operation::Prepare { extent, version, prev, offset, change }
             }

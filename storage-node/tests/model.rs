@@ -164,6 +164,12 @@ fn run(seed: u64, steps: u32) {
                 disk.seal(generation);
                 model.check(&mut disk);
             }
+            19 if random.below(4) == 0 => {
+                let (generation, extents) = (Generation(generation), vec![extent, EXTENTS + 1]);
+                disk.call(RequestBody::Drop { namespace: NS, generation, extents }).unwrap();
+                model.cells.retain(|(index, _), _| *index != extent);
+                model.newest.remove(&extent);
+            }
             _ => {}
         }
     }

@@ -9,9 +9,9 @@ use lunette_proto::node::frame::{
 use crate::Input;
 
 /// Kinds of frames, and some that are none. An input names a kind by its place here, so new ones come at the end.
-const KINDS: [u8; 31] = [
+const KINDS: [u8; 32] = [
     1, 2, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 128, 129, 130, 131, 132, 133, 134, 143, 0,
-    15, 255, 31, 30, 135, 3,
+    15, 255, 31, 30, 135, 3, 32,
 ];
 
 pub(crate) fn run(data: &[u8]) {

@@ -19,7 +19,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 4 | magic, the bytes `LUNE` |
-//! | 4 | 1 | protocol version: 4; in `Hello` and `HelloAck` for ever 1 |
+//! | 4 | 1 | protocol version: 5; in `Hello` and `HelloAck` for ever 1 |
 //! | 5 | 1 | kind (below) |
 //! | 6 | 1 | status: outcome in `HelloAck`, code in `Failure`, otherwise 0 |
 //! | 7 | 1 | reserved, 0 |
@@ -60,6 +60,7 @@
 //! | 28 | `Rollback` | as `Commit` |
 //! | 29 | `Prepared` | namespace 8, extent 8, generation 8 |
 //! | 30 | `Extents` | namespace 8, generation 8, from extent 8, newer than version 16 |
+//! | 31 | `Drop` | namespace 8, generation 8, count 4, reserved 4, count times extent 8 |
 //! | 128 | `Done` | empty |
 //! | 129 | `Data` | empty; data: the bytes read |
 //! | 130 | `Sealed` | count 4, reserved 4, complete up to version 16; data: count times (extent 8, newest version 16) |
@@ -71,6 +72,7 @@
 //! | 143 | `Failure` | sealed 8, got 8, offset 4, reserved 4; those that the status does not use are 0 |
 //!
 //! - content: 1 data (then length = data length), 2 zeros (then there is no data);
+//! - `Drop` has 1 to [`NODE_DROPPED_EXTENTS_MAX`](crate::limits::NODE_DROPPED_EXTENTS_MAX) extents, rising;
 //! - `Damaged` has 1 to [`NODE_DAMAGED_RUNS_MAX`](crate::limits::NODE_DAMAGED_RUNS_MAX) runs, each inside its extent and
 //!   after the one before it;
 //! - `Prepared` has at most [`EXTENT_PREPARED_MAX`](crate::limits::EXTENT_PREPARED_MAX) changes, each of whole blocks
@@ -96,8 +98,9 @@
 //! | 2 | `Damaged`, an answer to `Watermark` |
 //! | 3 | `Prepare`, `Commit`, `Rollback`, `Prepared`, and the failure 10 |
 //! | 4 | `Extents`; `Watermark` and `Sealed` say what a disk has completely; `Alive` |
+//! | 5 | `Drop` |
 //!
-//! This side speaks version 4 only.
+//! This side speaks version 5 only.
 
 mod decoder;
 mod fields;
@@ -115,7 +118,7 @@ pub use outgoing::Outgoing;
 use super::{Reply, Request};
 
 /// The protocol version that this code speaks.
-pub const PROTOCOL_VERSION: u8 = 4;
+pub const PROTOCOL_VERSION: u8 = 5;
 /// The version in the header of a greeting, which comes before anything was agreed on.
 pub const GREETING_VERSION: u8 = 1;
 /// Longest name in a greeting.

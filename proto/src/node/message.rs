@@ -180,6 +180,18 @@ pub enum RequestBody {
         /// The owner's generation, not older than the sealed one.
         generation: Generation,
     },
+    /// The disk is no member of these extents any more: all that it has of them goes, what is prepared in them and what
+    /// snapshots keep of them too, and they are as if never written to. Durable when answered; all of it happens or nothing
+    /// does, over crashes too, and repeating it does no harm. A later change makes such an extent anew.
+    Drop {
+        /// Whose.
+        namespace: Namespace,
+        /// The owner's generation, which must be the sealed one.
+        generation: Generation,
+        /// Their indices, rising: at least one and at most
+        /// [`NODE_DROPPED_EXTENTS_MAX`](crate::limits::NODE_DROPPED_EXTENTS_MAX).
+        extents: Vec<u64>,
+    },
     /// Space of the disk.
     Space,
 }
@@ -229,7 +241,7 @@ pub type Reply = Result<ReplyBody, Failure>;
 /// What a disk answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyBody {
-    /// Done: `Identify`, `Change`, `Put`, `Prepare`, `Commit`, `Rollback`, `Flush`, `Watermark`, `Delete`.
+    /// Done: `Identify`, `Change`, `Put`, `Prepare`, `Commit`, `Rollback`, `Flush`, `Watermark`, `Delete`, `Drop`.
     Done,
     /// To `Read`.
     Data(Bytes),

@@ -73,6 +73,7 @@ pub enum Operation {
     Flush { namespace: Namespace, generation: Generation },
     Watermark { namespace: Namespace, generation: Generation, seq: u64, complete: bool },
     Delete { namespace: Namespace, generation: Generation },
+    Drop { namespace: Namespace, generation: Generation, extents: Vec<u64> },
     Mark { namespace: Namespace, generation: Generation, snapshot: Snapshot },
     Unmark { namespace: Namespace, generation: Generation, snapshot: Snapshot },
     Prepare { extent: ExtentId, version: Version, prev: Version, offset: u32, change: Change },

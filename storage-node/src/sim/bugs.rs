@@ -100,6 +100,16 @@ pub(crate) enum Bug {
     DeleteForgetsSnapshots,
     /// The checksum by which the directory knows a page is not looked at.
     PageChecksumIgnored,
+    /// Recovery does not drop an extent again.
+    ReplayWithoutDrop,
+    /// The units of an extent that was dropped are used again at once.
+    DropFreesEarly,
+    /// An older generation than the sealed one may drop extents.
+    DropByAnybody,
+    /// An extent that was dropped stays in the list of those that may differ.
+    DropLeavesDirty,
+    /// What snapshots keep of an extent that was dropped stays.
+    DropLeavesSnapshots,
 }
 
 thread_local! {
@@ -185,4 +195,9 @@ finds! {
     finds_unmark_takes_too_much: UnmarkTakesTooMuch;
     finds_delete_forgets_snapshots: DeleteForgetsSnapshots;
     finds_page_checksum_ignored: PageChecksumIgnored;
+    finds_replay_without_drop: ReplayWithoutDrop;
+    finds_drop_frees_early: DropFreesEarly;
+    finds_drop_by_anybody: DropByAnybody;
+    finds_drop_leaves_dirty: DropLeavesDirty;
+    finds_drop_leaves_snapshots: DropLeavesSnapshots;
 }

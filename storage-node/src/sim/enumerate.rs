@@ -18,7 +18,7 @@ use super::world::{self, End, Op, World};
 use crate::store::Layout;
 
 /// The operations, by letter.
-const OPS: &str = "abuclosqpdxXfvVwgreyDEBWFhHiZkjmnN";
+const OPS: &str = "abuclosqpdxXfvVwgreyDEBWFhHiZkjmnNz";
 /// Those that prepare changes and resolve them, those that mark snapshots and end them, and those that are not tried together
 /// with these: others do the same.
 const PREPARES: &str = "hHiZ";
@@ -88,6 +88,8 @@ fn op(letter: char) -> Op {
         'N' => Op::Unmark { ns: 0, after: 1 },
         'D' => Op::Delete { ns: 0 },
         'E' => Op::Delete { ns: 1 },
+        // One extent that is there, and one that never was.
+        'z' => Op::Drop { ns: 0, extents: vec![0, 9] },
         'B' => Op::Begin,
         'W' => Op::Run,
         'F' => Op::Finish,
@@ -187,7 +189,7 @@ fn is_new(sequence: &str) -> bool {
     let in_first: Vec<char> = OPS.chars().filter(|letter| !"qEBWFnN".contains(*letter)).collect();
     let has = |of: &str| sequence.contains(|letter| of.contains(letter));
     let is_special = [PREPARES, RESOLVES, MARKS, UNMARKS].into_iter().any(has);
-    let is_repeated = ["ff", "ww"].iter().any(|twice| sequence.contains(twice));
+    let is_repeated = ["ff", "ww", "zz"].iter().any(|twice| sequence.contains(twice));
     let is_apart = has(APART) && is_special;
     let is_deleted = deleted('D', &in_first) || deleted('E', &['E', 'q']);
     !(is_apart || is_deleted || is_repeated)

@@ -185,7 +185,7 @@ fn layout() -> Layout {
 fn draw(rng: &mut Rng, world: &World) -> Op {
     let (ns, extent) = (rng.below(2) as usize, rng.below(2) * 5);
     let unit = rng.below(4) as u32 * 16;
-    match rng.below(28) {
+    match rng.below(29) {
         0 => Op::Zeros { ns, extent, blocks: unit..unit + 16, durability: Stable },
         1 => Op::Zeros { ns, extent, blocks: unit + 2..unit + 6, durability: Stable },
         2 => Op::Seal { ns },
@@ -194,6 +194,7 @@ fn draw(rng: &mut Rng, world: &World) -> Op {
         21 | 22 => Op::Prepare { ns, extent, blocks: unit + 2..unit + 6, zeros: rng.chance(300) },
         23 | 24 => Op::Resolve { ns, extent, commit: rng.chance(600) },
         25 if world.model.marks(NAMESPACES[ns]).len() < 2 => Op::Mark { ns },
+        27 if rng.chance(300) => Op::Drop { ns, extents: vec![extent] },
         25 | 26 => Op::Unmark { ns, after: rng.below(2) as usize },
         4..=8 => Op::Write { ns, extent, blocks: unit..unit + 16, durability: Stable },
         _ => {

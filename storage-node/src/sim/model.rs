@@ -2,8 +2,10 @@
 //!
 //! Each block has its durable value, and then those that were asked for after it and need not be there. A crash
 //! leaves one of them, and of each change all blocks or none; what is once seen after a crash stays. What is prepared in a
-//! slot is such a list too ([`prepared`]), and whether a snapshot is there ([`marks`]). [`look`] compares a store with it.
+//! slot is such a list too ([`prepared`]), and whether a snapshot is there ([`marks`]), or an extent was dropped ([`lives`]). [`look`]
+//! compares a store with it.
 
+mod lives;
 mod look;
 mod marks;
 pub(super) mod prepared;
@@ -59,11 +61,16 @@ pub(super) struct Extent {
     rest: Block,
     /// What is prepared, of slots that had something prepared.
     slots: BTreeMap<u32, Slot>,
+    /// How often it was dropped.
+    life: u32,
+    /// What it may still be, if that is not durable.
+    earlier: Vec<Extent>,
 }
 
 impl Extent {
     fn new() -> Self {
-        Self { blocks: BTreeMap::new(), rest: Block(vec![Block::NEVER]), slots: BTreeMap::new() }
+        let rest = Block(vec![Block::NEVER]);
+        Self { blocks: BTreeMap::new(), rest, slots: BTreeMap::new(), life: 0, earlier: Vec::new() }
     }
 
     /// The last values only.
@@ -71,7 +78,7 @@ impl Extent {
         let last = |block: &Block| Block(vec![block.last().clone()]);
         let blocks = self.blocks.iter().map(|(index, block)| (*index, last(block))).collect();
         let slots = self.slots.iter().map(|(slot, steps)| (*slot, steps.last_only())).collect();
-        Self { blocks, rest: last(&self.rest), slots }
+        Self { blocks, rest: last(&self.rest), slots, life: self.life, earlier: Vec::new() }
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Block> {
@@ -206,9 +213,11 @@ impl Model {
             if namespace.deleted == Deleted::Maybe {
                 namespace.deleted = Deleted::Yes;
             }
-            for extent in namespace.extents.values_mut() {
+            for (index, extent) in &mut namespace.extents {
+                extent.earlier.clear();
                 extent.all().for_each(Block::settle);
                 extent.slots.values_mut().for_each(Slot::settle);
+                namespace.marks.values_mut().for_each(|mark| mark.follow(*index, extent.life));
             }
         }
     }
@@ -221,11 +230,16 @@ impl Model {
             namespace.marks.values_mut().for_each(|mark| mark.adopt(next()));
             namespace.deleted = if next() == 1 { Deleted::Yes } else { Deleted::No };
             if namespace.deleted == Deleted::Yes {
-                namespace.extents.clear();
+                // All that was before it is durable.
+                for (index, extent) in std::mem::take(&mut namespace.extents) {
+                    namespace.marks.values_mut().for_each(|mark| mark.follow(index, extent.life));
+                }
                 continue;
             }
             namespace.seals = vec![namespace.seals[next()]];
-            for extent in namespace.extents.values_mut() {
+            for (index, extent) in &mut namespace.extents {
+                extent.adopt_life(next());
+                namespace.marks.values_mut().for_each(|mark| mark.follow(*index, extent.life));
                 for block in extent.all() {
                     block.0 = vec![block.0.swap_remove(next())];
                 }

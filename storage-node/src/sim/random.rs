@@ -87,6 +87,9 @@ fn draw(rng: &mut Rng, taste: &Taste, world: &World) -> Op {
         }
         180..=249 => return Op::Resolve { ns, extent, commit: rng.chance(600) },
         255..=259 if world.model.marks(NAMESPACES[ns]).len() < MARKS_MAX => return Op::Mark { ns },
+        // One extent, or all of them.
+        267..=269 => return Op::Drop { ns, extents: vec![extent] },
+        270 => return Op::Drop { ns, extents: EXTENTS.to_vec() },
         255..=266 => return Op::Unmark { ns, after: rng.below(3) as usize },
         250..=254 => return Op::Wrong { ns, extent, slot: rng.below(u64::from(taste.places)) as u32 },
         _ => {}

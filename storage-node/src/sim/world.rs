@@ -1,5 +1,6 @@
 //! A store on a simulated medium, beside the model of what it may hold.
 
+mod refusals;
 mod repair;
 
 use std::collections::BTreeMap;
@@ -64,6 +65,10 @@ pub(super) enum Op {
     },
     Delete {
         ns: usize,
+    },
+    Drop {
+        ns: usize,
+        extents: Vec<u64>,
     },
     /// A change of blocks of one slot is prepared, on what is prepared there or is there.
     Prepare {
@@ -270,6 +275,7 @@ impl World {
             | Op::Flush { ns }
             | Op::Watermark { ns, .. }
             | Op::Delete { ns }
+            | Op::Drop { ns, .. }
             | Op::Prepare { ns, .. }
             | Op::Mark { ns }
             | Op::Wrong { ns, .. }
@@ -452,6 +458,7 @@ impl World {
         }
         let must_wait = matches!(op, Op::Flush { .. } | Op::Seal { .. } | Op::Delete { .. } | Op::Put { .. })
             || matches!(op, Op::Prepare { .. } | Op::Resolve { .. } | Op::Mark { .. } | Op::Unmark { .. })
+            || matches!(op, Op::Drop { .. })
             || matches!(op, Op::Write { .. } | Op::Zeros { .. }) && !is_volatile;
         if must_wait && !stable {
             return wrong(format!("{op:?} is answered before it is durable"));
@@ -514,6 +521,12 @@ impl World {
                 let (generation, _) = self.model.sealed(namespace);
                 self.model.delete(namespace);
                 Operation::Delete { namespace, generation }
+            }
+            Op::Drop { ns, extents } => {
+                let namespace = NAMESPACES[*ns];
+                let (generation, _) = self.model.sealed(namespace);
+                extents.iter().for_each(|index| self.model.drop_extent(extent_id(*ns, *index)));
+                Operation::Drop { namespace, generation, extents: extents.clone() }
             }
             Op::Prepare { ns, extent, blocks, zeros } => {
                 let id = extent_id(*ns, *extent);
@@ -623,39 +636,6 @@ impl World {
             Some(data.slice(at..at + BLOCK_BYTES as usize))
         });
         Change::Data(data)
-    }
-
-    /// A change of an older generation or of none has no effect.
-    fn late(&mut self, ns: usize, extent: u64) -> Result<(), End> {
-        let namespace = NAMESPACES[ns];
-        let (sealed, _) = self.model.sealed(namespace);
-        let generation = Generation(sealed.0 - 1);
-        let id = ExtentId { namespace, index: extent };
-        let version = Version { generation, seq: 1 << 40 };
-        let change = Change::Data(content(id, 0, version));
-        let operation =
-            Operation::Change { extent: id, version, offset: 0, change, durability: Durability::Stable };
-        match self.prepare(&operation)? {
-            None | Some((Err(Failure::Generation { .. } | Failure::Invalid), _)) => Ok(()),
-            Some((reply, _)) => wrong(format!("a late change answers {reply:?}")),
-        }
-    }
-
-    /// A change on a version that the slot does not have is refused, and is told which one it has.
-    fn wrong_prev(&mut self, ns: usize, extent: u64, slot: u32) -> Result<(), End> {
-        let id = extent_id(ns, extent);
-        let (generation, _) = self.model.sealed(id.namespace);
-        let [prev, version] = [1, 2].map(|by| Version { generation, seq: self.seq(ns) + by });
-        let block = slot * UNIT_BLOCKS + 5;
-        let change = Change::Data(content(id, block, version));
-        let operation = Operation::Prepare { extent: id, version, prev, offset: block * BLOCK_BYTES, change };
-        let present = self.model.present(id, slot);
-        match self.prepare(&operation)? {
-            None => Ok(()),
-            Some((Err(Failure::Corrupt { .. }), _)) if self.is_spoiled => Ok(()),
-            Some((Err(Failure::Version { present: told }), _)) if told == present => Ok(()),
-            Some((reply, _)) => wrong(format!("a change on {prev} answers {reply:?}, it has {present}")),
-        }
     }
 
     /// After the store was opened once more on the same medium.

@@ -175,6 +175,28 @@ impl Extents {
         released
     }
 
+    /// Whether there is anything of an extent, now or for snapshots.
+    pub(crate) fn has(&self, id: ExtentId) -> bool {
+        self.records(id, Snapshot(0)).next().is_some()
+    }
+
+    /// Takes away all of an extent, what snapshots keep of it too; the units that are given back.
+    pub(crate) fn drop(&mut self, id: ExtentId, room: &mut impl Room) -> Vec<u32> {
+        let mut released = Vec::new();
+        let Some(records) = self.0.get_mut(&id.namespace) else { return released };
+        let first = if planted!(DropLeavesSnapshots) { LIVE } else { Snapshot(0) };
+        let of_extent = records.range((id.index, first)..=(id.index, LIVE)).map(|(key, _)| *key);
+        for (index, until) in of_extent.collect::<Vec<_>>() {
+            let Some(extent) = records.remove(&(index, until)) else { continue };
+            released.extend(extent.all_units());
+            room.remove(extent.page, Key { extent: id, until }, extent.record_len());
+        }
+        if records.is_empty() {
+            self.0.remove(&id.namespace);
+        }
+        released
+    }
+
     /// Takes away what only a snapshot of a namespace sees that goes; the units that are given back.
     pub(crate) fn forget(&mut self, id: Namespace, gone: &Gone, room: &mut impl Room) -> Vec<u32> {
         let mut released = Vec::new();

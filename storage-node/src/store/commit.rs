@@ -35,9 +35,10 @@ pub(super) struct Batch {
     pub(super) in_place: Vec<InPlace>,
     pub(super) drafts: BTreeMap<ExtentId, Draft>,
     pub(super) deleted: Vec<Namespace>,
+    pub(super) dropped: Vec<ExtentId>,
     /// A snapshot ends.
     pub(super) gone: Option<(Namespace, Gone)>,
-    /// Nothing joins it: a mark has its place in the order of all changes.
+    /// Nothing joins it: a mark has its place in the order of all changes, and a drop is of whole extents.
     pub(super) is_alone: bool,
 }
 
@@ -100,10 +101,11 @@ impl<D: Disk> Store<D> {
         if self.batch.records == 0 {
             return Ok(());
         }
-        let batch = std::mem::take(&mut self.batch);
+        let mut batch = std::mem::take(&mut self.batch);
         let disk = &self.view.disk;
         if !batch.placed.is_empty() {
-            let writes = coalesced(batch.placed, |unit| self.superblock.layout.unit(*unit));
+            let writes =
+                coalesced(std::mem::take(&mut batch.placed), |unit| self.superblock.layout.unit(*unit));
             disk.write_bulk(writes).map_err(Fatal::new("writing units failed"))?;
             let synced = if planted!(RecordBeforeData) { Ok(()) } else { disk.sync() };
             if !planted!(SyncErrorIgnored) {
@@ -119,13 +121,13 @@ impl<D: Disk> Store<D> {
             copies.cloned().try_for_each(|copy| copy.run(disk)).map_err(Fatal::new("copying data failed"))?;
         }
         if planted!(FlushForgetsVolatile) && !self.view.state.read().volatile.is_empty() {
-            return self.apply(batch.drafts, batch.in_place, &batch.deleted, batch.gone);
+            return self.apply(batch);
         }
         let checkpoint = self.superblock.checkpoint;
         let (place, meta) = self.wal.append(checkpoint, batch.records, &batch.encoded, batch.blocks);
         let mut parts = Vec::with_capacity(1 + batch.data.len());
         parts.push(meta);
-        parts.extend(batch.data);
+        parts.append(&mut batch.data);
         let place = self.superblock.layout.wal_offset + place;
         let written = if planted!(AckBeforeSync) {
             disk.write(place, &parts)
@@ -134,17 +136,12 @@ impl<D: Disk> Store<D> {
         };
         written.map_err(Fatal::new("writing the journal failed"))?;
         drop(parts);
-        self.apply(batch.drafts, batch.in_place, &batch.deleted, batch.gone)
+        self.apply(batch)
     }
 
     /// Brings data and state to what is in the WAL.
-    fn apply(
-        &mut self,
-        drafts: BTreeMap<ExtentId, Draft>,
-        in_place: Vec<InPlace>,
-        deleted: &[Namespace],
-        gone: Option<(Namespace, Gone)>,
-    ) -> Result<(), Fatal> {
+    fn apply(&mut self, batch: Batch) -> Result<(), Fatal> {
+        let Batch { drafts, in_place, deleted, dropped, gone, .. } = batch;
         let mut changed = Vec::with_capacity(drafts.len());
         for (id, mut draft) in drafts {
             let mut dirty = Vec::new();
@@ -198,7 +195,16 @@ impl<D: Disk> Store<D> {
         let mut room = PagesOf { pages: &mut self.pages, ready: self.pages_ready };
         let mut released = Vec::new();
         for id in deleted {
-            released.extend(extents.delete(*id, namespaces.snapshots(*id).last().copied(), &mut room));
+            released.extend(extents.delete(id, namespaces.snapshots(id).last().copied(), &mut room));
+        }
+        for id in dropped {
+            let units = extents.drop(id, &mut room);
+            if planted!(DropFreesEarly) {
+                units.iter().for_each(|unit| self.units.put_back(*unit));
+                units.iter().for_each(|unit| drop(dirty.remove(unit)));
+                continue;
+            }
+            released.extend(units);
         }
         if let Some((id, gone)) = gone {
             released.extend(extents.forget(id, &gone, &mut room));

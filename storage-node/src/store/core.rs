@@ -182,8 +182,9 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// The disk has failed.
     pub fn prepare(&mut self, epoch: Epoch, operation: &Operation) -> Result<Prepared, Fatal> {
-        let is_mark = matches!(operation, Operation::Mark { .. } | Operation::Unmark { .. });
-        if is_mark || self.batch.is_alone {
+        let is_alone =
+            matches!(operation, Operation::Mark { .. } | Operation::Unmark { .. } | Operation::Drop { .. });
+        if is_alone || self.batch.is_alone {
             self.commit()?;
         }
         match operation {
@@ -197,6 +198,9 @@ impl<D: Disk> Store<D> {
                 self.watermark(epoch, *namespace, mark, *complete)
             }
             Operation::Delete { namespace, generation } => self.delete(epoch, *namespace, *generation),
+            Operation::Drop { namespace, generation, extents } => {
+                self.drop_extents(epoch, *namespace, *generation, extents)
+            }
             Operation::Mark { namespace, generation, snapshot } => {
                 self.mark(epoch, *namespace, *generation, *snapshot)
             }

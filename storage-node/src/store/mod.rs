@@ -52,6 +52,11 @@
 //! are copied after the record is durable, and again when it is replayed; who changes all of them, or discards them, leaves it
 //! behind ([`chains`]). A mark, and its end, is the only record of its batch.
 //!
+//! # Dropped extents
+//!
+//! An extent that the disk is no member of any more is one record too: everything of it goes when that is durable, in memory and in
+//! the pages, and its units are given back as those of a namespace that is deleted (`dropped`).
+//!
 //! # Formats
 //!
 //! All little-endian, reserved bytes zero, CRC-32C (blocks: over XXH3). [`layout`]: where the parts lie; [`superblock`]; [`wal`]: batches
@@ -84,6 +89,7 @@ pub mod core;
 pub mod descriptor;
 pub mod disk;
 pub mod draft;
+mod dropped;
 pub mod extents;
 pub mod file_disk;
 pub mod format;

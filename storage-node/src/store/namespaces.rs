@@ -266,6 +266,15 @@ impl Namespaces {
         }
     }
 
+    /// Nothing of an extent is here any more; whether it was dirty.
+    pub(crate) fn forget_extent(&mut self, id: ExtentId) -> bool {
+        let Some(state) = self.live.get_mut(&id.namespace) else { return false };
+        self.prepared -= state.prepared.remove(&id.index).unwrap_or(0);
+        let was_dirty = !planted!(DropLeavesDirty) && state.dirty.remove(&id.index).is_some();
+        self.dirty_extents -= usize::from(was_dirty);
+        was_dirty
+    }
+
     /// Everything up to `mark` is on all in-sync members, and on this disk if it is `complete`; whether that is news.
     pub(crate) fn watermark(&mut self, id: Namespace, mark: Version, complete: bool) -> bool {
         let state = self.live.entry(id).or_default();

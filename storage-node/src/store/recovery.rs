@@ -327,6 +327,7 @@ impl<D: Disk> Replay<'_, D> {
                     self.namespaces.watermark(*namespace, *mark, *complete);
                 }
                 Record::Delete(id) => self.delete(*id),
+                Record::Drop(id) => self.drop_extent(*id),
                 Record::Mark(id, snapshot) => {
                     if self.namespaces.mark(*id, *snapshot, usize::MAX).is_err() {
                         return Err(self.wrong("the journal marks a snapshot that cannot be"));
@@ -445,6 +446,16 @@ impl<D: Disk> Replay<'_, D> {
         released.iter().for_each(|unit| {
             self.descriptors.remove(unit);
         });
+    }
+
+    fn drop_extent(&mut self, id: ExtentId) {
+        if planted!(ReplayWithoutDrop) {
+            return;
+        }
+        self.namespaces.forget_extent(id);
+        for unit in self.extents.drop(id, &mut self.before) {
+            self.descriptors.remove(&unit);
+        }
     }
 
     fn forget(&mut self, id: Namespace, gone: &Gone) {

@@ -6,7 +6,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `LUNESTOR` |
-//! | 8 | 4 | format version: 5 |
+//! | 8 | 4 | format version: 6 |
 //! | 12 | 4 | disk id |
 //! | 16 | 16 | cluster id |
 //! | 32 | 16 | disk uuid |
@@ -25,7 +25,7 @@
 //!
 //! The whole layout follows from the two lengths (see [`layout`](super::layout)). Format 1 was a directory with a file
 //! for each extent; it had no superblock. Format 2 knew no prepared changes, format 3 did not know how far a disk is complete, format 4
-//! no snapshots. None was released.
+//! no snapshots, format 5 no dropped extents. None was released.
 
 use bytes::{Buf, BufMut, Bytes};
 use lunette_proto::checksum::crc32c;
@@ -35,7 +35,7 @@ use super::Identity;
 use super::layout::{Layout, PAGE_BYTES};
 
 /// Version of the disk's format that this program reads and writes.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 const MAGIC: &[u8; 8] = b"LUNESTOR";
 const BYTES: usize = PAGE_BYTES as usize;
 const CRC: usize = BYTES - 4;
@@ -174,10 +174,10 @@ mod tests {
             assert!(Superblock::decode(&flipped).is_err(), "byte {at}");
         }
         let mut newer = page.clone();
-        newer[8] = 6;
+        newer[8] = 7;
         let crc = crc32c(&newer[..CRC]);
         newer[CRC..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Superblock::decode(&newer), Err(NotSuper::Version(6)));
+        assert_eq!(Superblock::decode(&newer), Err(NotSuper::Version(7)));
         assert_eq!(Superblock::decode(&page[..100]), Err(NotSuper::Foreign));
     }
 }

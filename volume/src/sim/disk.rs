@@ -136,6 +136,16 @@ impl ModelDisk {
                 list.truncate(LIST_MAX);
                 Ok(ReplyBody::Extents { list, next })
             }
+            RequestBody::Drop { namespace, generation, extents } => {
+                self.check(*namespace, *generation, epoch)?;
+                let stays = |id: &ExtentId| id.namespace != *namespace || !extents.contains(&id.index);
+                self.extents.retain(|extent, _| stays(extent));
+                self.stable.retain(|(extent, _), _| stays(extent));
+                self.dirty.retain(|extent, _| stays(extent));
+                self.corrupt.retain(|(extent, _)| stays(extent));
+                self.lost.retain(|(extent, _)| stays(extent));
+                Ok(ReplyBody::Done)
+            }
             RequestBody::Delete { namespace, generation } => {
                 if let Some((sealed, _)) = self.sealed.get(namespace)
                     && generation < sealed

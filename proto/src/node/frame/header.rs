@@ -49,6 +49,7 @@ kinds! {
     Rollback = 28,
     Prepared = 29,
     Extents = 30,
+    Drop = 31,
     DoneReply = 128,
     DataReply = 129,
     SealedReply = 130,

@@ -6,7 +6,7 @@ use super::fields::Fields;
 use super::header::{Header, Kind};
 use super::{EncodeError, FrameError};
 use crate::ids::{DiskId, Epoch, ExtentId, Generation, Version};
-use crate::limits::FRAME_DATA_BYTES_MAX;
+use crate::limits::{FRAME_DATA_BYTES_MAX, NODE_DROPPED_EXTENTS_MAX};
 use crate::node::{Change, Durability, Request, RequestBody};
 
 const CONTENT_DATA: u8 = 1;
@@ -90,6 +90,20 @@ pub(super) fn encode(request: &RequestBody, out: &mut BytesMut) -> Result<(Kind,
             out.put_u64_le(namespace.0);
             out.put_u64_le(generation.0);
             (Kind::Delete, none)
+        }
+        RequestBody::Drop { namespace, generation, extents } => {
+            if extents.len() > NODE_DROPPED_EXTENTS_MAX {
+                return Err(EncodeError::ListTooLong(extents.len()));
+            }
+            if !is_droppable(extents) {
+                return Err(EncodeError::NotSent);
+            }
+            out.put_u64_le(namespace.0);
+            out.put_u64_le(generation.0);
+            out.put_u32_le(u32::try_from(extents.len()).expect("the limit is far below it"));
+            out.put_u32_le(0);
+            extents.iter().for_each(|index| out.put_u64_le(*index));
+            (Kind::Drop, none)
         }
         RequestBody::Space => (Kind::Space, none),
         RequestBody::Prepare { extent, version, prev, offset, change } => {
@@ -184,6 +198,19 @@ pub(super) fn decode(header: &Header, body: &[u8], data: Bytes) -> Result<Reques
         Kind::Delete => {
             RequestBody::Delete { namespace: fields.namespace()?, generation: fields.generation()? }
         }
+        Kind::Drop => {
+            let (namespace, generation) = (fields.namespace()?, fields.generation()?);
+            let count = usize::try_from(fields.u32()?).map_err(|_| FrameError::Field("count"))?;
+            fields.reserved(4)?;
+            if count > NODE_DROPPED_EXTENTS_MAX || count * size_of::<u64>() != fields.remaining() {
+                return Err(FrameError::Field("count"));
+            }
+            let extents = (0..count).map(|_| fields.u64()).collect::<Result<Vec<_>, _>>()?;
+            if !is_droppable(&extents) {
+                return Err(FrameError::Field("extents"));
+            }
+            RequestBody::Drop { namespace, generation, extents }
+        }
         Kind::Space => RequestBody::Space,
         Kind::Prepare => {
             let extent = fields.extent()?;
@@ -225,6 +252,11 @@ pub(super) fn decode(header: &Header, body: &[u8], data: Bytes) -> Result<Reques
 
 fn request(header: &Header, body: RequestBody) -> Request {
     Request { disk: DiskId(header.disk), epoch: Epoch(header.epoch), body }
+}
+
+/// Whether extents may be dropped by one request, if they are not too many.
+fn is_droppable(extents: &[u64]) -> bool {
+    !extents.is_empty() && extents.windows(2).all(|pair| pair[0] < pair[1])
 }
 
 fn put_extent(out: &mut BytesMut, extent: ExtentId) {

@@ -52,22 +52,22 @@ fn change() -> Request {
 /// checksums by an independent bitwise CRC-32C.
 #[test]
 fn golden() {
-    let mut expected = hex("4c554e4504120000300000000010000088776655443322114d00000000000000\
-         050000004016b51e934137941fdce7d50700000000000001090000000000000003000000000000002a00000000000000\
+    let mut expected = hex("4c554e4505120000300000000010000088776655443322114d00000000000000\
+         050000004016b51e9341379434c927080700000000000001090000000000000003000000000000002a00000000000000\
          00200000001000000102000000000000");
     expected.extend([0xab; 4096]);
     assert_eq!(request_bytes(0x1122_3344_5566_7788, &change()), expected);
 
     let mut out = Outgoing::new();
     out.reply(6, &Err(Failure::Generation { sealed: Generation(9), got: Generation(8) })).unwrap();
-    let failure = "4c554e45048f01001800000000000000060000000000000000000000000000000000000002b872770000000077ffb6ce\
+    let failure = "4c554e45058f01001800000000000000060000000000000000000000000000000000000002b87277000000005cea7613\
          090000000000000008000000000000000000000000000000";
     assert_eq!(bytes_of(out), hex(failure));
 
     let mut out = Outgoing::new();
     out.hello(&Hello::new(ClusterId(0xaaaa_bbbb_cccc_dddd_1111_2222_3333_4444), "gw1")).unwrap();
-    let hello = "4c554e450101000017000000000000000000000000000000000000000000000000000000e5655421000000005d363887\
-         4444333322221111ddddccccbbbbaaaa04040300677731";
+    let hello = "4c554e450101000017000000000000000000000000000000000000000000000000000000342267a6000000001a9eb1b4\
+         4444333322221111ddddccccbbbbaaaa05050300677731";
     assert_eq!(bytes_of(out), hex(hello));
 }
 
@@ -77,7 +77,7 @@ fn alive() {
     let mut out = Outgoing::new();
     out.alive().unwrap();
     let expected =
-        "4c554e4504030000000000000000000000000000000000000000000000000000000000000000000000000000d0c0c355";
+        "4c554e4505030000000000000000000000000000000000000000000000000000000000000000000000000000fbd50388";
     assert_eq!(bytes_of(out), hex(expected));
     let alive = |body: &[u8], id| {
         let header = header::Header {
@@ -112,16 +112,16 @@ fn golden_prepared() {
     let request = |body| request_bytes(1, &Request { disk: DiskId(5), epoch: Epoch(77), body });
     let (offset, len) = (0x11000, 8192);
     let change = Change::Zeros { len };
-    let prepare = "4c554e45041a0000400000000000000001000000000000004d000000000000000500000027bca8b500000000f89b46c5\
+    let prepare = "4c554e45051a0000400000000000000001000000000000004d000000000000000500000027bca8b500000000d38e8618\
          0700000000000000090000000000000003000000000000002a0000000000000003000000000000002900000000000000\
          00100100002000000200000000000000";
     assert_eq!(request(RequestBody::Prepare { extent, version, prev, offset, change }), hex(prepare));
     let (generation, all) = (Generation(4), 0x10000);
-    let commit = "4c554e45041b0000300000000000000001000000000000004d0000000000000005000000857192d600000000aa9d9344\
+    let commit = "4c554e45051b0000300000000000000001000000000000004d0000000000000005000000857192d60000000081885399\
          07000000000000000900000000000000040000000000000003000000000000002a000000000000000000010000000100";
     let body = RequestBody::Commit { extent, generation, version, offset: all, len: all };
     assert_eq!(request(body), hex(commit));
-    let rollback = "4c554e45041c0000300000000000000001000000000000004d0000000000000005000000857192d600000000d09b69a6\
+    let rollback = "4c554e45051c0000300000000000000001000000000000004d0000000000000005000000857192d600000000fb8ea97b\
          07000000000000000900000000000000040000000000000003000000000000002a000000000000000000010000000100";
     let body = RequestBody::Rollback { extent, generation, version, offset: all, len: all };
     assert_eq!(request(body), hex(rollback));
@@ -130,12 +130,12 @@ fn golden_prepared() {
         out.reply(6, &reply).unwrap();
         bytes_of(out)
     };
-    let prepared = "4c554e4504860000380000000000000006000000000000000000000000000000000000004cd540d40000000047131446\
+    let prepared = "4c554e4505860000380000000000000006000000000000000000000000000000000000004cd540d4000000006c06d49b\
          010000000000000003000000000000002a00000000000000030000000000000029000000000000000010010000200000\
          0100000000000000";
     let change = PreparedChange { offset, len, version, prev, hole: true };
     assert_eq!(reply(Ok(ReplyBody::Prepared(vec![change]))), hex(prepared));
-    let refused = "4c554e45048f0a00180000000000000006000000000000000000000000000000000000002aae621800000000431ee13a\
+    let refused = "4c554e45058f0a00180000000000000006000000000000000000000000000000000000002aae621800000000680b21e7\
          030000000000000029000000000000000000000000000000";
     assert_eq!(reply(Err(Failure::Version { present: prev })), hex(refused));
 }
@@ -147,11 +147,11 @@ fn golden_extents() {
     let generation = Generation(4);
     let [newest, complete] = [42, 41].map(|seq| Version { generation: Generation(3), seq });
     let request = |body| request_bytes(1, &Request { disk: DiskId(5), epoch: Epoch(77), body });
-    let extents = "4c554e45041e0000280000000000000001000000000000004d0000000000000005000000f7f28b01000000004ea71b33\
+    let extents = "4c554e45051e0000280000000000000001000000000000004d0000000000000005000000f7f28b010000000065b2dbee\
          07000000000000000400000000000000090000000000000003000000000000002a00000000000000";
     let body = RequestBody::Extents { namespace, generation, from: 9, newer_than: newest };
     assert_eq!(request(body), hex(extents));
-    let mark = "4c554e4504170000200000000000000001000000000000004d0000000000000005000000728d67d500000000fc9fb02d\
+    let mark = "4c554e4505170000200000000000000001000000000000004d0000000000000005000000728d67d500000000d78a70f0\
          070000000000000004000000000000002a000000000000000100000000000000";
     assert_eq!(request(RequestBody::Watermark { namespace, generation, seq: 42, complete: true }), hex(mark));
     let reply = |reply| {
@@ -160,12 +160,61 @@ fn golden_extents() {
         bytes_of(out)
     };
     let list = vec![DirtyExtent { index: 9, newest }];
-    let sealed = "4c554e450482000018000000180000000600000000000000000000000000000000000000f7524b2bdb6c2c300d6e9c3c\
+    let sealed = "4c554e450582000018000000180000000600000000000000000000000000000000000000f7524b2bdb6c2c30267b5ce1\
          010000000000000003000000000000002900000000000000090000000000000003000000000000002a00000000000000";
     assert_eq!(reply(ReplyBody::Sealed(Sealed { dirty: list.clone(), complete })), hex(sealed));
-    let listed = "4c554e45048700002800000000000000060000000000000000000000000000000000000040c8139000000000a02e0605\
+    let listed = "4c554e45058700002800000000000000060000000000000000000000000000000000000040c81390000000008b3bc6d8\
          01000000010000000a00000000000000090000000000000003000000000000002a00000000000000";
     assert_eq!(reply(ReplyBody::Extents { list, next: Some(10) }), hex(listed));
+}
+
+/// Guards the layout of what drops extents, in the same way; and a disk against lists that no owner makes: empty, too long,
+/// out of order, or of another length.
+#[test]
+fn golden_drop() {
+    let drop_of = |extents: Vec<u64>| {
+        let body = RequestBody::Drop { namespace: Namespace(7), generation: Generation(4), extents };
+        Request { disk: DiskId(5), epoch: Epoch(77), body }
+    };
+    let expected = hex(
+        "4c554e45051f0000280000000000000001000000000000004d00000000000000050000008831871a00000000d29c6802\
+         07000000000000000400000000000000020000000000000009000000000000000000000000010000",
+    );
+    assert_eq!(request_bytes(1, &drop_of(vec![9, 1 << 40])), expected);
+    let most = crate::limits::NODE_DROPPED_EXTENTS_MAX as u64;
+    for extents in [vec![], vec![3, 3], vec![3, 2], (0..=most).collect()] {
+        assert!(Outgoing::new().request(1, &drop_of(extents)).is_err());
+    }
+    let decoded = |count: u32, extents: &[u64]| {
+        let mut body = [7u64.to_le_bytes(), 4u64.to_le_bytes()].concat();
+        body.extend([count.to_le_bytes(), [0; 4]].concat());
+        extents.iter().for_each(|index| body.extend(index.to_le_bytes()));
+        let header = header::Header {
+            kind: header::Kind::Drop,
+            status: 0,
+            body_len: body.len() as u32,
+            data_len: 0,
+            id: 1,
+            epoch: 77,
+            disk: 5,
+            body_crc: crc32c(&body),
+            data_crc: 0,
+        };
+        let mut decoder = greeted();
+        decoder.push(&header.encode());
+        decoder.push(&body);
+        decoder.next_frame()
+    };
+    let all: Vec<u64> = (0..most).collect();
+    let frame = Frame::Request { id: 1, request: drop_of(all.clone()) };
+    assert_eq!(decoded(all.len() as u32, &all), Ok(Some(frame)));
+    for extents in [&[][..], &[3, 3], &[3, 2]] {
+        assert_eq!(decoded(extents.len() as u32, extents), Err(FrameError::Field("extents")));
+    }
+    let more: Vec<u64> = (0..=most).collect();
+    for (count, extents) in [(257, &more[..]), (2, &[1]), (1, &[1, 2]), (u32::MAX, &[])] {
+        assert_eq!(decoded(count, extents), Err(FrameError::Field("count")));
+    }
 }
 
 /// Guards the owner against lists of extents that no disk makes: out of order, twice the same, or not before the next.
@@ -235,8 +284,8 @@ fn lengths_beyond_the_limits() {
 #[test]
 fn unknown_values() {
     let cases: [(usize, &[u8], FrameError); 9] = [
-        (4, &[2], FrameError::Version(2)),
-        (4, &[5], FrameError::Version(5)),
+        (4, &[4], FrameError::Version(4)),
+        (4, &[6], FrameError::Version(6)),
         (5, &[99], FrameError::Kind(99)),
         (6, &[1], FrameError::Field("status")),
         (7, &[1], FrameError::Field("reserved")),
@@ -282,12 +331,12 @@ fn greeting_comes_first_and_once() {
 #[test]
 fn greetings_are_answered_by_name() {
     let hello = Hello::new(ClusterId(1), "gw");
-    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 4, .. }));
+    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 5, .. }));
     let wrong = hello.answer(ClusterId(2), "n1");
     assert_eq!(wrong.to_string(), "this node belongs to cluster 00000000000000000000000000000002");
-    let newer = Hello { versions: ProtocolVersions { min: 5, max: 6 }, ..hello };
+    let newer = Hello { versions: ProtocolVersions { min: 6, max: 7 }, ..hello };
     let refused = newer.answer(ClusterId(1), "n1");
-    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 4");
+    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 5");
     for ack in [wrong, refused, HelloAck::Accepted { cluster: ClusterId(3), version: 2, name: "n".into() }] {
         let mut out = Outgoing::new();
         out.hello_ack(&ack).unwrap();
@@ -297,10 +346,10 @@ fn greetings_are_answered_by_name() {
     }
 }
 
-/// Guards versions: a peer of version 3 greets in a header that this side reads, and is refused by name.
+/// Guards versions: a peer of version 4 greets in a header that this side reads, and is refused by name.
 #[test]
 fn an_older_peer_is_refused_by_name() {
-    let hello = Hello { versions: ProtocolVersions { min: 3, max: 3 }, ..Hello::new(ClusterId(1), "old") };
+    let hello = Hello { versions: ProtocolVersions { min: 4, max: 4 }, ..Hello::new(ClusterId(1), "old") };
     let mut out = Outgoing::new();
     out.hello(&hello).unwrap();
     let bytes = bytes_of(out);
@@ -308,7 +357,7 @@ fn an_older_peer_is_refused_by_name() {
     let mut decoder = Decoder::new();
     decoder.push(&bytes);
     assert_eq!(decoder.next_frame(), Ok(Some(Frame::Hello(hello.clone()))));
-    let versions = ProtocolVersions { min: 4, max: 4 };
+    let versions = ProtocolVersions { min: 5, max: 5 };
     assert_eq!(
         hello.answer(ClusterId(1), "n1"),
         HelloAck::NoCommonVersion { cluster: ClusterId(1), versions }
@@ -511,6 +560,13 @@ fn requests() -> impl Strategy<Value = Request> {
         ),
         (namespaces(), generations())
             .prop_map(|(namespace, generation)| RequestBody::Delete { namespace, generation }),
+        (namespaces(), generations(), proptest::collection::btree_set(any::<u64>(), 1..40)).prop_map(
+            |(namespace, generation, extents)| RequestBody::Drop {
+                namespace,
+                generation,
+                extents: extents.into_iter().collect()
+            }
+        ),
         Just(RequestBody::Space),
         (extents(), versions(), versions(), any::<u32>(), changes()).prop_map(
             |(extent, version, prev, offset, change)| RequestBody::Prepare {
@@ -674,7 +730,7 @@ proptest! {
     /// Guards against panics behind the checksums: a body of any bytes is a frame or an error.
     #[test]
     fn any_body_is_a_frame_or_an_error(
-        kind in prop_oneof![Just(3u8), 16u8..31, 128u8..144], status in 0u8..12,
+        kind in prop_oneof![Just(3u8), 16u8..32, 128u8..144], status in 0u8..12,
         body in proptest::collection::vec(prop_oneof![4 => Just(0u8), 1 => any::<u8>()], 0..80),
     ) {
         let Some(kind) = header::Kind::from_code(kind) else { return Ok(()) };

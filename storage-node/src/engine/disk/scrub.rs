@@ -142,25 +142,34 @@ impl Scrub {
 
     /// Has a change of an extent with bad blocks noticed once it is made.
     pub(super) fn watch(self: &Arc<Self>, operation: &Operation, done: Completion) -> Completion {
-        let (Operation::Change { extent, .. }
-        | Operation::Put { extent, .. }
-        | Operation::Prepare { extent, .. }
-        | Operation::Commit { extent, .. }) = operation
-        else {
-            return done;
-        };
-        if !self.any_bad.load(Ordering::Acquire) || !self.state.lock().damaged.contains(*extent) {
+        if !self.any_bad.load(Ordering::Acquire) {
             return done;
         }
-        let watched = Watched { scrub: self.clone(), extent: *extent, done: Mutex::new(Some(done)) };
+        let mut extents = match operation {
+            Operation::Change { extent, .. }
+            | Operation::Put { extent, .. }
+            | Operation::Prepare { extent, .. }
+            | Operation::Commit { extent, .. } => vec![*extent],
+            Operation::Drop { namespace, extents, .. } => {
+                extents.iter().map(|index| ExtentId { namespace: *namespace, index: *index }).collect()
+            }
+            _ => return done,
+        };
+        let state = self.state.lock();
+        extents.retain(|extent| state.damaged.contains(*extent));
+        drop(state);
+        if extents.is_empty() {
+            return done;
+        }
+        let watched = Watched { scrub: self.clone(), extents, done: Mutex::new(Some(done)) };
         Completion::new(0, Arc::new(watched))
     }
 }
 
-/// Passes an answer on, and has the extent looked at.
+/// Passes an answer on, and has the extents looked at.
 struct Watched {
     scrub: Arc<Scrub>,
-    extent: ExtentId,
+    extents: Vec<ExtentId>,
     done: Mutex<Option<Completion>>,
 }
 
@@ -171,7 +180,7 @@ impl Replies for Watched {
             done.complete(reply);
         }
         if is_done {
-            self.scrub.suspect(self.extent);
+            self.extents.iter().for_each(|extent| self.scrub.suspect(*extent));
         }
     }
 }

@@ -35,15 +35,19 @@ impl Model {
         let mut seen = Seen::new();
         let view = store.view().clone();
         for (id, namespace) in &self.namespaces {
-            if bad.is_none() {
-                marks::check(&view, *id, namespace, Some(&mut seen), None)?;
-            } else {
-                marks::check(&view, *id, namespace, None, Some(&mut 0))?;
-            }
+            let is_spoiled = bad.is_some();
+            marks::check(&view, *id, namespace, (!is_spoiled).then_some(&mut seen), is_spoiled)?;
+            let kept = |index: u64, life: Option<&Extent>| {
+                let id = ExtentId { namespace: *id, index };
+                marks::check_extent(&view, id, namespace, life, is_spoiled.then_some(&mut 0))
+            };
             let newest = Generation(u64::MAX);
             let (sealed, epoch) = match view.check(*id, newest, Epoch(u64::MAX)) {
                 Err(Failure::Deleted) if namespace.deleted != Deleted::No => {
                     seen.push(1);
+                    for index in marks::indices(namespace) {
+                        kept(index, namespace.extents.get(&index))?;
+                    }
                     continue;
                 }
                 Err(Failure::Generation { sealed, .. }) => {
@@ -65,19 +69,33 @@ impl Model {
             };
             seen.push(u8::try_from(at).expect("few seals"));
             let mut newest = BTreeMap::new();
+            let mut gone = Vec::new();
             for (index, extent) in &namespace.extents {
                 let id = ExtentId { namespace: *id, index: *index };
-                let found = match bad.as_deref_mut() {
-                    None => check_extent(&view, id, extent, &mut seen)?,
-                    Some(bad) => check_spoiled_extent(&view, id, extent, bad)?,
-                };
+                let (which, life, (found, of_life, bad_of_life)) = extent.fitting(|life| {
+                    kept(*index, Some(life))?;
+                    let (mut seen, mut bad) = (Seen::new(), Vec::new());
+                    let found = if is_spoiled {
+                        check_spoiled_extent(&view, id, life, &mut bad)?
+                    } else {
+                        check_extent(&view, id, life, &mut seen)?
+                    };
+                    Ok((found, seen, bad))
+                })?;
+                seen.push(which);
+                seen.extend(of_life);
+                bad.iter_mut().for_each(|bad| bad.extend(&bad_of_life));
+                gone.extend(life.is_gone().then_some(*index));
                 // What is prepared is named, wherever the watermark is.
                 let prepared = view.prepared(id).into_iter().map(|change| change.version);
                 let named = prepared.chain([found].into_iter().filter(|found| *found > namespace.mark));
                 newest.extend(named.max().map(|named| (*index, named)));
             }
             if sealed != Generation(0) {
-                check_sealed(store, *id, (sealed, epoch), &newest, namespace.mark)?;
+                let sealed = check_sealed(store, *id, (sealed, epoch), &newest, namespace.mark)?;
+                if let Some(named) = sealed.iter().find(|named| gone.contains(&named.index)) {
+                    return Err(format!("{id}: {named:?} was dropped, and may differ"));
+                }
             }
         }
         Ok(seen)
@@ -87,7 +105,11 @@ impl Model {
     pub(in crate::sim) fn check_live<D: Disk>(&self, view: &View<D>) -> Result<(), String> {
         for (namespace, state) in &self.namespaces {
             let wrong = |what| format!("live: {what}");
-            marks::check(view, *namespace, state, None, None).map_err(wrong)?;
+            marks::check(view, *namespace, state, None, false).map_err(wrong)?;
+            for index in marks::indices(state) {
+                let id = ExtentId { namespace: *namespace, index };
+                marks::check_extent(view, id, state, state.extents.get(&index), None).map_err(wrong)?;
+            }
             if state.deleted != Deleted::No {
                 continue;
             }
@@ -111,6 +133,10 @@ fn check_extent<D: Disk>(
         Missed::Wait => format!("{id}: {what} says wait"),
         Missed::Failed(failure) => format!("{id}: {what}: {failure}"),
     };
+    let listed = || view.extents(id.namespace, id.index, Version::NONE).0;
+    if extent.is_gone() && listed().iter().any(|listed| listed.index == id.index) {
+        return Err(format!("{id}: it was dropped, and is listed"));
+    }
     let mut versions = vec![Version::NONE; EXTENT_BLOCKS as usize];
     let mut at = 0;
     for run in view.versions(id, true).map_err(|why| missed("versions", why))? {
@@ -218,18 +244,18 @@ fn check_spoiled_extent<D: Disk>(
 }
 
 /// What a seal answers names every extent that has something beyond the watermark, or prepared: these, up to these. What it
-/// says the disk has completely is not beyond what it was told.
+/// says the disk has completely is not beyond what it was told. The extents that it names.
 fn check_sealed<D: Disk>(
     store: &mut Store<D>,
     namespace: Namespace,
     (generation, epoch): (Generation, Epoch),
     newest: &BTreeMap<u64, Version>,
     mark: Version,
-) -> Result<(), String> {
+) -> Result<Vec<DirtyExtent>, String> {
     let prepared = store.prepare(epoch, &Operation::Seal { namespace, generation });
     let reply = match prepared {
         Ok(Prepared::Answer { reply, .. }) => reply,
-        Ok(Prepared::Blocked) => return Ok(()),
+        Ok(Prepared::Blocked) => return Ok(Vec::new()),
         Err(fatal) => return Err(format!("{namespace}: a seal: {}", fatal.0)),
     };
     let Ok(ReplyBody::Sealed(sealed)) = reply else {
@@ -245,7 +271,7 @@ fn check_sealed<D: Disk>(
             return Err(format!("{namespace}: extent {index} has {newest}, and dirty is {dirty:?}"));
         }
     }
-    Ok(())
+    Ok(sealed.dirty)
 }
 
 fn legal(block: &Block) -> String {

@@ -1,6 +1,6 @@
 //! Snapshots: what was there when they were marked, and whether they are there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use lunette_proto::ids::{ExtentId, Namespace, Snapshot};
@@ -20,6 +20,13 @@ pub(super) struct Mark {
 }
 
 impl Mark {
+    /// Of an extent that was dropped since, it sees nothing.
+    pub(super) fn follow(&mut self, index: u64, life: u32) {
+        if let Some(extent) = self.extents.get_mut(&index).filter(|extent| extent.life != life) {
+            *extent = extent.unwritten(life);
+        }
+    }
+
     fn last(&self) -> bool {
         self.is_there.last().copied().unwrap_or(false)
     }
@@ -54,22 +61,32 @@ impl Model {
 
     /// Blocks that snapshots see and that are said to be corrupt, of a medium that was spoiled.
     pub(in crate::sim) fn spoiled_marks<D: Disk>(&self, store: &Store<D>) -> Result<usize, String> {
-        let mut bad = 0;
+        let mut all = 0;
         for (id, namespace) in &self.namespaces {
-            check(store.view(), *id, namespace, None, Some(&mut bad))?;
+            for index in indices(namespace) {
+                let id = ExtentId { namespace: *id, index };
+                let look = |life: Option<&Extent>| {
+                    let mut bad = 0;
+                    check_extent(store.view(), id, namespace, life, Some(&mut bad)).map(|()| bad)
+                };
+                all += match namespace.extents.get(&index) {
+                    Some(extent) => extent.fitting(|life| look(Some(life)))?.2,
+                    None => look(None)?,
+                };
+            }
         }
-        Ok(bad)
+        Ok(all)
     }
 }
 
-/// Each snapshot may be there or not, as it is, and sees what it saw when it was marked, or, of a medium that was spoiled, blocks
-/// that are said to be corrupt. Without either, the last of what may be there is there.
+/// Each snapshot may be there or not, as it is; of a medium that was not spoiled, and without a crash, the last of what may be there is
+/// there.
 pub(super) fn check<D: Disk>(
     view: &View<D>,
     id: Namespace,
     namespace: &NamespaceModel,
     mut seen: Option<&mut Seen>,
-    mut bad: Option<&mut usize>,
+    is_spoiled: bool,
 ) -> Result<(), String> {
     let found = view.snapshots(id);
     if let Some(unknown) = found.iter().find(|snapshot| !namespace.marks.contains_key(snapshot)) {
@@ -77,7 +94,7 @@ pub(super) fn check<D: Disk>(
     }
     for (snapshot, mark) in &namespace.marks {
         let is_there = found.contains(snapshot);
-        let which = if seen.is_some() || bad.is_some() {
+        let which = if seen.is_some() || is_spoiled {
             mark.is_there.iter().position(|may_be| *may_be == is_there)
         } else {
             (mark.last() == is_there).then_some(0)
@@ -91,18 +108,34 @@ pub(super) fn check<D: Disk>(
             if !matches!(read, Err(Missed::Failed(Failure::Deleted | Failure::Invalid))) {
                 return Err(format!("{id}: {snapshot} is not there, and a read of it gives {read:?}"));
             }
-            continue;
         }
-        let nothing = Extent::new();
-        let later = namespace.extents.iter().filter(|(index, _)| !mark.extents.contains_key(index));
-        let later = later.map(|(index, extent)| (index, extent, &nothing));
-        let all = mark.extents.iter().map(|(index, extent)| (index, extent, extent)).chain(later);
-        for (index, looked_at, expected) in all {
-            let extent = ExtentId { namespace: id, index: *index };
-            let now = namespace.extents.get(index).unwrap_or(looked_at);
-            for run in looked_at.looked_at().into_iter().chain(now.looked_at()) {
-                check_run(view, extent, *snapshot, run, expected, bad.as_deref_mut())?;
-            }
+    }
+    Ok(())
+}
+
+/// The indices of all extents of a namespace, those too that only snapshots have seen.
+pub(super) fn indices(namespace: &NamespaceModel) -> BTreeSet<u64> {
+    let seen = namespace.marks.values().flat_map(|mark| mark.extents.keys());
+    seen.chain(namespace.extents.keys()).copied().collect()
+}
+
+/// Each snapshot that is there sees what it saw when it was marked, or, of a medium that was spoiled, blocks that are said to be
+/// corrupt; nothing, if the extent was dropped since. `life` is the one that the extent has now.
+pub(super) fn check_extent<D: Disk>(
+    view: &View<D>,
+    id: ExtentId,
+    namespace: &NamespaceModel,
+    life: Option<&Extent>,
+    mut bad: Option<&mut usize>,
+) -> Result<(), String> {
+    let nothing = Extent::new();
+    for snapshot in view.snapshots(id.namespace) {
+        let Some(mark) = namespace.marks.get(&snapshot) else { continue };
+        let known = mark.extents.get(&id.index);
+        let is_seen = |seen: &&Extent| life.is_none_or(|life| life.life == seen.life);
+        let expected = known.filter(is_seen).unwrap_or(&nothing);
+        for run in known.into_iter().chain(life).flat_map(Extent::looked_at) {
+            check_run(view, id, snapshot, run, expected, bad.as_deref_mut())?;
         }
     }
     Ok(())

@@ -56,10 +56,30 @@ fn what_was_seen_stays() {
     model.settle();
     write(&mut model, 1, false);
     write(&mut model, 2, false);
-    // Not deleted, the first seal, the second value, nothing elsewhere.
-    model.adopt(&vec![0, 0, 1, 0]);
+    // Not deleted, the first seal, not dropped, the second value, nothing elsewhere.
+    model.adopt(&vec![0, 0, 0, 1, 0]);
     assert_eq!(legal(&model), [1]);
     assert_eq!(model.sealed(ID.namespace), (Generation(1), Epoch(1)));
+}
+
+/// Guards drops: until one is durable an extent may be what it was, and after it there is nothing of that.
+#[test]
+fn what_is_dropped_has_another_life() {
+    let mut model = Model::default();
+    model.seal(ID.namespace, Generation(1), Epoch(1));
+    write(&mut model, 1, false);
+    model.settle();
+    model.drop_extent(ID);
+    assert_eq!(legal(&model), [0]);
+    let extent = |model: &Model| model.namespaces[&ID.namespace].extents[&0].clone();
+    assert!(extent(&model).is_gone());
+    let mut undone = model.clone();
+    undone.adopt(&vec![0, 0, 0, 0, 0]);
+    assert_eq!(legal(&undone), [1]);
+    write(&mut model, 1, true);
+    assert_eq!((legal(&model), extent(&model).is_gone()), (vec![0, 1], false));
+    model.settle();
+    assert_eq!((legal(&model), extent(&model).earlier.len()), (vec![1], 0));
 }
 
 /// Guards the contents: different in every sector, of every block and version.

@@ -77,11 +77,11 @@ fn other_formats_are_named() {
     ];
     for outcome in outcomes {
         let error = outcome.expect_err("refused").to_string();
-        assert!(error.contains("format version 1, and this program knows version 5"), "{error}");
+        assert!(error.contains("format version 1, and this program knows version 6"), "{error}");
     }
     assert_eq!(fs::read_dir(&old).expect("listed").count(), 2);
 
-    for other in [3, 4, 6] {
+    for other in [4, 5, 7] {
         let disk = blank_file(root.path(), &format!("format {other}"));
         format_disk(&disk, &IDENTITY, &OPTIONS).expect("formatted");
         for copy in 0..2 {

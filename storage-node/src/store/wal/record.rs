@@ -13,6 +13,7 @@
 //! | 9 | what is prepared in a slot is dropped | zero 1, slot 1, zeros 2, namespace 8, index 8, version 16 |
 //! | 10 | a snapshot is marked | namespace 8, snapshot 8 |
 //! | 11 | a snapshot ends | namespace 8, snapshot 8 |
+//! | 12 | an extent is dropped | namespace 8, index 8 |
 //!
 //! A record is a plain instruction: everything was decided before. A fresh unit takes the place of
 //! whatever the slot had; of a whole unit of data, nothing of that remains, and of less, the other blocks are zeros of the
@@ -41,6 +42,7 @@ const COMMIT: u8 = 8;
 const ROLLBACK: u8 = 9;
 const MARK: u8 = 10;
 const UNMARK: u8 = 11;
+const DROP: u8 = 12;
 const FRESH: u8 = 1;
 const PLACED: u8 = 2;
 const ZEROS: u8 = 4;
@@ -73,6 +75,8 @@ pub(crate) enum Record {
     Mark(Namespace, Snapshot),
     /// A snapshot ends.
     Unmark(Namespace, Snapshot),
+    /// Nothing of an extent is here any more.
+    Drop(ExtentId),
 }
 
 /// How a prepared change is committed.
@@ -178,6 +182,11 @@ impl Record {
             }
             Self::Mark(id, snapshot) => put_snapshot(MARK, *id, *snapshot, out),
             Self::Unmark(id, snapshot) => put_snapshot(UNMARK, *id, *snapshot, out),
+            Self::Drop(extent) => {
+                out.put_u8(DROP);
+                out.put_u64_le(extent.namespace.0);
+                out.put_u64_le(extent.index);
+            }
         }
     }
 
@@ -250,6 +259,7 @@ impl Record {
                 let (id, snapshot) = get_snapshot(fields)?;
                 Self::Unmark(id, snapshot)
             }
+            DROP => Self::Drop(get_extent(fields)?),
             _ => return None,
         })
     }
@@ -393,6 +403,7 @@ mod tests {
             (Record::Commit { extent, slot: 63, version, how: How::Merge }, resolved(&[8, 4])),
             (Record::Mark(Namespace(2), Snapshot(3)), [&[10], &numbers(&[2, 3])[..]].concat()),
             (Record::Unmark(Namespace(2), Snapshot(3)), [&[11], &numbers(&[2, 3])[..]].concat()),
+            (Record::Drop(extent), [&[12], &numbers(&[0x0102, 3])[..]].concat()),
         ];
         for (record, expected) in records {
             let mut bytes = Vec::new();
@@ -449,6 +460,7 @@ mod tests {
             Record::Commit { extent, slot: 63, version, how: How::Merge },
             Record::Mark(extent.namespace, Snapshot(9)),
             Record::Unmark(extent.namespace, Snapshot(9)),
+            Record::Drop(extent),
         ];
         for record in records {
             let mut bytes = Vec::new();
@@ -459,7 +471,7 @@ mod tests {
                 assert_eq!(Record::decode(&mut &bytes[..cut]), None);
             }
         }
-        assert_eq!(Record::decode(&mut [12u8; 60].as_slice()), None);
+        assert_eq!(Record::decode(&mut [13u8; 60].as_slice()), None);
         // Blocks are copied into fresh units only.
         let mut bytes = Vec::new();
         Record::Zero(Place { fresh: false, copied: true, ..place }).encode(&mut bytes);

@@ -332,6 +332,13 @@ fn reads_find_and_overwrites_heal() {
     assert_eq!(rig.until(|status| status.bad.torn == 1).found_blocks, 0, "no pass was made");
     assert_eq!(rig.read(1, 2, 1), Err(Failure::Corrupt { offset: 2 * 4096 }));
     rig.until(|status| status.bad.torn == 2);
+    rig.write(2, 1, 0, 4);
+    flip(&file, rig.block(2, 0));
+    assert_eq!(rig.read(2, 0, 1), Err(Failure::Corrupt { offset: 0 }));
+    rig.until(|status| status.bad.torn == 3);
+    let drop_of = |extents| rig.ask(Operation::Drop { namespace: NS, generation: G, extents });
+    assert!(drop_of(vec![2, 3]).is_ok());
+    assert_eq!(rig.until(|status| status.bad.torn == 2).repaired, 0, "what was dropped was not repaired");
     rig.write(0, 2, 0, 4);
     assert_eq!(rig.until(|status| status.bad.torn == 1).repaired, 1);
     assert!(rig.ask(Operation::Delete { namespace: NS, generation: G }).is_ok());
