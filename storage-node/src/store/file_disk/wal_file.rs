@@ -10,7 +10,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `LUNEWALF` |
-//! | 8 | 4 | format version: 5, that of the disk |
+//! | 8 | 4 | format version: 6, that of the disk |
 //! | 12 | 4 | zeros |
 //! | 16 | 16 | disk uuid |
 //! | 32 | 8 | bytes of the ring |
