@@ -11,7 +11,7 @@ use lunette_proto::limits::NAME_CHARS_MAX;
 
 use crate::size::Size;
 
-pub(crate) use disk::{Disk, DiskAdd, DiskCheck, DiskInspect, DiskScrub};
+pub(crate) use disk::{Disk, DiskAdd, DiskCheck, DiskDrain, DiskInspect, DiskRemove, DiskScrub};
 
 /// A distributed block store with an iSCSI target.
 #[derive(Debug, Parser)]
@@ -98,6 +98,9 @@ pub(crate) struct Up {
     /// Capacity of each node's disk when it is first made [default: a share of the file system]
     #[arg(long, value_name = "SIZE")]
     pub(crate) capacity: Option<Size>,
+    /// Seconds for which a disk is out before its copies are made on others [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) rebuild_after: Option<u64>,
     /// Run each node and the gateway as a process of its own
     #[arg(long)]
     pub(crate) processes: bool,
@@ -138,6 +141,29 @@ pub(crate) enum Node {
     Run(Run),
     /// List the storage nodes
     List,
+    /// Move all copies away from a node's disks and put none there, so that it can be removed
+    Drain(NodeDrain),
+    /// Give a node up for good, with its disks, which must have no copies any more
+    Remove(Name),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeDrain {
+    /// Its name
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) how: Drain,
+}
+
+/// How something is emptied.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Drain {
+    /// Only show what would move
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Let it be: what has moved away is evened out again
+    #[arg(long)]
+    pub(crate) off: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -458,6 +484,14 @@ mod tests {
             "up --processes --only node2 --data d",
             "node run --config node.toml",
             "node list --json",
+            "node drain node2",
+            "node drain node2 --dry-run --json",
+            "node drain node2 --off",
+            "node remove node2",
+            "disk drain 3 --dry-run",
+            "disk drain disk-3 --off",
+            "disk remove 3",
+            "up --rebuild-after 5",
             "gateway run --config gateway.toml --log-format json",
             "cluster status",
             "disk list",
@@ -534,6 +568,11 @@ mod tests {
             "target chap t --user u --secret s3cr3t",
             "disk add /srv/disk2",
             "disk add --node node1",
+            "node drain",
+            "node remove",
+            "disk drain",
+            "disk drain x",
+            "disk remove",
             "disk inspect",
             "disk inspect /srv/disk2 --extent 3",
             "disk inspect /srv/disk2 --unit -1",

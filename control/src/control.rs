@@ -46,6 +46,8 @@ pub struct ControlConfig {
     /// A new folder waits to be added to the cluster by its leader instead of founding one; `cluster` must
     /// be named then.
     pub join: bool,
+    /// How long a disk is out before its copies are made elsewhere, while this member leads.
+    pub rebuild_after: Duration,
 }
 
 /// Why the control plane does not start.
@@ -109,6 +111,7 @@ impl Control {
             Arc::clone(&member) as Arc<dyn Consensus>,
             published,
             Arc::new(sealer),
+            config.rebuild_after,
             CancellationToken::new(),
             TaskTracker::new(),
         );

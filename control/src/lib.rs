@@ -11,6 +11,7 @@
 //! - [`published`]: the committed state as readers and watchers see it;
 //! - [`seal`]: secrets at rest;
 //! - [`health`]: who is there, and what that means;
+//! - [`moves`]: where copies should lie, and how they get there;
 //! - `server`: the gRPC services; [`client`]: how nodes, gateways and tools reach them;
 //! - [`api`]: the gRPC API, generated.
 
@@ -18,6 +19,7 @@ pub mod api;
 pub mod client;
 mod control;
 pub mod health;
+pub mod moves;
 pub mod published;
 pub mod raft;
 pub mod seal;

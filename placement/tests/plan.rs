@@ -466,20 +466,24 @@ fn from_the_cluster_map() {
         table: std::sync::Arc::new(Table::new(0, 3, Vec::new())),
         moves: std::sync::Arc::default(),
     };
-    let candidates = candidates_of(&map, &pool);
+    let absent = |disk: u32| std::collections::BTreeSet::from([DiskId(disk)]);
+    let candidates = candidates_of(&map, &absent(4));
     let found: Vec<_> =
         candidates.iter().map(|candidate| (candidate.disk.0, candidate.host.as_str())).collect();
     assert_eq!(found, [(1, "h1"), (2, "h2"), (3, "h3")]);
 
-    let first = plan(&PlanRequest { partitions: 64, ..PlanRequest::of(&map, &pool) }).unwrap();
+    let first = plan(&PlanRequest { partitions: 64, ..PlanRequest::of(&map, &pool, &absent(4)) }).unwrap();
     assert_eq!(first.table.version, 1);
     assert!(first.moves.is_empty(), "nothing lies anywhere yet");
 
     // The fourth comes for the third.
     pool.table = std::sync::Arc::new(first.table);
-    map.disks.get_mut(&DiskId(3)).unwrap().state = DiskState::Out;
-    map.disks.get_mut(&DiskId(4)).unwrap().state = DiskState::CatchingUp;
-    let second = plan(&PlanRequest::of(&map, &pool)).unwrap();
+    let second = plan(&PlanRequest::of(&map, &pool, &absent(3))).unwrap();
     assert_eq!(second.moves.len(), 64);
     assert!(second.moves.iter().all(|one| (one.from, one.to) == (DiskId(3), DiskId(4))));
+    // One that is to be emptied is there, and gets nothing.
+    map.disks.get_mut(&DiskId(3)).unwrap().draining = true;
+    let drained = plan(&PlanRequest::of(&map, &pool, &absent(9))).unwrap();
+    assert_eq!(drained.moves, second.moves);
+    assert_eq!(drained.load.disks.len(), 4);
 }

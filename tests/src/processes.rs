@@ -68,6 +68,23 @@ impl Lunette {
         Part(command.spawn().expect("start a part of lunette"))
     }
 
+    /// Starts a node that the system did not have, with a disk beside those of the others.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn add_node(&self, name: &str) -> Part {
+        let run = self.data().join("run");
+        // As node 2 is configured, which carries no control plane.
+        let like = std::fs::read_to_string(run.join("node2.toml")).expect("a cluster of processes");
+        let config = run.join(format!("{name}.toml"));
+        std::fs::write(&config, like.replace("node2", name)).expect("write a configuration");
+        let mut command = Command::new(lunette_bin());
+        command.args(["node", "run", "--config"]).arg(&config);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Part(command.spawn().expect("start a node"))
+    }
+
     /// What the map says of the disk of a node, as `lunette disk list` has it.
     ///
     /// # Panics

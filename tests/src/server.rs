@@ -43,6 +43,7 @@ pub struct Builder {
     portals: Vec<SocketAddr>,
     nodes: Option<u8>,
     processes: bool,
+    rebuild_after_s: Option<u64>,
     log: Option<String>,
 }
 
@@ -72,6 +73,13 @@ impl Builder {
     #[must_use]
     pub fn log(mut self, directives: &str) -> Self {
         self.log = Some(directives.to_owned());
+        self
+    }
+
+    /// How long a disk is out before it is rebuilt on others.
+    #[must_use]
+    pub fn rebuild_after_s(mut self, seconds: u64) -> Self {
+        self.rebuild_after_s = Some(seconds);
         self
     }
 
@@ -226,6 +234,9 @@ impl Lunette {
         }
         if self.options.processes {
             command.arg("--processes");
+        }
+        if let Some(seconds) = self.options.rebuild_after_s {
+            command.args(["--rebuild-after", &seconds.to_string()]);
         }
         if let Some(log) = &self.options.log {
             command.env("LUNETTE_LOG", log);

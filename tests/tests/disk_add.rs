@@ -101,7 +101,7 @@ fn grows(mut lunette: Lunette) {
     let outcome = add(&lunette, "node2", &path, "1G");
     let printed = outcome.success();
     assert!(printed.contains(text(&path)) && printed.contains("in service"), "{printed}");
-    assert!(printed.contains("pools that are created from now on"), "what exists does not move: {printed}");
+    assert!(printed.contains("pools move their share of copies to it"), "{printed}");
     let disk = disk_at(&lunette, &path).expect("it is listed");
     assert_eq!(
         (&disk["node"], &disk["state"], &disk["kind"]),

@@ -1,10 +1,12 @@
-//! `lunette disk list|add|scrub`.
+//! `lunette disk list|add|scrub|drain|remove`.
 
 use anyhow::Result;
-use lunette_control::api::admin::{AddDiskRequest, Disk as Answer, ListDisksRequest};
+use lunette_control::api::admin::{
+    AddDiskRequest, Disk as Answer, DrainDiskRequest, ListDisksRequest, RemoveDiskRequest,
+};
 
-use super::{Connection, json, scrub};
-use crate::args::{Disk, DiskAdd};
+use super::{Connection, drain, json, scrub};
+use crate::args::{Disk, DiskAdd, DiskDrain, DiskRemove};
 use crate::output::{Format, Table};
 use crate::size::human;
 
@@ -16,6 +18,8 @@ pub(super) async fn run(command: Disk, connection: &Connection, format: Format) 
         Disk::List => list(connection, format).await,
         Disk::Add(add) => self::add(add, connection, format).await,
         Disk::Scrub(command) => scrub::run(command, connection, format).await,
+        Disk::Drain(drain) => self::drain(drain, connection, format).await,
+        Disk::Remove(DiskRemove { disk }) => remove(disk, connection).await,
         Disk::Inspect(_) | Disk::Check(_) => unreachable!("main looks at disks itself"),
     }
 }
@@ -45,12 +49,27 @@ async fn add(add: DiskAdd, connection: &Connection, format: Format) -> Result<()
     Ok(())
 }
 
+async fn drain(command: DiskDrain, connection: &Connection, format: Format) -> Result<()> {
+    let DiskDrain { disk, how } = command;
+    let request = DrainDiskRequest { disk, draining: !how.off, dry_run: how.dry_run };
+    let answer = connection.disks().drain(request).await;
+    let answer = answer.map_err(|status| connection.refused(&status))?.into_inner();
+    format.print(|| drain::text(&format!("disk {disk}"), how, &answer), || drain::json(&answer));
+    Ok(())
+}
+
+async fn remove(disk: u32, connection: &Connection) -> Result<()> {
+    let answer = connection.disks().remove(RemoveDiskRequest { disk }).await;
+    answer.map_err(|status| connection.refused(&status))?;
+    Ok(())
+}
+
 fn text(disk: &Answer) -> String {
     let Answer { id, node, label, capacity_bytes, .. } = disk;
     let kind = if disk.kind.is_empty() { String::new() } else { format!("{} ", disk.kind) };
     format!(
         "disk {id} of {node}, {kind}{label}, is in service and offers {}\n\
-         pools that are created from now on use it; those that exist keep the disks that they have\n",
+         pools move their share of copies to it, see `lunette status`\n",
         human(*capacity_bytes)
     )
 }
@@ -77,8 +96,20 @@ pub(super) fn table(disks: &[Answer]) -> Table {
 /// Why a disk is in its state, and how far it is on its way out of it.
 fn reason(disk: &Answer) -> String {
     let mut reasons = Vec::from_iter((!disk.reason.is_empty()).then(|| disk.reason.clone()));
+    if disk.draining {
+        reasons.push(match disk.copies {
+            0 => "draining, empty".to_owned(),
+            copies => format!("draining, {copies} copies left"),
+        });
+    }
     if let Some(catch_up) = &disk.catch_up {
-        reasons.push(format!("{} of {} partitions behind", catch_up.behind_partitions, catch_up.partitions));
+        if catch_up.behind_partitions > 0 {
+            reasons
+                .push(format!("{} of {} partitions behind", catch_up.behind_partitions, catch_up.partitions));
+        }
+        if disk.arriving > 0 {
+            reasons.push(format!("{} copies arriving", disk.arriving));
+        }
         if catch_up.checked_extents > 0 || catch_up.waiting_extents > 0 {
             reasons.push(format!(
                 "{} extents looked at, {} to go, {} copied",

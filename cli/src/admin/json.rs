@@ -3,8 +3,8 @@
 
 use lunette_control::api::admin::status_response::Health;
 use lunette_control::api::admin::{
-    CatchUp, ControlStatus, DiscoveryChap, Disk, Gateway, Lun, Node, Pool, Scrub, Session, StatusResponse,
-    Target, Volume,
+    CatchUp, ControlStatus, DiscoveryChap, Disk, Gateway, Lun, Moves, Node, Pool, Scrub, Session,
+    StatusResponse, Target, Volume,
 };
 use serde_json::{Value, json};
 
@@ -22,6 +22,7 @@ pub(super) fn node(node: &Node) -> Value {
         "id": node.id, "name": node.name, "address": node.address, "host": node.host,
         "rack": some(&node.rack), "zone": some(&node.zone), "up": node.up, "disks": node.disks,
         "disks_out": node.disks_out, "disks_catching_up": node.disks_catching_up,
+        "disks_draining": node.disks_draining, "draining_copies": node.draining_copies,
     })
 }
 
@@ -50,7 +51,8 @@ pub(super) fn disk(disk: &Disk) -> Value {
         "capacity_bytes": disk.capacity_bytes, "used_bytes": disk.used_bytes, "weight": disk.weight,
         "path": disk.label, "kind": some(&disk.kind), "reason": some(&disk.reason),
         "scrub": disk.scrub.as_ref().map(scrub),
-        "catch_up": disk.catch_up.as_ref().map(catch_up),
+        "catch_up": disk.catch_up.as_ref().map(catch_up), "draining": disk.draining,
+        "copies": disk.copies, "arriving": disk.arriving, "leaving": disk.leaving,
     })
 }
 
@@ -79,7 +81,8 @@ pub(super) fn pool(pool: &Pool) -> Value {
         "failure_domain": pool.failure_domain, "partitions": pool.partitions,
         "table_version": pool.table_version, "disks": pool.disks, "volumes": pool.volumes,
         "usable_bytes": pool.usable_bytes, "provisioned_bytes": pool.provisioned_bytes,
-        "degraded_partitions": pool.degraded_partitions,
+        "degraded_partitions": pool.degraded_partitions, "moves": pool.moves,
+        "moves_waiting": pool.moves_waiting, "moves_problem": some(&pool.moves_problem),
     })
 }
 
@@ -121,6 +124,13 @@ pub(super) fn target(target: &Target) -> Value {
         "chap_user": some(&target.chap_user), "chap_mutual_user": some(&target.chap_mutual_user),
         "chap_algorithms": target.chap_algorithms, "sessions": target.sessions,
         "draining": target.draining,
+    })
+}
+
+fn moves(moves: &Moves) -> Value {
+    json!({
+        "under_way": moves.under_way, "waiting": moves.waiting, "copied_bytes": moves.copied_bytes,
+        "left_ms": moves.left_ms, "problems": moves.problems,
     })
 }
 
@@ -180,5 +190,6 @@ pub(super) fn status(status: &StatusResponse) -> Value {
         "sessions": status.sessions, "capacity_bytes": status.capacity_bytes,
         "used_bytes": status.used_bytes,
         "discovery_chap": status.discovery_chap.as_ref().map(discovery_chap),
+        "moves": status.moves.as_ref().map(moves),
     })
 }

@@ -2,6 +2,7 @@
 
 mod connection;
 mod disk;
+mod drain;
 mod json;
 mod node;
 mod pool;
@@ -14,7 +15,7 @@ mod volume;
 
 use anyhow::Result;
 
-use crate::args::{Cluster, Command, Global, Node};
+use crate::args::{Cluster, Command, Global, Name, Node};
 use crate::output::Format;
 
 pub(crate) use connection::{Address, Connection, DEFAULT_PORT};
@@ -29,6 +30,8 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Status(status) if status.watch => status::watch(&connect().await?, format).await,
         Command::Status(_) => status::once(&connect().await?, format).await,
         Command::Node(Node::List) => node::list(&connect().await?, format).await,
+        Command::Node(Node::Drain(drain)) => node::drain(drain, &connect().await?, format).await,
+        Command::Node(Node::Remove(Name { name })) => node::remove(name, &connect().await?).await,
         Command::Disk(command) => disk::run(command, &connect().await?, format).await,
         Command::Pool(command) => pool::run(command, &connect().await?, format).await,
         Command::Volume(command) => volume::run(command, &connect().await?, format).await,

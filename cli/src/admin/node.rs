@@ -1,9 +1,10 @@
-//! `lunette node list`.
+//! `lunette node list|drain|remove`.
 
 use anyhow::Result;
-use lunette_control::api::admin::{ListNodesRequest, Node};
+use lunette_control::api::admin::{DrainNodeRequest, ListNodesRequest, Node, RemoveNodeRequest};
 
-use super::{Connection, json};
+use super::{Connection, drain, json};
+use crate::args::NodeDrain;
 use crate::output::{Format, Table};
 
 pub(super) async fn list(connection: &Connection, format: Format) -> Result<()> {
@@ -13,9 +14,34 @@ pub(super) async fn list(connection: &Connection, format: Format) -> Result<()> 
     Ok(())
 }
 
+pub(super) async fn drain(command: NodeDrain, connection: &Connection, format: Format) -> Result<()> {
+    let NodeDrain { name, how } = command;
+    let request = DrainNodeRequest { name: name.clone(), draining: !how.off, dry_run: how.dry_run };
+    let answer = connection.nodes().drain(request).await;
+    let answer = answer.map_err(|status| connection.refused(&status))?.into_inner();
+    format.print(|| drain::text(&name, how, &answer), || drain::json(&answer));
+    Ok(())
+}
+
+pub(super) async fn remove(name: String, connection: &Connection) -> Result<()> {
+    let answer = connection.nodes().remove(RemoveNodeRequest { name }).await;
+    answer.map_err(|status| connection.refused(&status))?;
+    Ok(())
+}
+
 pub(super) fn table(nodes: &[Node]) -> Table {
-    let mut table =
-        Table::new(&["NODE", "STATE", "ADDRESS", "HOST", "RACK", "ZONE", ">DISKS", ">OUT", ">CATCHING-UP"]);
+    let mut table = Table::new(&[
+        "NODE",
+        "STATE",
+        "ADDRESS",
+        "HOST",
+        "RACK",
+        "ZONE",
+        ">DISKS",
+        ">OUT",
+        ">CATCHING-UP",
+        "DRAINING",
+    ]);
     for node in nodes {
         table.row([
             node.name.clone(),
@@ -27,9 +53,20 @@ pub(super) fn table(nodes: &[Node]) -> Table {
             node.disks.len().to_string(),
             node.disks_out.to_string(),
             node.disks_catching_up.to_string(),
+            draining(node),
         ]);
     }
     table
+}
+
+/// How far a node is on its way to be empty.
+fn draining(node: &Node) -> String {
+    let Node { disks_draining, draining_copies, .. } = node;
+    match (*disks_draining, *draining_copies) {
+        (0, _) => String::new(),
+        (disks, 0) => format!("{disks} disks, empty"),
+        (disks, copies) => format!("{disks} disks, {copies} copies left"),
+    }
 }
 
 /// Whether a process is there.

@@ -82,6 +82,15 @@ pub(super) fn table(pools: &[Answer]) -> Table {
     table
 }
 
+/// Copies on their way to other disks.
+fn moves(pool: &Answer) -> String {
+    let counts = match (pool.moves, pool.moves_waiting) {
+        (0, 0) => "none".to_owned(),
+        (under_way, waiting) => format!("{under_way} under way, {waiting} to follow"),
+    };
+    if pool.moves_problem.is_empty() { counts } else { format!("{counts}; {}", pool.moves_problem) }
+}
+
 fn text(pool: &Answer) -> String {
     fields(&[
         ("name", pool.name.clone()),
@@ -94,5 +103,7 @@ fn text(pool: &Answer) -> String {
         ("volumes", pool.volumes.to_string()),
         ("usable", human(pool.usable_bytes)),
         ("provisioned", human(pool.provisioned_bytes)),
+        ("degraded-partitions", pool.degraded_partitions.to_string()),
+        ("moves", moves(pool)),
     ])
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use lunette_control::api::admin::{Gateway, StatusRequest, StatusResponse};
 use tokio_stream::StreamExt;
 
-use super::{Connection, disk, json, node, pool, target};
+use super::{Connection, disk, json, node, pool, scrub, target};
 use crate::output::{self, Format, Table, fields, yes};
 use crate::size::human;
 
@@ -82,6 +82,24 @@ fn health_line(status: &StatusResponse) -> String {
     format!("health: {word} ({reasons})\n")
 }
 
+/// Copies on their way to other disks: no matter of health, for all that should count do meanwhile.
+fn moves(status: &StatusResponse) -> String {
+    let moves = status.moves.clone().unwrap_or_default();
+    let mut text = match (moves.under_way, moves.waiting) {
+        (0, 0) => "none".to_owned(),
+        (under_way, waiting) => {
+            format!("{under_way} moves under way, {waiting} to follow, {} copied", human(moves.copied_bytes))
+        }
+    };
+    if let Some(left) = moves.left_ms.filter(|_| moves.under_way > 0) {
+        text.push_str(&format!(", about {} left", scrub::time(left)));
+    }
+    for problem in &moves.problems {
+        text.push_str(&format!("; {}", crate::failure::one_line(problem)));
+    }
+    text
+}
+
 fn text(status: &StatusResponse) -> String {
     let control = status.control.clone().unwrap_or_default();
     let discovery = status.discovery_chap.as_ref();
@@ -100,6 +118,7 @@ fn text(status: &StatusResponse) -> String {
         ("targets", status.targets.to_string()),
         ("sessions", status.sessions.to_string()),
         ("discovery-chap", discovery.to_owned()),
+        ("rebalancing", moves(status)),
     ]));
     let tables = [
         node::table(&status.nodes).text(),

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand};
 use lunette_proto::ids::{ExtentId, Namespace, VolumeId};
 
+use super::Drain;
 use crate::size::Size;
 
 #[derive(Debug, Subcommand)]
@@ -16,6 +17,10 @@ pub(crate) enum Disk {
     Add(DiskAdd),
     /// Look at all data of a disk now, or say how far that is; what is damaged is repaired from other disks
     Scrub(DiskScrub),
+    /// Move all copies away from a disk and put none there, so that it can be removed
+    Drain(DiskDrain),
+    /// Give a disk up for good, which must have no copies any more
+    Remove(DiskRemove),
     /// Show what is on a disk of this machine that is not in use
     Inspect(DiskInspect),
     /// Read all of a disk of this machine that is not in use, and say what is damaged
@@ -32,6 +37,22 @@ pub(crate) struct DiskAdd {
     /// What it offers [default: what there is]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) capacity: Option<Size>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiskDrain {
+    /// The disk, by its number in `disk list`
+    #[arg(value_parser = disk_id)]
+    pub(crate) disk: u32,
+    #[command(flatten)]
+    pub(crate) how: Drain,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiskRemove {
+    /// The disk, by its number in `disk list`
+    #[arg(value_parser = disk_id)]
+    pub(crate) disk: u32,
 }
 
 #[derive(Debug, Args)]

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
+use lunette_control::moves::REBUILD_AFTER;
 use serde::Deserialize;
 
 use super::{ClusterKey, addresses, beside, load};
@@ -51,6 +53,14 @@ pub(crate) struct ControlConfig {
     pub(crate) listen: SocketAddr,
     /// Where others reach it, if that is another address than `listen`: HOST:PORT.
     pub(crate) advertise: Option<String>,
+    /// Seconds for which a disk is out before its copies are made elsewhere; 600 unless it is said.
+    pub(crate) rebuild_after_s: Option<u64>,
+}
+
+impl ControlConfig {
+    pub(crate) fn rebuild_after(&self) -> Duration {
+        self.rebuild_after_s.map_or(REBUILD_AFTER, Duration::from_secs)
+    }
 }
 
 #[derive(Debug, Deserialize)]

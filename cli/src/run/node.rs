@@ -58,6 +58,7 @@ impl NodeProcess {
                 advertise: control.advertise.clone(),
                 key_file: key.path.clone(),
                 join: false,
+                rebuild_after: control.rebuild_after(),
             };
             private_dir(&control.dir)?;
             let control = Control::open(&control.dir, control_config).await?;

@@ -51,7 +51,7 @@ pub(crate) async fn run(up: &Up, global: &Global) -> Result<()> {
     }
     let admin = Address::parse(&ports.admin.to_string())?;
     for name in names(data.nodes()) {
-        run.write_config(&name, &data, &ports)?;
+        run.write_config(&name, &data, &ports, up.rebuild_after)?;
     }
     ports.release();
 

@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::future::{join_all, try_join_all};
 use lunette_control::api::cluster::RegisterNodeResponse;
+use lunette_control::moves::REBUILD_AFTER;
 use lunette_control::{Control, ControlConfig};
 use lunette_proto::ids::{ClusterId, NodeId};
 use lunette_proto::map;
@@ -71,6 +73,7 @@ impl System {
             advertise: None,
             key_file: key.path.clone(),
             join: false,
+            rebuild_after: up.rebuild_after.map_or(REBUILD_AFTER, Duration::from_secs),
         };
         private_dir(&data.control())?;
         let control = Control::open(&data.control(), config).await?;

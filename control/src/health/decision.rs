@@ -62,6 +62,8 @@ pub struct Decider {
     /// When copies were last said to count.
     counted: BTreeMap<(PoolId, DiskId), Instant>,
     members: (Epoch, BTreeSet<DiskId>),
+    /// Disks with copies that do not count, by the same map.
+    behind: BTreeSet<DiskId>,
 }
 
 /// What is remembered of a disk.
@@ -124,7 +126,10 @@ impl<'a> Scene<'a> {
 
     /// Gateways that are there and own a volume that lies on a disk.
     fn users(&self, disk: DiskId) -> BTreeSet<GatewayId> {
-        let holds = |pool: &&Pool| pool.table.rows().any(|(_, row)| row.contains(&disk));
+        let holds = |pool: &&Pool| {
+            pool.table.rows().any(|(_, row)| row.contains(&disk))
+                || self.map.behind.contains_key(&(pool.id, disk))
+        };
         let pools: BTreeSet<PoolId> = self.map.pools.values().filter(holds).map(|pool| pool.id).collect();
         let up: BTreeSet<GatewayId> = self.registry.gateways_up(self.now).collect();
         let volumes = self
@@ -156,6 +161,7 @@ impl Decider {
             copies_due: now,
             counted: BTreeMap::new(),
             members: (Epoch(0), BTreeSet::new()),
+            behind: BTreeSet::new(),
         }
     }
 
@@ -168,7 +174,11 @@ impl Decider {
         self.looked = now;
         if self.members.0 != map.epoch {
             let rows = map.pools.values().flat_map(|pool| pool.table.rows());
-            self.members = (map.epoch, rows.flat_map(|(_, row)| row.iter().copied()).collect());
+            let members = rows.flat_map(|(_, row)| row.iter().copied());
+            // Whoever gets copies is waited for, too.
+            let arriving = map.behind.keys().map(|(_, disk)| *disk);
+            self.members = (map.epoch, members.chain(arriving).collect());
+            self.behind = map.behind.keys().map(|(_, disk)| *disk).collect();
         }
         self.disks.retain(|id, _| map.disks.contains_key(id));
         self.counted.retain(|key, _| map.behind.contains_key(key));
@@ -193,7 +203,7 @@ impl Decider {
                     memory.is_blamed = is_heard;
                 }
                 look.decisions.push((Command::Evict { disk: disk.id, seen: disk.state }, why));
-            } else if disk.state == DiskState::CatchingUp {
+            } else if self.behind.contains(&disk.id) {
                 catching_up = true;
                 if looks_at_copies {
                     self.count(&scene, disk, &mut look);
@@ -308,7 +318,7 @@ impl Decider {
         for ((pool, _), behind) in scene.map.behind.iter().filter(|((_, id), _)| *id == disk.id) {
             let Some((ready, epoch, owners)) = said(scene, *pool, disk.id) else { continue };
             let ready = behind.partitions.intersection(&ready.unwrap_or_else(|| behind.partitions.clone()));
-            if ready.is_empty() || epoch < behind.since {
+            if ready.is_empty() || epoch < behind.since.max(behind.grown) {
                 continue;
             }
             let key = (*pool, disk.id);

@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
-use lunette_proto::ids::{DiskId, NodeId};
-use lunette_proto::map::{ClusterMap, Disk, DiskState, Pool, VolumeState};
+use lunette_proto::ids::{DiskId, NodeId, PoolId};
+use lunette_proto::map::{Behind, ClusterMap, Disk, DiskState, Pool, VolumeState};
 
 use super::{Member, Registry};
 use crate::api::cluster::ScrubReport;
+use crate::state::arriving_at;
 
 /// How the cluster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -273,15 +274,17 @@ fn progress(map: &ClusterMap, registry: &Registry, disk: DiskId, now: Instant) -
     format!(": {behind} of {partitions} partitions behind{left}")
 }
 
-/// Partitions of which a disk's copies do not count, of those of which it is a member.
+/// Partitions of which a disk's copies do not count, of those of which it is a member; copies that are on their way to it are
+/// neither.
 #[must_use]
 pub fn behind(map: &ClusterMap, disk: DiskId) -> (usize, usize) {
     let behind = map.behind.iter().filter(|((_, id), _)| *id == disk);
     let rows = map.pools.values().flat_map(|pool| pool.table.rows());
-    (
-        behind.map(|(_, behind)| behind.partitions.len()).sum(),
-        rows.filter(|(_, row)| row.contains(&disk)).count(),
-    )
+    let missed = |((pool, _), behind): (&(PoolId, DiskId), &std::sync::Arc<Behind>)| {
+        let arriving = map.pools.get(pool).map(|pool| arriving_at(pool, disk)).unwrap_or_default();
+        behind.partitions.difference(&arriving).len()
+    };
+    (behind.map(missed).sum(), rows.filter(|(_, row)| row.contains(&disk)).count())
 }
 
 /// The first few, and how many more.

@@ -10,11 +10,17 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Context;
-use super::errors::stopping;
+use super::disks::node_named;
+use super::errors::{rejected, stopping};
+use super::moves::no_node;
 use crate::api::admin::cluster_server::Cluster;
 use crate::api::admin::nodes_server::Nodes;
-use crate::api::admin::{ListNodesRequest, ListNodesResponse, StatusRequest, StatusResponse};
+use crate::api::admin::{
+    DrainNodeRequest, DrainResponse, ListNodesRequest, ListNodesResponse, RemoveNodeRequest,
+    RemoveNodeResponse, StatusRequest, StatusResponse,
+};
 use crate::health::Member;
+use crate::state::{Command, Rejection, disks_of};
 
 /// The shortest time between two of a watcher's statuses, and the longest before one looks again:
 /// silence is no event.
@@ -100,5 +106,30 @@ impl Nodes for Context {
         self.refresh_all().await?;
         let nodes = self.view(|view| view.nodes()).await?;
         Ok(Response::new(ListNodesResponse { nodes }))
+    }
+
+    async fn drain(&self, request: Request<DrainNodeRequest>) -> Result<Response<DrainResponse>, Status> {
+        let DrainNodeRequest { name, draining, dry_run } = request.into_inner();
+        let state = self.state().await?;
+        let node = node_named(state.map(), &name).ok_or_else(|| rejected(&no_node(&name)))?;
+        let disks = disks_of(state.map(), node).map(|disk| disk.id).collect();
+        self.drain_disks(&format!("node {name}"), disks, draining, dry_run).await.map(Response::new)
+    }
+
+    async fn remove(
+        &self,
+        request: Request<RemoveNodeRequest>,
+    ) -> Result<Response<RemoveNodeResponse>, Status> {
+        let name = request.into_inner().name;
+        let state = self.state().await?;
+        let node = node_named(state.map(), &name).ok_or_else(|| rejected(&no_node(&name)))?;
+        // One that is there would serve a disk that is not drained again the next moment.
+        if self.is_up(node)
+            && let Some(disk) = disks_of(state.map(), node).find(|disk| !disk.draining)
+        {
+            return Err(rejected(&Rejection::NotDrained(disk.id)));
+        }
+        self.run(Command::RemoveNode { name }).await?;
+        Ok(Response::new(RemoveNodeResponse {}))
     }
 }

@@ -1,8 +1,10 @@
 //! What every service works on.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use lunette_proto::ids::ClusterId;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
@@ -10,6 +12,7 @@ use tonic::{Code, Status};
 use super::attachments::Attachments;
 use super::disks::Refusals;
 use super::errors::{proposal, rejected, status, unavailable};
+use super::moves::Plans;
 use super::view::View;
 use crate::published::Published;
 use crate::raft::{Committed, Consensus};
@@ -26,6 +29,10 @@ pub(crate) struct Context {
     pub(crate) sealer: Arc<Sealer>,
     pub(crate) attachments: Attachments,
     pub(super) refusals: Refusals,
+    /// What the planner said last; nothing while this member does not lead.
+    pub(super) plans: Mutex<Arc<Plans>>,
+    /// How long a disk is out before its copies are made elsewhere.
+    pub(super) rebuild_after: Duration,
     /// Ends every stream and task.
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -37,13 +44,26 @@ impl Context {
         consensus: Arc<dyn Consensus>,
         published: Arc<Published>,
         sealer: Arc<Sealer>,
+        rebuild_after: Duration,
         stop: CancellationToken,
         tasks: TaskTracker,
     ) -> Arc<Self> {
         Arc::new_cyclic(|this| {
             let (this, attachments) = (this.clone(), Attachments::default());
-            let refusals = Refusals::default();
-            Self { this, cluster, consensus, published, sealer, attachments, refusals, stop, tasks }
+            let (refusals, plans) = (Refusals::default(), Mutex::default());
+            Self {
+                this,
+                cluster,
+                consensus,
+                published,
+                sealer,
+                attachments,
+                refusals,
+                plans,
+                rebuild_after,
+                stop,
+                tasks,
+            }
         })
     }
 
@@ -76,7 +96,8 @@ impl Context {
 
     /// Looks at a state and what members said.
     pub(super) fn look<T>(&self, state: &State, look: impl FnOnce(&View<'_>) -> T) -> T {
-        self.attachments.read(|registry, now| look(&View::new(state.map(), registry, now)))
+        let plans = Arc::clone(&self.plans.lock());
+        self.attachments.read(|registry, now| look(&View::new(state.map(), registry, plans, now)))
     }
 
     /// A member of another cluster has come to the wrong place. An empty id is a member's that does

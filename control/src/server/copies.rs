@@ -16,7 +16,7 @@ use crate::health::Decider;
 use crate::state::{Command, State};
 
 /// Before anything is proposed again, when consensus did not answer.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// Evictions that the state refuses, by the map under which it did, and why.
 type Refused = BTreeMap<DiskId, (Epoch, String)>;
@@ -38,7 +38,7 @@ impl Context {
     }
 
     /// Returns when this member leads; `false`: it never will.
-    async fn leads(&self) -> bool {
+    pub(super) async fn leads(&self) -> bool {
         self.consensus.leading().wait_for(|leading| *leading).await.is_ok()
     }
 

@@ -22,7 +22,10 @@ use super::Context;
 use super::errors::{rejected, status, stopping};
 use super::members::unexpected;
 use crate::api::admin::disks_server::Disks;
-use crate::api::admin::{AddDiskRequest, Disk, ListDisksRequest, ListDisksResponse, ScrubDiskRequest};
+use crate::api::admin::{
+    AddDiskRequest, Disk, DrainDiskRequest, DrainResponse, ListDisksRequest, ListDisksResponse,
+    RemoveDiskRequest, RemoveDiskResponse, ScrubDiskRequest,
+};
 use crate::health::Member;
 use crate::state::{Command, Rejection, Response as Outcome};
 
@@ -88,7 +91,7 @@ impl Context {
         })
     }
 
-    fn is_up(&self, node: NodeId) -> bool {
+    pub(super) fn is_up(&self, node: NodeId) -> bool {
         self.attachments.read(|registry, now| registry.is_up(Member::Node(node), now))
     }
 
@@ -191,6 +194,21 @@ impl Disks for Context {
         let disk = disks.into_iter().find(|disk| disk.id == id.0);
         disk.map(Response::new).ok_or_else(|| rejected(&Rejection::NoDisk(id)))
     }
+
+    async fn drain(&self, request: Request<DrainDiskRequest>) -> Result<Response<DrainResponse>, Status> {
+        let DrainDiskRequest { disk, draining, dry_run } = request.into_inner();
+        let id = DiskId(disk);
+        self.drain_disks(&id.to_string(), vec![id], draining, dry_run).await.map(Response::new)
+    }
+
+    async fn remove(
+        &self,
+        request: Request<RemoveDiskRequest>,
+    ) -> Result<Response<RemoveDiskResponse>, Status> {
+        let disk = DiskId(request.into_inner().disk);
+        self.run(Command::RemoveDisk { disk }).await?;
+        Ok(Response::new(RemoveDiskResponse {}))
+    }
 }
 
 /// A disk cannot be scrubbed.
@@ -199,7 +217,7 @@ fn no_scrub(id: DiskId, node: &str, why: &str) -> Status {
     status(Code::FailedPrecondition, "DISK_NOT_SERVED", sentence)
 }
 
-fn node_named(map: &ClusterMap, name: &str) -> Option<NodeId> {
+pub(super) fn node_named(map: &ClusterMap, name: &str) -> Option<NodeId> {
     map.nodes.values().find(|node| node.name == name).map(|node| node.id)
 }
 

@@ -28,8 +28,9 @@ use crate::published::Update;
 use crate::raft::ConsensusError;
 use crate::state::{Command, NewDisk, Rejection, Response as Outcome};
 
-/// The encoding of maps and deltas on the stream, and of what is in them. 4: with the copies that do not count.
-pub(crate) const MAP_FORMAT: u32 = 4;
+/// The encoding of maps and deltas on the stream, and of what is in them. 5: with copies that are on
+/// their way to other disks.
+pub(crate) const MAP_FORMAT: u32 = 5;
 /// Updates that may wait for a watcher; the rest waits in the history, or becomes one whole map.
 const UPDATES_MAX: usize = 16;
 

@@ -11,6 +11,7 @@ mod copies;
 mod disks;
 mod errors;
 mod members;
+mod moves;
 mod pools;
 mod raft;
 mod sessions;

@@ -106,8 +106,9 @@ impl Shape {
     }
 
     fn plan(self, map: &ClusterMap) -> Result<Table, Rejection> {
-        // A disk that is not in sync may come back with old copies of other pools; a new one waits.
-        let in_sync = map.disks.values().filter(|disk| disk.state == DiskState::InSync);
+        // A disk that is not in sync may come back with old copies of other pools; a new one waits. One that is to be
+        // emptied gets nothing.
+        let in_sync = map.disks.values().filter(|disk| disk.state == DiskState::InSync && !disk.draining);
         let candidate = |disk: &lunette_proto::map::Disk| {
             let node = map.nodes.get(&disk.node)?;
             Some(Candidate {

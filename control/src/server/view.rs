@@ -1,18 +1,21 @@
 //! The map and what members said, as the API shows it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use lunette_proto::ids::{DiskId, GatewayId, NodeId, Partition, TargetId, VolumeId};
 use lunette_proto::map::{self, ClusterMap, DiskState, FailureDomain, VolumeState};
 
+use super::moves::Plans;
 use crate::api::admin::status_response::Health as ApiHealth;
 use crate::api::admin::{
-    Acl, CatchUp, ControlMember, ControlStatus, Damage, DiscoveryChap, Disk, Export, Gateway, Lun, Node,
-    Pool, Scrub, Session, StatusResponse, Target, Volume,
+    Acl, CatchUp, ControlMember, ControlStatus, Damage, DiscoveryChap, Disk, DiskMoves, DrainResponse,
+    Export, Gateway, Lun, Moves, Node, Pool, Scrub, Session, StatusResponse, Target, Volume,
 };
 use crate::api::cluster::{ScrubReport, SessionReport};
 use crate::health::{Condition, Health, Member, Registry, behind, condition, judge, trouble};
+use crate::moves::{self, Preview, Room};
 use crate::raft::Metrics;
 use crate::state::usable_bytes;
 
@@ -25,10 +28,21 @@ pub(super) struct View<'a> {
     exports: BTreeMap<VolumeId, Vec<Export>>,
     /// Sessions by target, for the same reason.
     sessions_of: BTreeMap<&'a str, u32>,
+    /// Copies of each disk, over all pools.
+    copies: BTreeMap<DiskId, DiskCopies>,
+    plans: Arc<Plans>,
+}
+
+/// Partitions of which a disk has copies, or gets or loses one.
+#[derive(Clone, Copy, Debug, Default)]
+struct DiskCopies {
+    held: u32,
+    arriving: u32,
+    leaving: u32,
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(map: &'a ClusterMap, registry: &'a Registry, now: Instant) -> Self {
+    pub(super) fn new(map: &'a ClusterMap, registry: &'a Registry, plans: Arc<Plans>, now: Instant) -> Self {
         let mut exports: BTreeMap<VolumeId, Vec<Export>> = BTreeMap::new();
         for target in map.targets.values() {
             for (number, lun) in &target.luns {
@@ -43,7 +57,17 @@ impl<'a> View<'a> {
         for (_, session) in registry.sessions(now) {
             *sessions_of.entry(&session.target).or_default() += 1;
         }
-        Self { map, registry, now, exports, sessions_of }
+        let mut copies: BTreeMap<DiskId, DiskCopies> = BTreeMap::new();
+        for pool in map.pools.values() {
+            for disk in pool.table.rows().flat_map(|(_, row)| row) {
+                copies.entry(*disk).or_default().held += 1;
+            }
+            for (_, it) in pool.moves.iter() {
+                copies.entry(it.from).or_default().leaving += 1;
+                copies.entry(it.to).or_default().arriving += 1;
+            }
+        }
+        Self { map, registry, now, exports, sessions_of, copies, plans }
     }
 }
 
@@ -73,7 +97,60 @@ impl View<'_> {
             targets: count(self.map.targets.len()),
             sessions: count(self.registry.sessions(self.now).count()),
             discovery_chap: self.map.discovery_chap.as_ref().map(discovery_chap),
+            moves: Some(self.moves()),
         }
+    }
+
+    /// Copies on their way to other disks, over all pools.
+    fn moves(&self) -> Moves {
+        let under_way: usize = self.map.pools.values().map(|pool| pool.moves.len()).sum();
+        let waiting: usize = self.plans.pools.values().map(|plan| plan.waiting).sum();
+        let going_on = self.copies.iter().filter(|(_, copies)| copies.arriving > 0);
+        let going_on = going_on.filter_map(|(disk, _)| self.registry.catching_up(*disk, self.now));
+        let (mut copied_bytes, mut left) = (0u64, None);
+        for progress in going_on {
+            copied_bytes = copied_bytes.saturating_add(progress.copied_bytes);
+            left = left.max(progress.left);
+        }
+        // Those that follow take as long as those that are seen.
+        let share = (under_way + waiting) as f64 / under_way.max(1) as f64;
+        let left_ms = left.map(|left| (left.as_millis() as f64 * share) as u64);
+        let problem = |pool: &map::Pool| {
+            let problem = self.plans.pools.get(&pool.id)?.problem.as_ref()?;
+            Some(format!("pool {}: {problem}", pool.name))
+        };
+        Moves {
+            under_way: count(under_way),
+            waiting: count(waiting),
+            copied_bytes,
+            left_ms,
+            problems: self.map.pools.values().filter_map(problem).collect(),
+        }
+    }
+
+    /// What would move, in the API's words.
+    pub(super) fn preview(&self, preview: &Preview, rooms: &BTreeMap<DiskId, Room>) -> DrainResponse {
+        let disk = |(id, moves): (&DiskId, &moves::DiskMoves)| {
+            let room = rooms.get(id).copied().unwrap_or_default();
+            DiskMoves {
+                disk: id.0,
+                node: self.map.disks.get(id).map(|disk| self.node_name(disk.node)).unwrap_or_default(),
+                moves_out: count(moves.moves_out),
+                bytes_out: moves.bytes_out,
+                moves_in: count(moves.moves_in),
+                bytes_in: moves.bytes_in,
+                free_bytes: room.capacity_bytes.saturating_sub(room.used_bytes),
+            }
+        };
+        DrainResponse {
+            moves: count(preview.moves),
+            bytes: preview.bytes,
+            disks: preview.disks.iter().map(disk).collect(),
+        }
+    }
+
+    fn copies(&self, disk: DiskId) -> DiskCopies {
+        self.copies.get(&disk).copied().unwrap_or_default()
     }
 
     pub(super) fn nodes(&self) -> Vec<Node> {
@@ -94,8 +171,14 @@ impl View<'_> {
                 .collect(),
             disks_out: self.disks_in(node.id, DiskState::Out),
             disks_catching_up: self.disks_in(node.id, DiskState::CatchingUp),
+            disks_draining: count(self.draining(node.id).count()),
+            draining_copies: self.draining(node.id).map(|disk| self.copies(disk.id).held).sum(),
         };
         self.map.nodes.values().map(node).collect()
+    }
+
+    fn draining(&self, node: NodeId) -> impl Iterator<Item = &map::Disk> {
+        self.map.disks.values().filter(move |disk| disk.node == node && disk.draining)
     }
 
     fn disks_in(&self, node: NodeId, state: DiskState) -> u32 {
@@ -103,12 +186,12 @@ impl View<'_> {
     }
 
     fn catch_up(&self, disk: &map::Disk) -> Option<CatchUp> {
-        if disk.state == DiskState::InSync {
+        if disk.state == DiskState::InSync && self.copies(disk.id).arriving == 0 {
             return None;
         }
         let (behind, partitions) = behind(self.map, disk.id);
         let progress = self.registry.catching_up(disk.id, self.now);
-        let progress = progress.filter(|_| disk.state == DiskState::CatchingUp).unwrap_or_default();
+        let progress = progress.filter(|_| disk.state != DiskState::Out).unwrap_or_default();
         Some(CatchUp {
             behind_partitions: count(behind),
             partitions: count(partitions),
@@ -137,6 +220,10 @@ impl View<'_> {
             reason: trouble(self.registry, disk.node, disk.id).unwrap_or_default().to_owned(),
             scrub: self.registry.disk(disk.node, disk.id).and_then(|report| report.scrub.as_ref()).map(scrub),
             catch_up: self.catch_up(disk),
+            draining: disk.draining,
+            copies: self.copies(disk.id).held,
+            arriving: self.copies(disk.id).arriving,
+            leaving: self.copies(disk.id).leaving,
         };
         let wish = |wish: &map::AddedDisk| Disk {
             id: wish.id.0,
@@ -191,6 +278,14 @@ impl View<'_> {
             usable_bytes: usable_bytes(self.map, pool),
             provisioned_bytes: volumes().fold(0, |sum, volume| volume.size_bytes.saturating_add(sum)),
             degraded_partitions: count(pool.table.rows().filter(lacks).count()),
+            moves: count(pool.moves.len()),
+            moves_waiting: self.plans.pools.get(&pool.id).map_or(0, |plan| count(plan.waiting)),
+            moves_problem: self
+                .plans
+                .pools
+                .get(&pool.id)
+                .and_then(|plan| plan.problem.clone())
+                .unwrap_or_default(),
         }
     }
 

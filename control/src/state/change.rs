@@ -1,16 +1,18 @@
 //! What a committed command changed, as whole entries of the map: a watcher puts them in place and
-//! needs to know no rule, and the store writes exactly these rows.
+//! needs to know no rule, and the store writes exactly these rows. Only moves are parts of an entry: a pool is large.
 
 use std::sync::Arc;
 
-use lunette_proto::ids::{ClusterId, DiskId, Epoch, Partition, PoolId, TargetId, VolumeId};
+use lunette_proto::ids::{ClusterId, DiskId, Epoch, NodeId, Partition, PoolId, TargetId, VolumeId};
 use lunette_proto::map::{
-    AddedDisk, Behind, Chap, ClusterMap, Disk, DiskState, Gateway, Node, Pool, Target, UnitState, Volume,
+    AddedDisk, Behind, Chap, ClusterMap, Disk, DiskState, Gateway, Move, Node, Partitions, Pool, Target,
+    UnitState, Volume,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::in_sync::member_of;
+use super::moves::{are_sound, arriving_at, is_arriving};
 
 /// One entry of the map that is new, different or gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +51,17 @@ pub enum Change {
     PutBehind(PoolId, DiskId, Arc<Behind>),
     /// A disk of which all copies of a pool count again.
     RemoveBehind(PoolId, DiskId),
+    /// Copies of a pool's partitions that are on their way now, beside the others.
+    AddMoves(PoolId, Arc<Vec<(Partition, Move)>>),
+    /// Copies that are on their way no more, by where they went. The table has its next version: part of them may have been
+    /// made, and is to be dropped.
+    RemoveMoves(PoolId, Arc<Vec<(Partition, DiskId)>>),
+    /// Copies that have arrived on a disk: it takes the places in the rows, and the table has its next version.
+    Moved(PoolId, DiskId, Arc<Partitions>),
+    /// A disk that is no more.
+    RemoveDisk(DiskId),
+    /// A node that is no more.
+    RemoveNode(NodeId),
 }
 
 impl Change {
@@ -73,6 +86,19 @@ impl Change {
             Self::SetDiscoveryChap(chap) => map.discovery_chap == *chap,
             Self::PutBehind(pool, disk, behind) => map.behind.get(&(*pool, *disk)) == Some(behind),
             Self::RemoveBehind(pool, disk) => !map.behind.contains_key(&(*pool, *disk)),
+            Self::AddMoves(pool, moves) => map.pools.get(pool).is_some_and(|pool| {
+                moves.iter().all(|(partition, it)| pool.moves.of(*partition).contains(it))
+            }),
+            Self::RemoveMoves(pool, moves) => map
+                .pools
+                .get(pool)
+                .is_some_and(|pool| moves.iter().all(|(partition, to)| !is_arriving(pool, *to, *partition))),
+            Self::Moved(pool, to, partitions) => map
+                .pools
+                .get(pool)
+                .is_some_and(|pool| partitions.iter().all(|partition| !is_arriving(pool, *to, partition))),
+            Self::RemoveDisk(id) => !map.disks.contains_key(id),
+            Self::RemoveNode(id) => !map.nodes.contains_key(id),
         }
     }
 
@@ -98,6 +124,43 @@ impl Change {
                 drop(map.behind.insert((*pool, *disk), Arc::clone(behind)));
             }
             Self::RemoveBehind(pool, disk) => drop(map.behind.remove(&(*pool, *disk))),
+            Self::AddMoves(pool, moves) => {
+                let Some(pool) = map.pools.get_mut(pool) else { return };
+                let all = Arc::make_mut(&mut pool.moves);
+                for (partition, it) in moves.iter() {
+                    all.insert(*partition, *it);
+                }
+            }
+            Self::RemoveMoves(pool, moves) => {
+                let Some(pool) = map.pools.get_mut(pool) else { return };
+                let (all, table) = (Arc::make_mut(&mut pool.moves), Arc::make_mut(&mut pool.table));
+                for (partition, to) in moves.iter() {
+                    all.remove(*partition, *to);
+                }
+                table.version = table.version.saturating_add(1);
+            }
+            Self::Moved(pool, to, partitions) => {
+                let Some(pool) = map.pools.get_mut(pool) else { return };
+                let (moves, table) = (Arc::make_mut(&mut pool.moves), Arc::make_mut(&mut pool.table));
+                let rows = table.partitions();
+                for partition in partitions.iter().filter(|partition| partition.0 < rows) {
+                    if let Some(done) = moves.remove(partition, *to) {
+                        table.replace(partition, done);
+                    }
+                }
+                table.version = table.version.saturating_add(1);
+            }
+            Self::RemoveDisk(id) => drop(map.disks.remove(id)),
+            Self::RemoveNode(id) => drop(map.nodes.remove(id)),
+        }
+    }
+
+    /// The pool of which this change is a part: a store that keeps pools as a whole keeps it as it is after the change.
+    #[must_use]
+    pub fn edits(&self) -> Option<PoolId> {
+        match self {
+            Self::AddMoves(pool, _) | Self::RemoveMoves(pool, _) | Self::Moved(pool, _, _) => Some(*pool),
+            _ => None,
         }
     }
 }
@@ -143,7 +206,8 @@ pub fn check_map(map: &ClusterMap) -> Result<(), String> {
         let sound = pool.table.width() > 0
             && pool.table.width() == pool.redundancy.width()
             && pool.table.partitions() > 0
-            && pool.table.rows().all(|(_, row)| row.iter().all(|disk| map.disks.contains_key(disk)));
+            && pool.table.rows().all(|(_, row)| row.iter().all(|disk| map.disks.contains_key(disk)))
+            && are_sound(map, pool);
         if !sound {
             return Err(format!("pool {:?}", pool.name));
         }
@@ -154,9 +218,13 @@ pub fn check_map(map: &ClusterMap) -> Result<(), String> {
                 let is_member = |partition: Partition| {
                     partition.0 < pool.table.partitions() && pool.table.row(partition).contains(&disk.id)
                 };
-                disk.state != DiskState::InSync
-                    && !behind.partitions.is_empty()
-                    && behind.partitions.iter().all(is_member)
+                let is_sound = |partition: Partition| {
+                    disk.state != DiskState::InSync && is_member(partition)
+                        || is_arriving(pool, disk.id, partition)
+                };
+                !behind.partitions.is_empty()
+                    && behind.grown >= behind.since
+                    && behind.partitions.iter().all(is_sound)
             }
             _ => false,
         };
@@ -165,13 +233,19 @@ pub fn check_map(map: &ClusterMap) -> Result<(), String> {
         }
     }
     for disk in map.disks.values() {
-        let misses = || map.behind.keys().any(|(_, behind)| *behind == disk.id);
+        let misses = || {
+            let mut behind = map.behind.iter().filter(|((_, of), _)| *of == disk.id);
+            behind.any(|((pool, _), behind)| {
+                let arriving = map.pools.get(pool).map(|pool| arriving_at(pool, disk.id)).unwrap_or_default();
+                !behind.partitions.difference(&arriving).is_empty()
+            })
+        };
         let sound = match disk.state {
             DiskState::InSync => true,
             DiskState::CatchingUp => misses(),
             DiskState::Out => map.pools.values().all(|pool| {
                 map.behind.get(&(pool.id, disk.id)).map_or(0, |behind| behind.partitions.len())
-                    == member_of(pool, disk.id).len()
+                    == member_of(pool, disk.id).len() + arriving_at(pool, disk.id).len()
             }),
         };
         if !sound {

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lunette_proto::ids::{
-    ClusterId, DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, PoolId, TargetId, VolumeId,
+    ClusterId, DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, Partition, PoolId, TargetId, VolumeId,
 };
 use lunette_proto::map::{
-    Acl, Chap, DiskState, FailureDomain, Partitions, Redundancy, Stripe, Table, UnitState,
+    Acl, Chap, DiskState, FailureDomain, Move, Partitions, Redundancy, Stripe, Table, UnitState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -237,6 +237,37 @@ pub enum Command {
         epoch: Epoch,
         /// The owners that have said so, by their generations.
         owners: BTreeMap<VolumeId, Generation>,
+    },
+    /// Copies of a pool are to be made on other disks.
+    AddMoves {
+        /// Whose.
+        pool: PoolId,
+        /// Of which partitions, from where to where.
+        moves: Arc<Vec<(Partition, Move)>>,
+    },
+    /// Copies that are on their way are not to be made after all.
+    CancelMoves {
+        /// Whose.
+        pool: PoolId,
+        /// Of which partitions, and where to.
+        moves: Vec<(Partition, DiskId)>,
+    },
+    /// Disks are to be emptied, or not any more.
+    DrainDisks {
+        /// Which.
+        disks: Vec<DiskId>,
+        /// Which of both.
+        draining: bool,
+    },
+    /// Gives a disk up that holds nothing.
+    RemoveDisk {
+        /// Which.
+        disk: DiskId,
+    },
+    /// Gives a node up whose disks hold nothing.
+    RemoveNode {
+        /// Its name.
+        name: String,
     },
 }
 

@@ -9,6 +9,9 @@
 //!      '---------- the last copy -----------  CatchingUp <---------'
 //! ```
 //!
+//! Copies that are on their way to a disk (`moves`) are behind, too, and come to count in the same way; but a disk is what it is
+//! by the copies of which it is a member.
+//!
 //! Whoever decides names what it has seen, and a decision that is late does nothing: an eviction the state that the disk had,
 //! what is said of copies the map under which it was said.
 
@@ -18,6 +21,7 @@ use std::sync::Arc;
 use lunette_proto::ids::{DiskId, Epoch, Generation, Partition, PoolId, VolumeId};
 use lunette_proto::map::{Behind, ClusterMap, Disk, DiskState, Partitions, Pool, VolumeState};
 
+use super::moves::{arriving_at, is_arriving};
 use super::{Change, Draft, Rejection, Response};
 
 impl Draft<'_> {
@@ -49,7 +53,9 @@ impl Draft<'_> {
         }
         let since = self.epoch();
         for pool in map.pools.values() {
-            let partitions = member_of(pool, id);
+            // Those that are on their way to it are behind as well, and count for nothing above.
+            let partitions: Partitions =
+                member_of(pool, id).iter().chain(arriving_at(pool, id).iter()).collect();
             if !partitions.is_empty() {
                 self.put(Change::PutBehind(
                     pool.id,
@@ -74,14 +80,16 @@ impl Draft<'_> {
         for ((pool, _), behind) in map.behind.iter().filter(|((_, disk), _)| *disk == id) {
             let partitions = behind.partitions.clone();
             self.put(Change::PutBehind(*pool, id, Arc::new(Behind { partitions, since, grown: since })));
-            state = DiskState::CatchingUp;
+            if misses(map, *pool, id, &behind.partitions) {
+                state = DiskState::CatchingUp;
+            }
         }
         self.set_state(disk, state);
         Ok(Response::Done)
     }
 
     /// Invariant 3: only what the present owner of every volume that anybody has written to has said, and not before the disk
-    /// returned.
+    /// returned, or was given the last of these copies to make. A copy that is made takes its place in the row (`moves`).
     pub(super) fn caught_up(
         &mut self,
         id: DiskId,
@@ -93,11 +101,12 @@ impl Draft<'_> {
         let disk = self.known(id)?;
         // What is not behind any more was said twice.
         let Some(behind) = self.map.behind.get(&(pool, id)) else { return Ok(Response::Done) };
-        if disk.state != DiskState::CatchingUp {
+        if disk.state == DiskState::Out {
             return Err(Rejection::DiskState { disk: id, state: disk.state });
         }
-        if epoch < behind.since {
-            return Err(Rejection::SaidBefore { disk: id, since: behind.since, epoch });
+        let since = behind.since.max(behind.grown);
+        if epoch < since {
+            return Err(Rejection::SaidBefore { disk: id, since, epoch });
         }
         let map = self.map;
         let unheard =
@@ -105,13 +114,22 @@ impl Draft<'_> {
         if let Some((volume, generation)) = unheard {
             return Err(Rejection::NotReady { disk: id, volume, generation });
         }
+        let Some(of) = map.pools.get(&pool) else { return Err(Rejection::NoPool(pool)) };
+        let counted = behind.partitions.intersection(partitions);
+        if counted.is_empty() {
+            return Ok(Response::Done);
+        }
         let left = behind.partitions.difference(partitions);
         if left.is_empty() {
             self.put(Change::RemoveBehind(pool, id));
-            self.in_sync_without(id, pool);
         } else {
             let left = Behind { partitions: left, ..**behind };
             self.put(Change::PutBehind(pool, id, Arc::new(left)));
+        }
+        self.settle(id, pool);
+        let arrived = counted.intersection(&arriving_at(of, id));
+        if !arrived.is_empty() {
+            self.arrive(of, id, arrived);
         }
         Ok(Response::Done)
     }
@@ -122,17 +140,26 @@ impl Draft<'_> {
             self.map.behind.keys().filter(|(of, _)| *of == pool).map(|(_, disk)| *disk).collect();
         for disk in disks {
             self.put(Change::RemoveBehind(pool, disk));
-            if self.map.disks.get(&disk).is_some_and(|disk| disk.state == DiskState::CatchingUp) {
-                self.in_sync_without(disk, pool);
-            }
+            self.settle(disk, pool);
         }
     }
 
-    /// A disk that catches up is in sync if it misses nothing in other pools.
-    fn in_sync_without(&mut self, id: DiskId, pool: PoolId) {
+    /// A disk that catches up is in sync when it misses nothing of what it is a member of: in a pool by the change to it that
+    /// was just put, in others as it is.
+    pub(super) fn settle(&mut self, id: DiskId, pool: PoolId) {
         let map = self.map;
-        let misses = map.behind.keys().any(|(other, disk)| *disk == id && *other != pool);
-        if let Some(disk) = map.disks.get(&id).filter(|_| !misses) {
+        let Some(disk) = map.disks.get(&id).filter(|disk| disk.state == DiskState::CatchingUp) else {
+            return;
+        };
+        let changed = self.changes.iter().rev().find_map(|change| match change {
+            Change::PutBehind(of, on, behind) if (*of, *on) == (pool, id) => Some(behind.partitions.clone()),
+            Change::RemoveBehind(of, on) if (*of, *on) == (pool, id) => Some(Partitions::default()),
+            _ => None,
+        });
+        let left = changed.unwrap_or_default();
+        let elsewhere = map.behind.iter().filter(|((of, disk), _)| *disk == id && *of != pool);
+        let mut elsewhere = elsewhere.map(|((of, _), behind)| misses(map, *of, id, &behind.partitions));
+        if !misses(map, pool, id, &left) && !elsewhere.any(|misses| misses) {
             self.set_state(disk, DiskState::InSync);
         }
     }
@@ -143,10 +170,16 @@ impl Draft<'_> {
 }
 
 impl<'a> Draft<'a> {
-    fn known(&self, id: DiskId) -> Result<&'a Disk, Rejection> {
+    pub(super) fn known(&self, id: DiskId) -> Result<&'a Disk, Rejection> {
         let map: &'a ClusterMap = self.map;
         map.disks.get(&id).ok_or(Rejection::NoDisk(id))
     }
+}
+
+/// Whether a disk is a member of one of these partitions, which are behind on it; of the others it is to become one.
+fn misses(map: &ClusterMap, pool: PoolId, disk: DiskId, behind: &Partitions) -> bool {
+    let Some(pool) = map.pools.get(&pool) else { return false };
+    behind.iter().any(|partition| !is_arriving(pool, disk, partition))
 }
 
 /// The partitions of which a disk is a member.

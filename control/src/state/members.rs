@@ -7,6 +7,7 @@ use lunette_proto::ids::{ClusterId, DiskId, DiskUuid, GatewayId, NodeId};
 use lunette_proto::map::{Disk, DiskState, Gateway, Node};
 
 use super::limits::{DISKS_MAX, DISKS_PER_NODE_MAX, GATEWAYS_MAX, NODES_MAX, PORTALS_PER_GATEWAY_MAX};
+use super::moves::moves_keep_domain_rule;
 use super::names::{check_label, check_name};
 use super::pools::keeps_domain_rule;
 use super::{Change, Draft, NameKind, NewDisk, Rejection, Response, take};
@@ -139,7 +140,9 @@ impl Draft<'_> {
             change.apply(&mut after);
         }
         for pool in after.pools.values() {
-            if !keeps_domain_rule(&after, pool.failure_domain, &pool.table) {
+            let keeps = keeps_domain_rule(&after, pool.failure_domain, &pool.table)
+                && moves_keep_domain_rule(&after, pool);
+            if !keeps {
                 return Err(Rejection::DomainRule { pool: pool.name.clone() });
             }
         }

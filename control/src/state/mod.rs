@@ -18,6 +18,7 @@ mod change;
 mod command;
 mod in_sync;
 mod members;
+mod moves;
 mod names;
 mod pools;
 mod rejection;
@@ -35,7 +36,9 @@ use serde::{Deserialize, Serialize};
 pub use change::{Change, Gap, MapDelta, check_map};
 pub use command::{Command, NewDisk, Response};
 pub use in_sync::owned_volumes;
+pub use moves::{MoveProblem, arriving_at, check_move, disks_of, is_arriving};
 pub use names::{export_iqn, normal_acl, normal_iqn};
+pub(crate) use pools::domain_of;
 pub use pools::{check_shape, usable_bytes};
 pub use rejection::{Category, NameKind, NameProblem, Rejection};
 pub use units::UnitProblem;
@@ -54,6 +57,8 @@ pub mod limits {
     pub const PORTALS_PER_GATEWAY_MAX: usize = 64;
     /// Pools of a cluster.
     pub const POOLS_MAX: usize = 1024;
+    /// Moves that one command begins or gives up.
+    pub const MOVES_PER_COMMAND_MAX: usize = 4096;
     /// Access entries of a target.
     pub const ACLS_PER_TARGET_MAX: usize = 1024;
     /// The least that a disk may offer: an extent. What a disk needs beside it, its node knows.
@@ -211,6 +216,11 @@ impl Draft<'_> {
             Command::CaughtUp { disk, pool, partitions, epoch, owners } => {
                 self.caught_up(*disk, *pool, partitions, *epoch, owners)
             }
+            Command::AddMoves { pool, moves } => self.add_moves(*pool, moves),
+            Command::CancelMoves { pool, moves } => self.cancel_moves(*pool, moves),
+            Command::DrainDisks { disks, draining } => self.drain_disks(disks, *draining),
+            Command::RemoveDisk { disk } => self.remove_disk(*disk),
+            Command::RemoveNode { name } => self.remove_node(name),
         }
     }
 

@@ -34,8 +34,8 @@ impl Draft<'_> {
         }
         // The disks may have changed since the leader computed the table. What is written to a pool from its first moment on
         // is on all members: none may be one that is out, or comes back.
-        let in_sync =
-            |disk| self.map.disks.get(disk).is_some_and(|disk: &Disk| disk.state == DiskState::InSync);
+        let takes = |disk: &Disk| disk.state == DiskState::InSync && !disk.draining;
+        let in_sync = |disk| self.map.disks.get(disk).is_some_and(takes);
         let serve = table.rows().all(|(_, row)| row.iter().all(in_sync));
         if !serve || !keeps_domain_rule(self.map, failure_domain, table) {
             return Err(Rejection::Table { pool: name.to_owned() });
@@ -84,7 +84,7 @@ pub(super) fn keeps_domain_rule(map: &ClusterMap, domain: FailureDomain, table: 
 
 /// The failure domain that a disk lies in. Names are compared alone, as placement does: two racks of
 /// one name in two zones count as one.
-fn domain_of(map: &ClusterMap, domain: FailureDomain, disk: DiskId) -> Option<(u32, &str)> {
+pub(crate) fn domain_of(map: &ClusterMap, domain: FailureDomain, disk: DiskId) -> Option<(u32, &str)> {
     let node = map.node_of(disk)?;
     Some(match domain {
         FailureDomain::Disk => (disk.0, ""),

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use lunette_proto::ids::{DiskId, Epoch, GatewayId, Generation, VolumeId};
+use lunette_proto::ids::{DiskId, Epoch, GatewayId, Generation, Partition, PoolId, VolumeId};
 use lunette_proto::limits::{
     LUNS_PER_TARGET_MAX, NAME_CHARS_MAX, PARTITIONS_MAX, REPLICAS_MAX, STRIPE_UNIT_BYTES_MAX,
     STRIPE_UNIT_BYTES_MIN, STRIPE_WIDTH_MAX, VOLUME_BYTES_MAX,
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::limits::DISK_BYTES_MIN;
+use super::moves::MoveProblem;
 use super::units::UnitProblem;
 
 /// What a name is the name of.
@@ -461,6 +462,40 @@ pub enum Rejection {
         /// Whose.
         name: String,
     },
+    /// The id is not there.
+    #[error("there is no {0}")]
+    NoPool(PoolId),
+    /// A copy that cannot be moved so.
+    #[error("the copy of {partition} cannot be moved from {from} to {to}: {problem}")]
+    Move {
+        /// Which.
+        partition: Partition,
+        /// From where.
+        from: DiskId,
+        /// Where to.
+        to: DiskId,
+        /// Why not.
+        problem: MoveProblem,
+    },
+    /// A disk that cannot be given up, because copies are on it or on their way.
+    #[error(
+        "{disk} has copies of {rows} of {partitions} partitions of pool {pool:?}, and {moves} moves from or to it are under way; drain it, and wait until it has none"
+    )]
+    DiskHolds {
+        /// Which.
+        disk: DiskId,
+        /// A pool that has copies on it.
+        pool: String,
+        /// How many.
+        rows: usize,
+        /// Of how many partitions.
+        partitions: u32,
+        /// Moves that name it.
+        moves: usize,
+    },
+    /// A disk that is in service cannot be given up.
+    #[error("{0} is in service; drain it first, so that it gets no copies")]
+    NotDrained(DiskId),
 }
 
 fn state_text(state: DiskState) -> &'static str {
@@ -570,6 +605,10 @@ impl Rejection {
             Self::UnitRevision { .. } => (Conflict, "UNIT_REVISION", None),
             Self::UnitState(_) => (Invalid, "UNIT_STATE_INVALID", Some("state")),
             Self::NotFlushed { .. } => (Conflict, "NOT_FLUSHED", None),
+            Self::NoPool(_) => (NotFound, "POOL_NOT_FOUND", None),
+            Self::Move { .. } => (Conflict, "MOVE_REFUSED", None),
+            Self::DiskHolds { .. } => (Precondition, "DISK_HOLDS_COPIES", None),
+            Self::NotDrained(_) => (Precondition, "NOT_DRAINED", None),
         }
     }
 }

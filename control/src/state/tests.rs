@@ -442,6 +442,9 @@ pub(super) fn check_invariants(map: &ClusterMap) {
             let counted = row.iter().filter(|disk| map.is_in_sync(pool.id, **disk, partition)).count();
             assert!(counted >= pool.redundancy.min_size().into(), "{partition:?} of pool {}", pool.name);
         }
+        let domain = pool.failure_domain;
+        assert!(super::pools::keeps_domain_rule(map, domain, &pool.table), "rows of pool {}", pool.name);
+        assert!(super::moves::moves_keep_domain_rule(map, pool), "moves of pool {}", pool.name);
     }
     for disk in map.disks.values() {
         assert!(map.nodes.contains_key(&disk.node));

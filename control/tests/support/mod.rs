@@ -36,6 +36,7 @@ pub(crate) fn config(folder: &Path) -> ControlConfig {
         advertise: None,
         key_file: folder.join("cluster.key"),
         join: false,
+        rebuild_after: lunette_control::moves::REBUILD_AFTER,
     }
 }
 

@@ -15,9 +15,11 @@ mod random;
 mod search;
 mod topology;
 
+use std::collections::BTreeSet;
+
 use lunette_proto::ids::{DiskId, Partition};
 use lunette_proto::limits::PARTITIONS_MAX;
-use lunette_proto::map::{ClusterMap, DiskState, FailureDomain, Pool, Table};
+use lunette_proto::map::{ClusterMap, FailureDomain, Pool, Table};
 
 use flow::Flow;
 pub use load::{DiskLoad, Load};
@@ -39,14 +41,14 @@ pub struct PlanRequest<'a> {
 }
 
 impl<'a> PlanRequest<'a> {
-    /// The plan that a pool is due by the map it is in.
+    /// The plan that a pool is due by the map it is in, with nothing on disks that are `absent`.
     #[must_use]
-    pub fn of(map: &ClusterMap, pool: &'a Pool) -> Self {
+    pub fn of(map: &ClusterMap, pool: &'a Pool, absent: &BTreeSet<DiskId>) -> Self {
         Self {
             width: pool.redundancy.width(),
             partitions: pool.table.partitions(),
             failure_domain: pool.failure_domain,
-            candidates: candidates_of(map, pool),
+            candidates: candidates_of(map, absent),
             previous: Some(&pool.table),
         }
     }
@@ -67,19 +69,20 @@ pub struct Candidate {
     pub zone: String,
 }
 
-/// The disks of a pool that may hold copies: all that have not left.
+/// The disks that may hold copies: all but the absent ones; those that are to be emptied have no weight.
 ///
 /// Every pool lies on all disks of the cluster. A disk of a node that the map does not hold can
-/// be reached by nobody and is no candidate.
+/// be reached by nobody and is no candidate. Who is absent is a matter of time, which a map does not know: a disk that has left
+/// a moment ago is no reason to move anything.
 #[must_use]
-pub fn candidates_of(map: &ClusterMap, _pool: &Pool) -> Vec<Candidate> {
-    let present = map.disks.values().filter(|disk| disk.state != DiskState::Out);
+pub fn candidates_of(map: &ClusterMap, absent: &BTreeSet<DiskId>) -> Vec<Candidate> {
+    let present = map.disks.values().filter(|disk| !absent.contains(&disk.id));
     present
         .filter_map(|disk| {
             let node = map.nodes.get(&disk.node)?;
             Some(Candidate {
                 disk: disk.id,
-                weight: disk.weight,
+                weight: if disk.draining { 0 } else { disk.weight },
                 host: node.host.clone(),
                 rack: node.rack.clone(),
                 zone: node.zone.clone(),

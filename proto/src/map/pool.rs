@@ -78,7 +78,8 @@ pub enum FailureDomain {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Cells")]
 pub struct Table {
-    /// Rises by one with every change.
+    /// Rises by one with every change, and when a move is given up: whatever is above 1 says that disks may have data which
+    /// is not theirs.
     pub version: u64,
     width: u8,
     cells: Vec<DiskId>,

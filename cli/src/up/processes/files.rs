@@ -89,9 +89,15 @@ impl RunDir {
         opened.with_context(|| format!("{} cannot be written", path.display()))
     }
 
-    pub(super) fn write_config(&self, name: &str, data: &DataDir, ports: &Ports) -> Result<()> {
+    pub(super) fn write_config(
+        &self,
+        name: &str,
+        data: &DataDir,
+        ports: &Ports,
+        rebuild_after_s: Option<u64>,
+    ) -> Result<()> {
         let role = Role::of(name).with_context(|| format!("'{name}' is no process"))?;
-        write_private(&self.path, &format!("{name}.toml"), &config(role, name, data, ports))
+        write_private(&self.path, &format!("{name}.toml"), &config(role, name, data, ports, rebuild_after_s))
     }
 
     pub(super) fn write_pid(&self, name: &str, pid: u32) -> Result<()> {
@@ -143,7 +149,7 @@ pub(super) async fn wait_gone(pid: u32, timeout: Duration, is_there: impl Fn() -
     }
 }
 
-fn config(role: Role, name: &str, data: &DataDir, ports: &Ports) -> String {
+fn config(role: Role, name: &str, data: &DataDir, ports: &Ports, rebuild_after_s: Option<u64>) -> String {
     let mut text =
         format!("# Written by `lunette up --processes` at every start.\nname = {}\n", quoted(name));
     let key = quoted(&data.key().path.to_string_lossy());
@@ -161,6 +167,9 @@ fn config(role: Role, name: &str, data: &DataDir, ports: &Ports) -> String {
                 let dir = quoted(&data.control().to_string_lossy());
                 let listen = quoted(&ports.admin.to_string());
                 let _ = write!(text, "\n[control]\ndir = {dir}\nlisten = {listen}\n");
+                if let Some(seconds) = rebuild_after_s {
+                    let _ = writeln!(text, "rebuild_after_s = {seconds}");
+                }
             }
         }
         Role::Gateway => {
@@ -205,10 +214,11 @@ mod tests {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let ports = Ports::take(&[any, any], Some("127.0.0.1:0")).expect("free ports");
         for name in ["node1", "node2", GATEWAY] {
-            run.write_config(name, &data, &ports).expect("written");
+            run.write_config(name, &data, &ports, Some(7)).expect("written");
         }
         let one = NodeConfig::load(&run.config("node1")).expect("valid");
-        assert_eq!(one.control.as_ref().expect("a control member").listen, ports.admin);
+        let control = one.control.as_ref().expect("a control member");
+        assert_eq!((control.listen, control.rebuild_after()), (ports.admin, Duration::from_secs(7)));
         assert_eq!(one.key().expect("the cluster's").cluster, data.key().cluster);
         let two = NodeConfig::load(&run.config("node2")).expect("valid");
         assert!(two.control.is_none());

@@ -1,5 +1,6 @@
 //! The state machine: applies what is committed, durably, and then shows it.
 
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use openraft::{
 use redb::{Database, ReadableDatabase as _};
 
 use super::log::raft_error;
-use super::rows::{Head, Shared, all_changes, decode_snapshot, encode_snapshot, write_change};
+use super::rows::{Head, Shared, all_changes, decode_snapshot, encode_snapshot, write_change, write_pools};
 use super::{META, SNAPSHOT, STATE, Store, StoreError, decode, encode, write};
 use crate::published::Published;
 use crate::raft::{BasicNode, Entry, Outcome, Response, StoredMembership, TypeConfig};
@@ -89,12 +90,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let (head, progress) = (Head::of(&self.state), self.progress.clone());
         let steps = Arc::new(steps);
         let durable = Arc::clone(&steps);
+        let edited = steps.iter().flat_map(|(delta, _)| &delta.changes).filter_map(|change| change.edits());
+        let edited: BTreeMap<_, _> =
+            edited.map(|id| (id, self.state.map().pools.get(&id).cloned())).collect();
         let commit = move |database: &Database| {
             write(database, |transaction| {
                 let mut rows = transaction.open_table(STATE)?;
                 for change in durable.iter().flat_map(|(delta, _)| &delta.changes) {
                     write_change(&mut rows, change)?;
                 }
+                write_pools(&mut rows, &edited)?;
                 write_progress(transaction, &head, &progress)
             })
         };

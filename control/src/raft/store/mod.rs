@@ -12,7 +12,7 @@
 //! a power failure the file is at one commit or the next, whatever the disk wrote in which order.
 //! A failed commit is final: redb refuses everything after it, and Raft stops.
 //!
-//! # Tables (format 4)
+//! # Tables (format 5)
 //!
 //! | table      | key           | value                                                              |
 //! |------------|---------------|--------------------------------------------------------------------|
@@ -32,7 +32,8 @@
 //!
 //! Each value but the format is a record with a checksum, see `record`.
 //!
-//! Formats 1 and 2 had no logical units, format 3 did not know which copies count. No version that writes them was ever
+//! Formats 1 and 2 had no logical units, format 3 did not know which copies count, format 4
+//! knew no copies on their way to other disks. No version that writes them was ever
 //! released, and they are refused by name.
 
 mod log;

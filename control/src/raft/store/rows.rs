@@ -1,9 +1,10 @@
 //! The state as rows: one for each entry of the map, so that a commit writes what changed and no more.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lunette_proto::ids::{ClusterId, DiskId, Epoch, PoolId};
-use lunette_proto::map::ClusterMap;
+use lunette_proto::map::{ClusterMap, Pool};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table};
 use serde::{Deserialize, Serialize};
 
@@ -70,10 +71,25 @@ pub(super) fn write_change(
             ((BEHIND, copies(*pool, *disk)), Some(encode(&(pool, disk, behind))?))
         }
         Change::RemoveBehind(pool, disk) => ((BEHIND, copies(*pool, *disk)), None),
+        Change::RemoveDisk(id) => ((DISK, id.0.into()), None),
+        Change::RemoveNode(id) => ((NODE, id.0.into()), None),
+        // Its pool is written as a whole, once for all edits of a batch: see `write_pools`.
+        Change::AddMoves(..) | Change::RemoveMoves(..) | Change::Moved(..) => return Ok(()),
     };
     match row {
         Some(row) => drop(table.insert(key, row.as_slice())?),
         None => drop(table.remove(key)?),
+    }
+    Ok(())
+}
+
+/// Writes pools of which parts were changed, as they are after that. `None`: it is no more.
+pub(super) fn write_pools(
+    table: &mut Table<'_, (u8, u64), &'static [u8]>,
+    pools: &BTreeMap<PoolId, Option<Pool>>,
+) -> Result<(), StoreError> {
+    for pool in pools.values().flatten() {
+        table.insert((POOL, pool.id.0.into()), encode(pool)?.as_slice())?;
     }
     Ok(())
 }
@@ -152,6 +168,9 @@ fn id_of(change: &Change) -> u64 {
         Change::RemoveAdded(id) => id.0.into(),
         Change::PutUnit(id, _) | Change::RemoveUnit(id) => id.0,
         Change::PutBehind(pool, disk, _) | Change::RemoveBehind(pool, disk) => copies(*pool, *disk),
+        Change::RemoveDisk(id) => id.0.into(),
+        Change::RemoveNode(id) => id.0.into(),
+        Change::AddMoves(pool, _) | Change::RemoveMoves(pool, _) | Change::Moved(pool, _, _) => pool.0.into(),
     }
 }
 

@@ -381,11 +381,11 @@ async fn refused_folders() {
         })
         .expect("writes");
     };
-    set(5);
+    set(6);
     let error = refusal(folder.path(), &right);
-    assert!(matches!(error, OpenError::Format { found: 5, .. }), "{error}");
-    assert!(error.to_string().contains("control.redb has format 5"), "{error}");
-    for old in [1, 2, 3] {
+    assert!(matches!(error, OpenError::Format { found: 6, .. }), "{error}");
+    assert!(error.to_string().contains("control.redb has format 6"), "{error}");
+    for old in [1, 2, 3, 4] {
         set(old);
         let error = refusal(folder.path(), &right);
         assert!(matches!(error, OpenError::Unreleased { found, .. } if found == old), "{error}");
@@ -398,9 +398,9 @@ async fn refused_folders() {
 fn snapshots_of_other_formats() {
     let state = crate::state::State::default();
     let bytes = rows::encode_snapshot(&state).expect("encodes");
-    assert_eq!(bytes[4], 4, "the format comes first");
+    assert_eq!(bytes[4], 5, "the format comes first");
     assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), state);
-    for format in [0u32, 1, 2, 3, 5] {
+    for format in [0u32, 1, 2, 3, 4, 6] {
         let other = encode(&(format, &state)).expect("encodes");
         assert!(matches!(rows::decode_snapshot(&other), Err(StoreError::Damaged { .. })));
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lunette_proto::ids::{DiskId, Epoch, GatewayId, Generation, Partition, PoolId, VolumeId};
-use lunette_proto::map::{Behind, ClusterMap, DiskState, Partitions, VolumeState};
+use lunette_proto::map::{Behind, ClusterMap, DiskState, Move, Partitions, VolumeState};
 use proptest::prelude::*;
 
 use super::super::tests::{check_invariants, cluster, commands, node, pool, reason, volume};
@@ -217,16 +217,34 @@ enum Step {
     },
 }
 
+/// The commands of moves, of everything there is and more.
+fn moves() -> impl Strategy<Value = Command> {
+    let (pool, disk) = (|| (1..4u32).prop_map(PoolId), || (1..6u32).prop_map(DiskId));
+    let partition = || (0..9u32).prop_map(Partition);
+    let step = (partition(), disk(), disk()).prop_map(|(partition, from, to)| (partition, Move { from, to }));
+    prop_oneof![
+        12 => (pool(), proptest::collection::vec(step, 1..3))
+            .prop_map(|(pool, moves)| Command::AddMoves { pool, moves: Arc::new(moves) }),
+        2 => (pool(), proptest::collection::vec((partition(), disk()), 1..4))
+            .prop_map(|(pool, moves)| Command::CancelMoves { pool, moves }),
+        1 => (proptest::collection::vec(disk(), 1..3), any::<bool>())
+            .prop_map(|(disks, draining)| Command::DrainDisks { disks, draining }),
+        1 => disk().prop_map(|disk| Command::RemoveDisk { disk }),
+        1 => (1..6u32).prop_map(|n| Command::RemoveNode { name: format!("node{n}") }),
+    ]
+}
+
 fn steps() -> impl Strategy<Value = Step> {
-    let disk = || (1..5u32).prop_map(DiskId);
+    let disk = || (1..6u32).prop_map(DiskId);
     let state = prop_oneof![3 => Just(DiskState::InSync), 2 => Just(DiskState::CatchingUp), 1 => Just(DiskState::Out)];
     prop_oneof![
         4 => commands().prop_map(Step::Command),
+        12 => moves().prop_map(Step::Command),
         6 => (disk(), state).prop_map(|(disk, seen)| Step::Command(Command::Evict { disk, seen })),
         5 => disk().prop_map(|disk| Step::Command(Command::Return { disk })),
-        8 => (1..6u64, 1..5u32, any::<u8>())
+        12 => (1..6u64, 1..6u32, any::<u8>())
             .prop_map(|(volume, disk, partitions)| Step::Say { volume, disk, partitions: partitions | 0x3c }),
-        8 => (1..5u32, 1..4u32, any::<u8>(), proptest::option::weighted(0.2, 1..6u64)).prop_map(
+        12 => (1..6u32, 1..4u32, any::<u8>(), proptest::option::weighted(0.2, 1..6u64)).prop_map(
             |(disk, pool, partitions, forget)| Step::CaughtUp { disk, pool, partitions, forget }
         ),
         2 => (1..6u64).prop_map(|volume| Step::Command(take(volume))),
@@ -243,8 +261,8 @@ struct Said {
     generation: Generation,
     epoch: Epoch,
     ready: Partitions,
-    /// The owner still acts by it: it writes to these copies and waits for them.
-    holds: bool,
+    /// What the owner still acts by: it writes to these copies and waits for them.
+    holds: Partitions,
 }
 
 /// The world outside of the state: owners that write all the time, and what each copy has missed.
@@ -260,39 +278,52 @@ impl World {
         else {
             return;
         };
-        if map.disks.get(&disk).is_none_or(|disk| disk.state != DiskState::CatchingUp) {
+        if map.disks.get(&disk).is_none_or(|disk| disk.state == DiskState::Out) {
             return;
         }
+        let Some(behind) = map.behind.get(&(volume.pool, disk)) else { return };
+        let partitions = partitions.intersection(&behind.partitions);
         self.missed.retain(|(of, on, partition)| {
             (*of, *on) != (volume.id, disk) || !partitions.contains(*partition)
         });
         let generation = volume.generation;
-        let before = self.said.get(&(volume.id, disk)).filter(|it| it.holds && it.generation == generation);
-        let earlier = before.map(|it| it.ready.clone()).unwrap_or_default();
-        let ready = earlier.iter().chain(partitions.iter()).collect();
-        self.said.insert((volume.id, disk), Said { generation, epoch: map.epoch, ready, holds: true });
+        let before = self.said.get(&(volume.id, disk)).filter(|it| it.generation == generation);
+        let earlier = before.map(|it| it.holds.clone()).unwrap_or_default();
+        let ready: Partitions = earlier.iter().chain(partitions.iter()).collect();
+        let holds = ready.clone();
+        self.said.insert((volume.id, disk), Said { generation, epoch: map.epoch, ready, holds });
     }
 
     /// The owner of every volume writes to every partition. Who counts must not have missed anything before.
     fn write(&mut self, map: &ClusterMap) {
-        for said in self.said.iter_mut() {
-            let ((_, disk), said) = said;
-            said.holds &= map.disks[disk].state != DiskState::Out;
+        for ((volume, disk), said) in &mut self.said {
+            let pool = map.volumes.get(volume).and_then(|volume| map.pools.get(&volume.pool));
+            let has = |partition: Partition| {
+                pool.is_some_and(|pool| {
+                    pool.table.row(partition).contains(disk) || is_arriving(pool, *disk, partition)
+                })
+            };
+            let is_out = map.disks.get(disk).is_none_or(|disk| disk.state == DiskState::Out);
+            // Of a disk that is out, and of a copy that is there no more, an owner keeps nothing, whatever it has said.
+            said.holds = said.holds.iter().filter(|partition| !is_out && has(*partition)).collect();
         }
         let active = |volume: &&lunette_proto::map::Volume| {
             volume.state == VolumeState::Active && volume.generation != Generation(0)
         };
         for volume in map.volumes.values().filter(active) {
-            for (partition, row) in map.pools[&volume.pool].table.rows() {
-                for disk in row {
+            let pool = &map.pools[&volume.pool];
+            for (partition, row) in pool.table.rows() {
+                let arriving = pool.moves.of(partition).iter().map(|it| &it.to);
+                for disk in row.iter().chain(arriving) {
                     let copy = (volume.id, *disk, partition);
                     if map.is_in_sync(volume.pool, *disk, partition) {
+                        assert!(row.contains(disk), "{copy:?} counts and is of no row");
                         assert!(!self.missed.contains(&copy), "{copy:?} counts and has missed a write");
                         continue;
                     }
                     let said = self.said.get(&(volume.id, *disk));
                     let takes_part = said.is_some_and(|said| {
-                        said.holds && said.generation == volume.generation && said.ready.contains(partition)
+                        said.generation == volume.generation && said.holds.contains(partition)
                     });
                     if !takes_part {
                         self.missed.insert(copy);
@@ -311,7 +342,9 @@ impl World {
         partitions: Partitions,
         forget: Option<u64>,
     ) -> Command {
-        let of_pool = |volume: &VolumeId| map.volumes.get(volume).is_some_and(|it| it.pool == pool);
+        let of_pool = |volume: &VolumeId| {
+            map.volumes.get(volume).is_some_and(|it| it.pool == pool && it.state == VolumeState::Active)
+        };
         let said = self.said.iter().filter(|((volume, on), _)| *on == disk && of_pool(volume));
         let said: Vec<_> = said.filter(|((volume, _), _)| Some(volume.0) != forget).collect();
         Command::CaughtUp {
@@ -324,7 +357,7 @@ impl World {
     }
 }
 
-/// Three nodes, a pool of three copies and one of two, a volume with an owner in each.
+/// Five nodes, a pool of three copies and one of two, a volume with an owner in each.
 fn start() -> State {
     let mut state = cluster();
     let in_second = match volume("b", false) {
@@ -334,17 +367,60 @@ fn start() -> State {
         }
         other => other,
     };
-    for command in [pool("b", &[2, 3]), volume("a", false), in_second, take(1), take(2)] {
+    let commands = [
+        node("node4", 4),
+        node("node5", 5),
+        pool("b", &[2, 3]),
+        volume("a", false),
+        in_second,
+        take(1),
+        take(2),
+    ];
+    for command in commands {
         state.apply(&command).expect("right");
     }
     state
+}
+
+/// Whatever was begun ends: half of the moves are given up, the others come to count, and so does all that was behind.
+fn end(state: &mut State, world: &mut World) {
+    for pool in state.map().pools.values().cloned().collect::<Vec<_>>() {
+        let odd = pool.moves.iter().filter(|(partition, _)| partition.0 % 2 == 1);
+        let moves: Vec<_> = odd.map(|(partition, it)| (partition, it.to)).collect();
+        state
+            .apply(&Command::CancelMoves { pool: pool.id, moves })
+            .expect("moves that are under way can be given up");
+    }
+    let out = state.map().disks.values().filter(|disk| disk.state == DiskState::Out);
+    for disk in out.map(|disk| disk.id).collect::<Vec<_>>() {
+        state.apply(&Command::Return { disk }).expect("it was out");
+    }
+    world.write(state.map());
+    for (pool, disk) in state.map().behind.keys().copied().collect::<Vec<_>>() {
+        let owned: Vec<_> = owned_volumes(state.map(), pool).map(|(volume, _)| volume).collect();
+        for volume in owned {
+            world.say(state.map(), volume, disk, set(u8::MAX));
+        }
+        let command = world.caught_up(state.map(), disk, pool, set(u8::MAX), None);
+        state.apply(&command).expect("all owners have said so");
+        check_invariants(state.map());
+        world.write(state.map());
+    }
+    let map = state.map();
+    assert!(
+        map.behind.is_empty() && map.pools.values().all(|pool| pool.moves.is_empty()),
+        "{:?}",
+        map.behind
+    );
+    assert!(map.disks.values().all(|disk| disk.state == DiskState::InSync));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Guards invariants 2 and 3 under everything at once: evictions, returns, owners that change, volumes and pools that come
-    /// and go, decisions and statements that are late. No copy counts that has missed a write, never do fewer than min_size
+    /// and go, moves that begin, are given up and end, disks that are emptied and removed, decisions and statements that are
+    /// late. No copy counts that has missed a write, never do fewer than min_size
     /// count, what is refused changes nothing, and watchers see the same.
     #[test]
     fn copies_that_count_have_missed_nothing(steps in proptest::collection::vec(steps(), 1..150)) {
@@ -381,5 +457,6 @@ proptest! {
             check_invariants(state.map());
             world.write(state.map());
         }
+        end(&mut state, &mut world);
     }
 }

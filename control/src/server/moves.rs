@@ -1,0 +1,158 @@
+//! Moves that the leader begins and gives up by itself, as [`Planner`] says; and what an administrator asks for that makes it.
+//!
+//! Tables are computed off the tasks that answer calls, and at most some times a second, however often the map changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lunette_proto::ids::{DiskId, PoolId};
+use lunette_proto::map::ClusterMap;
+use tokio::time::{sleep, sleep_until};
+use tonic::{Code, Status};
+
+use super::Context;
+use super::copies::PAUSE;
+use super::errors::{internal, rejected, status};
+use crate::api::admin::DrainResponse;
+use crate::health::{Condition, Registry, condition};
+use crate::moves::{Planner, PoolPlan, Room, preview};
+use crate::state::{Command, NameKind, Rejection};
+
+/// The shortest time between two looks.
+const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(200);
+/// Before anything is proposed again that was not committed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the planner said last.
+#[derive(Debug, Default)]
+pub(super) struct Plans {
+    pub(super) pools: BTreeMap<PoolId, PoolPlan>,
+    pub(super) absent: BTreeSet<DiskId>,
+}
+
+impl Context {
+    /// Plans while this member leads, until it stops.
+    #[expect(dead_code, reason = "owners of volumes do not make such copies yet")]
+    pub(super) async fn keep_moves(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                leads = self.leads() => if !leads { return },
+                () = self.stop.cancelled() => return,
+            }
+            tokio::select! {
+                () = self.plan_for_ever() => {}
+                () = self.leadership_lost() => {}
+                () = self.stop.cancelled() => return,
+            }
+            *self.plans.lock() = Arc::default();
+        }
+    }
+
+    async fn plan_for_ever(&self) {
+        while self.consensus.read_barrier().await.is_err() {
+            sleep(PAUSE).await;
+        }
+        let mut planner = Planner::new(self.rebuild_after);
+        let mut epochs = self.published.epochs();
+        loop {
+            epochs.mark_unchanged();
+            let state = self.published.state();
+            let rooms = self.attachments.read(|registry, now| rooms(state.map(), registry, now));
+            let looked = tokio::task::spawn_blocking(move || {
+                let look = planner.look(state.map(), &rooms, Instant::now());
+                (planner, look)
+            });
+            let look;
+            (planner, look) = match looked.await {
+                Ok(looked) => looked,
+                Err(error) => {
+                    // It is told to stop; or there is a mistake in it, which must not take the leader with it.
+                    tracing::error!(%error, "the planner of moves has ended");
+                    return self.stop.cancelled().await;
+                }
+            };
+            *self.plans.lock() = Arc::new(Plans { pools: look.pools, absent: look.absent });
+            let mut next = look.next;
+            if !self.begin(look.commands).await {
+                next = next.min(Instant::now() + RETRY);
+            }
+            sleep(LOOK_INTERVAL_MIN).await;
+            tokio::select! {
+                () = sleep_until(next.into()) => {}
+                // It ends with the context.
+                _ = epochs.changed() => {}
+            }
+        }
+    }
+
+    /// Proposes one after the other; whether all of it was committed.
+    async fn begin(&self, commands: Vec<(Command, String)>) -> bool {
+        for (command, why) in commands {
+            match self.consensus.propose(command).await {
+                Ok(committed) => tracing::info!(epoch = %committed.epoch, "{why}"),
+                Err(error) => {
+                    tracing::warn!(%error, "it was not committed that {why}");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Empties disks or lets them be, or only says what would move.
+    pub(super) async fn drain_disks(
+        &self,
+        what: &str,
+        disks: Vec<DiskId>,
+        draining: bool,
+        dry_run: bool,
+    ) -> Result<DrainResponse, Status> {
+        self.refresh_all().await?;
+        let state = self.state().await?;
+        let command = Command::DrainDisks { disks: disks.clone(), draining };
+        let decision = state.decide(&command).map_err(|rejection| rejected(&rejection))?;
+        let mut after = state.map().clone();
+        for change in &decision.changes {
+            change.apply(&mut after);
+        }
+        let absent = self.plans.lock().absent.clone();
+        let rooms = self.attachments.read(|registry, now| rooms(&after, registry, now));
+        let planned = tokio::task::spawn_blocking(move || {
+            let preview = preview(&after, &absent, &rooms);
+            (preview, rooms)
+        });
+        let (planned, rooms) =
+            planned.await.map_err(|error| internal("the plan of a drain was cut off", &error))?;
+        let planned = match planned {
+            Ok(planned) => planned,
+            Err(problem) if draining => {
+                let sentence = format!("{what} cannot be drained: {problem}");
+                return Err(status(Code::FailedPrecondition, "DRAIN_IMPOSSIBLE", sentence));
+            }
+            // To let them be makes nothing worse.
+            Err(_) => crate::moves::Preview::default(),
+        };
+        if !dry_run {
+            self.run(command).await?;
+        }
+        Ok(self.look(&state, |view| view.preview(&planned, &rooms)))
+    }
+}
+
+/// What nodes say of their disks.
+fn rooms(map: &ClusterMap, registry: &Registry, now: Instant) -> BTreeMap<DiskId, Room> {
+    let room = |disk: &lunette_proto::map::Disk| Room {
+        answers: matches!(condition(registry, disk, now), Condition::InSync | Condition::CatchingUp),
+        used_bytes: registry.disk(disk.node, disk.id).map_or(0, |report| report.used_bytes),
+        capacity_bytes: disk.capacity_bytes,
+    };
+    map.disks.values().map(|disk| (disk.id, room(disk))).collect()
+}
+
+pub(super) fn no_node(name: &str) -> Rejection {
+    Rejection::NotFound {
+        kind: NameKind::Node,
+        name: name.chars().take(lunette_proto::limits::NAME_CHARS_MAX).collect(),
+    }
+}
