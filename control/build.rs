@@ -11,7 +11,11 @@ use prost::Message as _;
 const API: &str = "../proto/api";
 
 /// Messages that bear a secret in clear; their `Debug` is written by hand and prints none of it.
-const SECRET: [&str; 2] = [".lunette.admin.v1.SetChapRequest", ".lunette.admin.v1.SetDiscoveryChapRequest"];
+const SECRET: [&str; 3] = [
+    ".lunette.admin.v1.SetChapRequest",
+    ".lunette.admin.v1.SetDiscoveryChapRequest",
+    ".lunette.admin.v1.CreateJoinTokenResponse",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={API}");

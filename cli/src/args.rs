@@ -1,5 +1,6 @@
 //! The command line: every command and option, and nothing of what they do.
 
+mod cluster;
 mod disk;
 
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use lunette_proto::limits::NAME_CHARS_MAX;
 
 use crate::size::Size;
 
+pub(crate) use cluster::{Cluster, JoinTokenMake, Member};
 pub(crate) use disk::{Disk, DiskAdd, DiskCheck, DiskDrain, DiskInspect, DiskRemove, DiskScrub};
 
 /// A distributed block store with an iSCSI target.
@@ -29,8 +31,8 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// Address of the control plane: where `up` serves it, where all others find it
-    /// [default: LUNETTE_ADMIN, else http://127.0.0.1:7400]
+    /// Address of the control plane: where `up` serves it, where all others find it; of several members any, or some
+    /// with commas between them [default: LUNETTE_ADMIN, else http://127.0.0.1:7400]
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) admin: Option<String>,
     /// Print JSON
@@ -104,6 +106,9 @@ pub(crate) struct Up {
     /// Run each node and the gateway as a process of its own
     #[arg(long)]
     pub(crate) processes: bool,
+    /// Members of the control plane: 1, 3 or 5, on node1, node2, ... [default: 1, or as many as DIR has]
+    #[arg(long, value_name = "N", requires = "processes", value_parser = ["1", "3", "5"])]
+    pub(crate) control: Option<String>,
     /// Start only this one of the processes again: node1, node2, ..., gateway1
     #[arg(long, value_name = "NAME", requires = "processes")]
     pub(crate) only: Option<String>,
@@ -177,12 +182,9 @@ pub(crate) struct Run {
     /// TOML file that says who this is and where the others are
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Cluster {
-    /// The cluster's identity and the members of its control plane
-    Status,
+    /// Fetch the cluster's key with the join token in this file, or on standard input for -, if there is no key yet
+    #[arg(long, value_name = "FILE")]
+    pub(crate) join_token: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -494,6 +496,15 @@ mod tests {
             "up --rebuild-after 5",
             "gateway run --config gateway.toml --log-format json",
             "cluster status",
+            "cluster init --config node.toml",
+            "cluster join-token",
+            "cluster join-token --ttl 10m --json",
+            "cluster member add 2 3",
+            "cluster member remove 2 3",
+            "cluster member replace 2 --with 4",
+            "node run --config node.toml --join-token -",
+            "gateway run --config gateway.toml --join-token token",
+            "up --processes --control 3",
             "disk list",
             "disk add --node node1 /srv/disk2",
             "disk add /dev/sdb --node node1 --capacity 1TiB --json",
@@ -573,6 +584,14 @@ mod tests {
             "disk drain",
             "disk drain x",
             "disk remove",
+            "cluster init",
+            "cluster join-token --ttl 0",
+            "cluster join-token --ttl 31d",
+            "cluster member add",
+            "cluster member add x",
+            "cluster member replace 2",
+            "up --control 3",
+            "up --processes --control 2",
             "disk inspect",
             "disk inspect /srv/disk2 --extent 3",
             "disk inspect /srv/disk2 --unit -1",

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use args::{Cli, Command, Disk, Gateway, Global, Node};
+use args::{Cli, Cluster, Command, Disk, Gateway, Global, Node};
 use output::Format;
 
 fn main() -> ExitCode {
@@ -54,11 +54,15 @@ fn dispatch(command: Command, global: &Global) -> Result<()> {
         }
         Command::Node(Node::Run(run)) => {
             logging::start(global.log_format, logging::SERVER)?;
-            server()?.block_on(Box::pin(run::node::run(&run.config)))
+            server()?.block_on(Box::pin(run::node::run(&run.config, run.join_token.as_deref())))
         }
         Command::Gateway(Gateway::Run(run)) => {
             logging::start(global.log_format, logging::SERVER)?;
-            server()?.block_on(Box::pin(run::gateway::run(&run.config)))
+            server()?.block_on(Box::pin(run::gateway::run(&run.config, run.join_token.as_deref())))
+        }
+        Command::Cluster(Cluster::Init(init)) => {
+            logging::start(global.log_format, logging::COMMAND)?;
+            client()?.block_on(Box::pin(admin::init(&init.config, Format::new(global.json))))
         }
         Command::Disk(Disk::Inspect(inspect)) => offline::inspect(&inspect, Format::new(global.json)),
         Command::Disk(Disk::Check(check)) => offline::check(&check, Format::new(global.json)),

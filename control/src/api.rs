@@ -60,9 +60,18 @@ impl fmt::Debug for admin::SetDiscoveryChapRequest {
     }
 }
 
+/// The token is as good as the cluster's key.
+impl fmt::Debug for admin::CreateJoinTokenResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateJoinTokenResponse")
+            .field("expires_unix_ms", &self.expires_unix_ms)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::admin::{SetChapRequest, SetDiscoveryChapRequest};
+    use super::admin::{CreateJoinTokenResponse, SetChapRequest, SetDiscoveryChapRequest};
 
     /// Guards secrets against logs: printing a request that bears one prints none of it.
     #[test]
@@ -77,7 +86,8 @@ mod tests {
             mutual_secret: request.mutual_secret.clone(),
             ..SetDiscoveryChapRequest::default()
         };
-        let printed = format!("{request:?} {request:#?} {discovery:?} {discovery:#?}");
+        let token = CreateJoinTokenResponse { token: "lunette-join-horse".into(), expires_unix_ms: 1 };
+        let printed = format!("{request:?} {request:#?} {discovery:?} {discovery:#?} {token:?}");
         assert!(!printed.contains("hunter2"));
         assert!(!printed.contains("horse"));
     }

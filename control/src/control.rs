@@ -18,10 +18,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::published::Published;
 use crate::raft::store::{Opened, Wanted, open};
-use crate::raft::{Consensus, ConsensusError, OpenError, ProposeError, RaftMember};
+use crate::raft::{Consensus, ConsensusError, OpenError, RaftMember};
 use crate::seal::Sealer;
 use crate::server::{Context, serve};
-use crate::state::Command;
 
 /// A member that is alone leads within milliseconds; one of several takes an election.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,8 +33,9 @@ pub struct ControlConfig {
     /// The cluster that the folder must belong to; `None` takes the folder's word, and a new folder gets a
     /// cluster id at random.
     pub cluster: Option<ClusterId>,
-    /// This member's id among the members of the control plane, from 1.
-    pub member: u64,
+    /// This member's id among the members of the control plane, from 1; `None` takes the folder's word, and refuses a new
+    /// folder ([`OpenError::Nameless`]).
+    pub member: Option<u64>,
     /// Where to listen; port 0 takes one that is free.
     pub listen: SocketAddr,
     /// Where others reach it; `None`: where it listens.
@@ -48,6 +48,23 @@ pub struct ControlConfig {
     pub join: bool,
     /// How long a disk is out before its copies are made elsewhere, while this member leads.
     pub rebuild_after: Duration,
+    /// How long its log gets.
+    pub log: LogLimits,
+}
+
+/// When the log of a member is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Entries between two snapshots.
+    pub snapshot_entries: u64,
+    /// Entries before a snapshot that stay, so that a member that lags a little needs none.
+    pub kept_entries: u64,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { snapshot_entries: 5000, kept_entries: 1000 }
+    }
 }
 
 /// Why the control plane does not start.
@@ -67,9 +84,6 @@ pub enum ControlError {
     /// Consensus does not start.
     #[error(transparent)]
     Consensus(#[from] ConsensusError),
-    /// The cluster could not be founded.
-    #[error("the cluster cannot be founded: {0}")]
-    Found(ProposeError),
     /// A member that joins must be told which cluster.
     #[error("a member that joins a control plane must be told the cluster's id")]
     JoinUnnamed,
@@ -81,6 +95,7 @@ pub enum ControlError {
 /// A running member.
 pub struct Control {
     address: SocketAddr,
+    advertise: String,
     context: Arc<Context>,
     member: Arc<RaftMember>,
     listener: Mutex<Option<TcpListener>>,
@@ -105,7 +120,7 @@ impl Control {
         let opened = tokio::task::spawn_blocking(move || open(&folder, &wanted)).await;
         let Opened { identity, sealer, store, log, machine, published } =
             opened.map_err(|_| ControlError::CutOff)??;
-        let member = Arc::new(RaftMember::start(identity, store, log, machine).await?);
+        let member = Arc::new(RaftMember::start(identity, store, log, machine, config.log).await?);
         let context = Context::new(
             identity.cluster,
             Arc::clone(&member) as Arc<dyn Consensus>,
@@ -115,16 +130,15 @@ impl Control {
             CancellationToken::new(),
             TaskTracker::new(),
         );
-        let control =
-            Self { address, context, member, listener: Mutex::new(Some(listener)), server: Mutex::new(None) };
         let advertise = config.advertise.unwrap_or_else(|| address.to_string());
-        control.member.found_or_resume(&advertise, config.join).await?;
+        let (listener, server) = (Mutex::new(Some(listener)), Mutex::new(None));
+        let control = Self { address, advertise, context, member, listener, server };
+        control.member.found_or_resume(&control.advertise, config.join).await?;
         Ok(control)
     }
 
-    /// Serves, and returns once there is a leader. A member that joins is served others' messages and
-    /// returns when it has been added.
-    pub async fn serve(&self) -> Result<(), ControlError> {
+    /// Serves, and returns at once. A member without a quorum serves too, and answers so.
+    pub fn start(&self) {
         let listener = self.listener.lock().take();
         if let Some(listener) = listener {
             let (context, member) = (Arc::clone(&self.context), Arc::clone(&self.member));
@@ -135,15 +149,33 @@ impl Control {
             });
             *self.server.lock() = Some(server);
         }
+    }
+
+    /// Serves, and returns once there is a leader and the cluster is founded. A member that joins is served others' messages
+    /// and returns when it has been added.
+    pub async fn serve(&self) -> Result<(), ControlError> {
+        self.start();
         if !timeout(LEADER_TIMEOUT, self.member.led()).await.map_err(|_| ConsensusError::NoQuorum)?? {
             return Ok(());
         }
-        self.member.read_barrier().await?;
-        let cluster = self.context.cluster;
-        if self.map().cluster != cluster {
-            self.member.propose(Command::Found { cluster }).await.map_err(ControlError::Found)?;
-        }
-        Ok(())
+        let founded = async {
+            let mut epochs = self.published().epochs();
+            while self.map().cluster != self.cluster() && epochs.changed().await.is_ok() {}
+        };
+        timeout(LEADER_TIMEOUT, founded).await.map_err(|_| ConsensusError::NoQuorum)?;
+        Ok(self.member.read_barrier().await?)
+    }
+
+    /// This member's id.
+    #[must_use]
+    pub fn member(&self) -> u64 {
+        self.member.identity().member
+    }
+
+    /// Where others reach it: HOST:PORT.
+    #[must_use]
+    pub fn advertised(&self) -> &str {
+        &self.advertise
     }
 
     /// Where it listens.

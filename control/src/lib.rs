@@ -10,6 +10,7 @@
 //! - [`raft`]: the replicated log, on a store that survives everything but the disk's loss;
 //! - [`published`]: the committed state as readers and watchers see it;
 //! - [`seal`]: secrets at rest;
+//! - [`join`]: tokens that bring the cluster's key to a machine;
 //! - [`health`]: who is there, and what that means;
 //! - [`moves`]: where copies should lie, and how they get there;
 //! - `server`: the gRPC services; [`client`]: how nodes, gateways and tools reach them;
@@ -19,6 +20,7 @@ pub mod api;
 pub mod client;
 mod control;
 pub mod health;
+pub mod join;
 pub mod moves;
 pub mod published;
 pub mod raft;
@@ -26,7 +28,7 @@ pub mod seal;
 mod server;
 pub mod state;
 
-pub use control::{Control, ControlConfig, ControlError};
+pub use control::{Control, ControlConfig, ControlError, LogLimits};
 
 /// Maximums of the control plane's own protocol.
 pub mod limits {

@@ -80,6 +80,7 @@ pub enum UnsealError {
 /// The cluster's key. Printing it prints nothing.
 pub struct Sealer {
     key: RandomizedNonceKey,
+    bytes: Zeroizing<[u8; KEY_BYTES]>,
 }
 
 impl fmt::Debug for Sealer {
@@ -119,9 +120,21 @@ impl Sealer {
         Self::open(path)
     }
 
-    fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Result<Self, KeyError> {
+    /// The key of these bytes.
+    pub(crate) fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Result<Self, KeyError> {
         let key = RandomizedNonceKey::new(&AES_256_GCM, bytes).map_err(|_| KeyError::Crypto)?;
-        Ok(Self { key })
+        Ok(Self { key, bytes: Zeroizing::new(*bytes) })
+    }
+
+    /// The key itself.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; KEY_BYTES] {
+        &self.bytes
+    }
+
+    /// Writes the key to a file of mode 0600 that must not exist yet, whole or not at all.
+    pub fn save(&self, path: &Path) -> Result<(), KeyError> {
+        write_new(path, &*self.bytes).map_err(|source| KeyError::Io { path: path.to_owned(), source })
     }
 
     /// Seals the secret of a user of a target.

@@ -9,8 +9,8 @@ use lunette_control::api::admin::status_response::Health;
 use lunette_control::api::admin::*;
 use lunette_control::api::cluster::map_update::Update;
 use lunette_control::api::cluster::{
-    CatchUpReport, GatewayReport, NodeReport, Report, TakeOwnershipRequest, VolumePurgedRequest,
-    WatchMapRequest, report,
+    CatchUpReport, ControlMembers, GatewayReport, NodeReport, Report, TakeOwnershipRequest,
+    VolumePurgedRequest, WatchMapRequest, order, report,
 };
 use lunette_control::client::{Attachment, MapWatcher};
 use lunette_proto::ids::{Epoch, VolumeId};
@@ -288,6 +288,9 @@ async fn reports_are_checked() {
     // A member that comes again replaces itself.
     let speak = || iter(vec![node(1)]).chain(tokio_stream::pending());
     let mut old = plane.plane().members().attach(speak()).await.expect("attaches").into_inner();
-    assert!(timeout(Duration::from_millis(100), old.message()).await.is_err(), "nothing to say");
+    let first = timeout(PATIENCE, old.message()).await.expect("in time").expect("taken").expect("an order");
+    let members = ControlMembers { addresses: vec![plane.control.address().to_string()] };
+    assert_eq!(first.order, Some(order::Order::ControlMembers(members)), "where the control plane is");
+    assert!(timeout(Duration::from_millis(100), old.message()).await.is_err(), "nothing more to say");
     plane.control.stop().await;
 }

@@ -3,12 +3,13 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use lunette_control::api::admin::StatusRequest;
 use lunette_control::client::{ControlPlane, MapWatcher, connect};
 use lunette_control::{Control, ControlConfig, ControlError};
 use support::{PATIENCE, gateway, node, reason};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::Code;
 
 /// Guards the way to several members: a cluster that grew from one to three survives its leader.
@@ -20,7 +21,7 @@ async fn leader_is_lost() {
     for member in [2, 3] {
         let config = ControlConfig {
             cluster: Some(first.cluster()),
-            member,
+            member: Some(member),
             join: true,
             ..support::config(folder.path())
         };
@@ -28,11 +29,18 @@ async fn leader_is_lost() {
         let joining = Control::open(&path, config).await.expect("opens");
         let address = joining.address().to_string();
         let (served, added) = tokio::join!(joining.serve(), first.consensus().add_learner(member, address));
-        added.expect("catches up");
+        added.expect("is added");
         served.expect("is found");
         members.push(joining);
     }
-    first.consensus().set_voters(BTreeSet::from([1, 2, 3])).await.expect("votes");
+    let vote = || first.consensus().change_members(BTreeSet::from([2, 3]), BTreeSet::new());
+    let all_vote = async {
+        // Until they have answered the leader, they are not up.
+        while vote().await.is_err() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, all_vote).await.expect("they vote");
 
     let follower = members[0].address().to_string();
     let mut admin = connect(&follower).expect("an address");

@@ -12,8 +12,9 @@ use lunette_control::api::admin::pools_client::PoolsClient;
 use lunette_control::api::admin::sessions_client::SessionsClient;
 use lunette_control::api::admin::targets_client::TargetsClient;
 use lunette_control::api::admin::volumes_client::VolumesClient;
-use lunette_control::api::admin::{GetVolumeRequest, ListSessionsRequest, StatusRequest};
+use lunette_control::api::admin::{GetVolumeRequest, LeaderRequest, ListSessionsRequest, StatusRequest};
 use lunette_control::client::AdminClients;
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
@@ -25,6 +26,12 @@ pub(crate) const VARIABLE: &str = "LUNETTE_ADMIN";
 pub(crate) const DEFAULT_PORT: u16 = 7400;
 /// A control plane that does not take a connection by then is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// An election takes a second or two.
+const LEADER_PATIENCE: Duration = Duration::from_secs(10);
+const LEADER_POLL: Duration = Duration::from_millis(100);
+/// Members that are asked, and how often one may name another.
+const MEMBERS_MAX: usize = 16;
+const HOPS_MAX: usize = 3;
 /// An answer takes milliseconds; with no quorum the server itself says so earlier.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -45,14 +52,16 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// From `--admin`, else the environment, else the default.
-    pub(crate) fn of(option: Option<&str>) -> Result<Self> {
+    /// From `--admin`, else the environment, else the default; one or more, with commas between them.
+    pub(crate) fn of(option: Option<&str>) -> Result<Vec<Self>> {
+        let several =
+            |text: &str| text.split(',').map(|text| Self::parse(text.trim())).collect::<Result<Vec<_>>>();
         match (option, std::env::var(VARIABLE)) {
-            (Some(text), _) => Self::parse(text).with_context(|| format!("--admin {text}")),
+            (Some(text), _) => several(text).with_context(|| format!("--admin {text}")),
             (None, Ok(text)) if !text.is_empty() => {
-                Self::parse(&text).with_context(|| format!("{VARIABLE}={text}"))
+                several(&text).with_context(|| format!("{VARIABLE}={text}"))
             }
-            _ => Self::parse("127.0.0.1"),
+            _ => several("127.0.0.1"),
         }
     }
 
@@ -89,15 +98,89 @@ fn is_host(host: &str) -> bool {
     !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
 }
 
-/// A connection to the control plane.
+/// A connection to the member that leads the control plane.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
     address: Address,
     clients: AdminClients,
 }
 
+/// What a member says of who leads.
+enum Look {
+    /// It does itself.
+    Leads(Connection),
+    /// Another does.
+    Names(Address),
+    /// It knows of nobody.
+    Nobody(Vec<Address>),
+}
+
 impl Connection {
-    pub(crate) async fn open(address: &Address) -> Result<Self> {
+    /// Finds the leader by any of its fellow members, and waits for one while it is being elected.
+    pub(crate) async fn open(addresses: &[Address]) -> Result<Self> {
+        let end = Instant::now() + LEADER_PATIENCE;
+        let mut known = addresses.to_vec();
+        loop {
+            let (mut answered, mut failure) = (false, None);
+            let mut at = 0;
+            // Longer than the list that was given by those that answers name.
+            while let Some(address) = known.get(at).cloned() {
+                at += 1;
+                let mut next = Self::look(&address).await;
+                // Who is named may know better, but not for ever.
+                let mut hops = 0;
+                while let Ok(Look::Names(leader)) = &next
+                    && hops < HOPS_MAX
+                {
+                    hops += 1;
+                    answered = true;
+                    next = Self::look(leader).await;
+                }
+                match next {
+                    Ok(Look::Leads(connection)) => return Ok(connection),
+                    Ok(Look::Names(_)) => {}
+                    Ok(Look::Nobody(others)) => {
+                        answered = true;
+                        let new = others.into_iter().filter(|other| !known.contains(other));
+                        let room = MEMBERS_MAX.saturating_sub(known.len());
+                        let new: Vec<_> = new.take(room).collect();
+                        known.extend(new);
+                    }
+                    Err(error) => failure = Some(error),
+                }
+            }
+            let waits = answered && Instant::now() < end;
+            match failure {
+                _ if waits => tokio::time::sleep(LEADER_POLL).await,
+                // Nobody is there at all.
+                Some(error) if !answered => return Err(error),
+                _ => bail!(
+                    "the control plane has no leader: too few of its members answer; start those that are down, see `lunette cluster status` when they are up"
+                ),
+            }
+        }
+    }
+
+    async fn look(address: &Address) -> Result<Look> {
+        let connection = Self::connect(address).await?;
+        let look = tokio::time::timeout(CONNECT_TIMEOUT, connection.cluster().leader(LeaderRequest {})).await;
+        let answer = match look {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => return Err(connection.refused(&status)),
+            Err(_) => bail!("the control plane at {address} does not answer"),
+        };
+        if answer.leader != 0 && answer.leader == answer.member {
+            return Ok(Look::Leads(connection));
+        }
+        let leader = answer.members.iter().find(|member| member.id == answer.leader);
+        if let Some(leader) = leader.and_then(|leader| Address::parse(&leader.address).ok()) {
+            return Ok(Look::Names(leader));
+        }
+        let others = answer.members.iter().filter_map(|member| Address::parse(&member.address).ok());
+        Ok(Look::Nobody(others.collect()))
+    }
+
+    async fn connect(address: &Address) -> Result<Self> {
         let endpoint = Endpoint::from_shared(address.url.clone())
             .with_context(|| format!("'{address}' is no address"))?
             .connect_timeout(CONNECT_TIMEOUT)

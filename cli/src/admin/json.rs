@@ -162,7 +162,12 @@ pub(super) fn control(control: &ControlStatus) -> Value {
     let members: Vec<Value> = control
         .members
         .iter()
-        .map(|member| json!({"id": member.id, "address": member.address, "voter": member.voter}))
+        .map(|member| {
+            json!({
+                "id": member.id, "address": member.address, "voter": member.voter, "up": member.up,
+                "behind": member.behind,
+            })
+        })
         .collect();
     json!({
         "leader": control.leader, "term": control.term, "applied": control.applied, "members": members,

@@ -1,5 +1,6 @@
 //! The commands that talk to a running cluster, through the administration API and nothing else.
 
+mod cluster;
 mod connection;
 mod disk;
 mod drain;
@@ -15,10 +16,12 @@ mod volume;
 
 use anyhow::Result;
 
-use crate::args::{Cluster, Command, Global, Name, Node};
+use crate::args::{Command, Global, Name, Node};
 use crate::output::Format;
 
+pub(crate) use cluster::init;
 pub(crate) use connection::{Address, Connection, DEFAULT_PORT};
+pub(crate) use secret::read_token;
 
 /// Carries out a command; `None` is a command that is none of these.
 pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
@@ -26,7 +29,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
     let admin = Address::of(global.admin.as_deref())?;
     let connect = || Connection::open(&admin);
     match command {
-        Command::Cluster(Cluster::Status) => status::cluster(&connect().await?, format).await,
+        Command::Cluster(command) => cluster::run(command, &connect().await?, format).await,
         Command::Status(status) if status.watch => status::watch(&connect().await?, format).await,
         Command::Status(_) => status::once(&connect().await?, format).await,
         Command::Node(Node::List) => node::list(&connect().await?, format).await,

@@ -1,4 +1,4 @@
-//! CHAP secrets: from a file or from standard input, never from an argument, which every user of
+//! CHAP secrets and join tokens: from a file or from standard input, never from an argument, which every user of
 //! the machine can read in the list of processes.
 
 use std::fs::File;
@@ -6,6 +6,8 @@ use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use lunette_control::join::JoinToken;
+use zeroize::Zeroizing;
 
 /// The longest secret that the control plane takes, with its line end.
 const LINE_BYTES_MAX: u64 = 258;
@@ -16,6 +18,13 @@ pub(super) struct Secrets {
     pub(super) initiator: String,
     /// Of the target, if it is to prove itself too.
     pub(super) target: Option<String>,
+}
+
+/// Reads a join token from its file, or from standard input if that is `-`.
+pub(crate) fn read_token(file: &Path) -> Result<JoinToken> {
+    let file = Some(file).filter(|file| *file != Path::new("-"));
+    let line = Zeroizing::new(one(file, &mut io::stdin().lock(), "the join token")?);
+    Ok(JoinToken::parse(&line)?)
 }
 
 /// Reads each secret from its file; what has no file is the next line of standard input.

@@ -1,4 +1,4 @@
-//! `lunette status` and `lunette cluster status`.
+//! `lunette status`.
 
 use std::io::{self, IsTerminal};
 
@@ -7,7 +7,7 @@ use lunette_control::api::admin::{Gateway, StatusRequest, StatusResponse};
 use tokio_stream::StreamExt;
 
 use super::{Connection, disk, json, node, pool, scrub, target};
-use crate::output::{self, Format, Table, fields, yes};
+use crate::output::{self, Format, Table, fields};
 use crate::size::human;
 
 /// Moves to the top left and clears: a watcher on a terminal sees one picture, not a scroll.
@@ -33,38 +33,6 @@ pub(super) async fn watch(connection: &Connection, format: Format) -> Result<()>
         }
     }
     bail!("the control plane has ended the watch; start it again")
-}
-
-pub(super) async fn cluster(connection: &Connection, format: Format) -> Result<()> {
-    let status = get(connection).await?;
-    let control = status.control.clone().unwrap_or_default();
-    let text = || {
-        let mut table = Table::new(&[">MEMBER", "ADDRESS", "VOTER", "LEADER"]);
-        for member in &control.members {
-            table.row([
-                member.id.to_string(),
-                member.address.clone(),
-                yes(member.voter),
-                yes(member.id == control.leader),
-            ]);
-        }
-        let head = fields(&[
-            ("cluster", status.cluster_id.clone()),
-            ("version", status.version.clone()),
-            ("epoch", status.epoch.to_string()),
-            ("term", control.term.to_string()),
-            ("applied", control.applied.to_string()),
-        ]);
-        format!("{head}\n{}", table.text())
-    };
-    let json = || {
-        serde_json::json!({
-            "cluster_id": status.cluster_id, "version": status.version, "epoch": status.epoch,
-            "control": json::control(&control),
-        })
-    };
-    format.print(text, json);
-    Ok(())
 }
 
 async fn get(connection: &Connection) -> Result<StatusResponse> {

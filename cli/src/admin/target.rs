@@ -15,7 +15,7 @@ use crate::args::{
 use crate::output::{Format, Table, fields};
 use crate::size::human;
 
-pub(super) async fn run(command: Target, admin: &Address, format: Format) -> Result<()> {
+pub(super) async fn run(command: Target, admin: &[Address], format: Format) -> Result<()> {
     // Secrets are read before anything is asked of the server: a missing file is found at once.
     let command = match command {
         Target::Chap(chap) => Prepared::Chap(self::chap(chap)?),

@@ -2,14 +2,14 @@
 //!
 //! CHAP secrets are sealed under it, and the cluster's id is derived from it, so whoever has another
 //! key is a member of another cluster and is told so at once. Every node and gateway of a cluster
-//! has the same file, readable by its owner alone.
+//! has the same file, readable by its owner alone: copied there, or brought by a join token.
 
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aws_lc_rs::hmac;
 use lunette_control::seal::Sealer;
 use lunette_proto::ids::ClusterId;
@@ -45,17 +45,34 @@ impl ClusterKey {
         Self::with(path, Sealer::open(path)?)
     }
 
+    /// Writes a key that a join token has brought to `path`, where there must be nothing yet; refuses that of another
+    /// cluster than `cluster`, and writes nothing then.
+    pub(crate) fn save(sealer: Sealer, cluster: ClusterId, path: &Path) -> Result<Self> {
+        let key = Self { cluster: id(sealer.bytes()), path: path.to_owned(), sealer: Arc::new(sealer) };
+        if key.cluster != cluster {
+            bail!(
+                "the control plane has sent the key of cluster {}, and the token is of {cluster}",
+                key.cluster
+            );
+        }
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        }
+        key.sealer.save(path)?;
+        Ok(key)
+    }
+
     /// The sealer has checked that the file is a key and nobody else's to read.
     fn with(path: &Path, sealer: Sealer) -> Result<Self> {
-        let bytes = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
-        let code = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &bytes), ID);
-        let (id, _) = code.as_ref().split_first_chunk().context("an HMAC-SHA-256 has 32 bytes")?;
-        Ok(Self {
-            cluster: ClusterId(u128::from_le_bytes(*id)),
-            path: path.to_owned(),
-            sealer: Arc::new(sealer),
-        })
+        Ok(Self { cluster: id(sealer.bytes()), path: path.to_owned(), sealer: Arc::new(sealer) })
     }
+}
+
+/// The id of the cluster that a key makes.
+fn id(key: &[u8; 32]) -> ClusterId {
+    let code = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), ID);
+    let id = code.as_ref().first_chunk().expect("an HMAC-SHA-256 has 32 bytes");
+    ClusterId(u128::from_le_bytes(*id))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::failure::one_line;
 
 pub(crate) use gateway::GatewayConfig;
 pub(crate) use key::ClusterKey;
-pub(crate) use node::{DiskConfig, NodeConfig};
+pub(crate) use node::{ControlConfig, DiskConfig, NodeConfig};
 
 /// The longest file that is read: a configuration is a page, not a device that never ends.
 const BYTES_MAX: u64 = 1 << 20;

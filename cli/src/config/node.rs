@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use lunette_control::moves::REBUILD_AFTER;
 use serde::Deserialize;
 
-use super::{ClusterKey, addresses, beside, load};
+use super::{addresses, beside, load};
 use crate::admin::Address;
 use crate::size::Size;
 
@@ -113,15 +113,5 @@ impl NodeConfig {
             disks,
             control: file.control.map(|control| ControlConfig { dir: beside(path, &control.dir), ..control }),
         })
-    }
-
-    /// The cluster's key. A node with a control member makes it when the cluster begins: the first
-    /// of a cluster has nobody to get it from.
-    pub(crate) fn key(&self) -> Result<ClusterKey> {
-        let begins = self.control.as_ref().is_some_and(|control| !control.dir.exists());
-        if begins {
-            return ClusterKey::load_or_create(&self.cluster_key_file);
-        }
-        ClusterKey::load(&self.cluster_key_file)
     }
 }

@@ -29,7 +29,7 @@ use tonic::{Code, Status};
 
 use super::exporter::{Exporter, Reporter};
 use super::member::{PATIENCE, control_plane, register};
-use super::stop;
+use super::{control, stop};
 use crate::admin::Address;
 use crate::config::{ClusterKey, GatewayConfig};
 use crate::output;
@@ -54,10 +54,10 @@ pub(crate) struct GatewayParts<'a> {
 }
 
 /// Runs until told to stop.
-pub(crate) async fn run(path: &Path) -> Result<()> {
+pub(crate) async fn run(path: &Path, token: Option<&Path>) -> Result<()> {
     let config = GatewayConfig::load(path)?;
     let stop = stop::on_signal()?;
-    let key = ClusterKey::load(&config.cluster_key_file)?;
+    let key = control::key(&config.cluster_key_file, token, &config.admin, &stop).await?;
     // Port 0 becomes a port before anybody is told of it.
     let portals = hold_portals(&config.portals)?;
     let parts = GatewayParts {

@@ -3,9 +3,11 @@
 //!
 //! - [`node`], [`storage`], [`added`]: a storage node and its disks;
 //! - [`gateway`], [`exporter`], [`ownership`], [`secrets`], [`reports`]: a gateway that follows the map;
+//! - [`control`]: the member of the control plane that a node carries;
 //! - [`member`]: what both say to the control plane; [`stop`]: when to stop.
 
 pub(crate) mod added;
+pub(crate) mod control;
 pub(crate) mod exporter;
 pub(crate) mod gateway;
 pub(crate) mod keeper;

@@ -7,28 +7,24 @@ use anyhow::Result;
 use lunette_control::api::cluster::report::Member;
 use lunette_control::api::cluster::{NodeReport, RegisterNodeResponse, Report};
 use lunette_control::client::{Attached, Attachment};
-use lunette_control::{Control, ControlConfig};
 use lunette_proto::ids::DiskId;
 use lunette_storage_node::Node;
 use tokio_util::sync::CancellationToken;
 
 use super::added::{AddedDisks, Refused};
+use super::control::{self, ControlMember};
 use super::member::{PATIENCE, control_plane, register};
 use super::stop;
 use super::storage::{Prepared, Storage, StorageConfig, StorageDisk};
 use crate::admin::Address;
 use crate::config::{ClusterKey, NodeConfig};
 use crate::output;
-use crate::up::data::private_dir;
-
-/// Members of the control plane are numbered from 1; this version has one.
-const MEMBER: u64 = 1;
 
 /// Runs until told to stop.
-pub(crate) async fn run(path: &Path) -> Result<()> {
+pub(crate) async fn run(path: &Path, token: Option<&Path>) -> Result<()> {
     let config = NodeConfig::load(path)?;
     let stop = stop::on_signal()?;
-    let key = config.key()?;
+    let key = control::key(&config.cluster_key_file, token, &config.admin, &stop).await?;
     let mut node = NodeProcess::default();
     let outcome = node.serve(config, &key, &stop).await;
     node.close().await;
@@ -42,7 +38,7 @@ pub(crate) async fn run(path: &Path) -> Result<()> {
 /// What runs, for as much of it as was started.
 #[derive(Default)]
 struct NodeProcess {
-    control: Option<Control>,
+    control: Option<ControlMember>,
     node: Option<StorageMember>,
 }
 
@@ -51,18 +47,7 @@ impl NodeProcess {
         // The disks are looked at and the port is taken before anything else is touched.
         let prepared = Prepared::new(storage_config(&config, key)).await?;
         if let Some(control) = &config.control {
-            let control_config = ControlConfig {
-                cluster: Some(key.cluster),
-                member: MEMBER,
-                listen: control.listen,
-                advertise: control.advertise.clone(),
-                key_file: key.path.clone(),
-                join: false,
-                rebuild_after: control.rebuild_after(),
-            };
-            private_dir(&control.dir)?;
-            let control = Control::open(&control.dir, control_config).await?;
-            self.control.insert(control).serve().await?;
+            self.control = Some(ControlMember::start(&config, control, key, stop).await?);
         }
         self.node = Some(StorageMember::start(prepared, &config.admin, stop).await?);
         let _ = output::try_print("ready\n");

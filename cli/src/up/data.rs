@@ -4,7 +4,7 @@
 //! DATA/cluster.key    what makes the cluster, mode 0600
 //! DATA/lunette.toml   what this directory is: format, cluster, nodes, capacity
 //! DATA/lock           held by the process that uses the directory
-//! DATA/control/       the control plane's log and state
+//! DATA/control/       the control plane's log and state; DATA/controlK/: of its members K = 2, 3, ...
 //! DATA/nodeK/         the disk of node K
 //! DATA/run/           with --processes: NAME.toml, NAME.pid, NAME.log
 //! ```
@@ -12,8 +12,10 @@
 //! Everything after `lunette.toml` is made again from it, so a first start that was interrupted
 //! anywhere is finished by the second. The directory itself is mode 0700.
 
+use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -28,8 +30,9 @@ use crate::config::ClusterKey;
 use crate::run::storage::inspect;
 use crate::size::Size;
 
-/// The layout that this version makes, and the newest that it understands.
-const FORMAT: u32 = 1;
+/// The layout with one member of the control plane, and the one with several.
+const FORMAT_ONE: u32 = 1;
+const FORMAT_SEVERAL: u32 = 2;
 /// Nodes of a new directory.
 const NODES_DEFAULT: u8 = 3;
 
@@ -50,8 +53,22 @@ struct Manifest {
     nodes: u8,
     /// Of each node's disk.
     capacity_bytes: u64,
+    /// Where the members of the control plane are, if there are several.
+    #[serde(default)]
+    control: Vec<SocketAddr>,
     /// Whether the first start was finished: from then on a disk that is missing is a loss.
     complete: bool,
+}
+
+/// What a data directory is to be.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    /// Storage nodes; `None`: as many as there are.
+    pub(crate) nodes: Option<u8>,
+    /// Of each node's disk; `None`: as it is.
+    pub(crate) capacity: Option<Size>,
+    /// Where the members of the control plane are: one, or several.
+    pub(crate) control: Vec<SocketAddr>,
 }
 
 /// Only this is looked at before the format is known.
@@ -63,7 +80,7 @@ struct AnyManifest {
 impl DataDir {
     /// Opens `path`, and makes it if there is nothing yet. What was asked for has to agree with what
     /// is there; a refusal changes nothing.
-    pub(crate) fn open(path: &Path, nodes: Option<u8>, capacity: Option<Size>) -> Result<Self> {
+    pub(crate) fn open(path: &Path, wanted: &Wanted) -> Result<Self> {
         let name = path.display();
         let found = match fs::symlink_metadata(path) {
             Ok(_) => Found::look(path)?,
@@ -71,7 +88,7 @@ impl DataDir {
             Err(error) => bail!("{name} cannot be used: {error}"),
         };
         if let Found::Manifest(manifest) = &found {
-            manifest.agrees(path, nodes, capacity)?;
+            manifest.agrees(path, wanted)?;
         }
         private_dir(path)?;
         let path = fs::canonicalize(path).with_context(|| format!("{name} cannot be used"))?;
@@ -79,11 +96,11 @@ impl DataDir {
         // Whoever held the lock may have made or changed it meanwhile.
         let (manifest, key) = match Found::look(&path)? {
             Found::Manifest(manifest) => {
-                manifest.agrees(&path, nodes, capacity)?;
+                manifest.agrees(&path, wanted)?;
                 let key = ClusterKey::load(&path.join(KEY))?;
                 (manifest, key)
             }
-            Found::Nothing => make(&path, nodes, capacity)?,
+            Found::Nothing => make(&path, wanted)?,
         };
         if manifest.cluster.parse() != Ok(key.cluster) {
             bail!(
@@ -107,11 +124,11 @@ impl DataDir {
                 );
             }
         }
-        if self.manifest.complete && !self.control().is_dir() {
-            bail!(
-                "{} is missing: put it back, or name another directory with --data",
-                self.control().display()
-            );
+        for member in 1..=self.members() {
+            let control = self.control(member);
+            if self.manifest.complete && !control.is_dir() {
+                bail!("{} is missing: put it back, or name another directory with --data", control.display());
+            }
         }
         Ok(())
     }
@@ -141,8 +158,29 @@ impl DataDir {
         self.manifest.capacity_bytes
     }
 
-    pub(crate) fn control(&self) -> PathBuf {
-        self.path.join("control")
+    /// Members of the control plane, on the first nodes.
+    pub(crate) fn members(&self) -> u8 {
+        u8::try_from(self.manifest.control.len()).unwrap_or(u8::MAX).max(1)
+    }
+
+    /// Where the members of the control plane of a directory are that has several of them.
+    pub(crate) fn members_of(path: &Path) -> Result<Vec<SocketAddr>> {
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        Ok(match Found::look(path)? {
+            Found::Manifest(manifest) => manifest.control,
+            Found::Nothing => Vec::new(),
+        })
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.manifest.complete
+    }
+
+    /// The folder of a member of the control plane, counted from 1.
+    pub(crate) fn control(&self, member: u8) -> PathBuf {
+        self.path.join(if member == 1 { "control".to_owned() } else { format!("control{member}") })
     }
 
     /// The disk of a node, counted from 1.
@@ -189,14 +227,18 @@ impl Found {
         };
         let damaged = || anyhow!("{} is damaged: restore it from a copy", manifest.display());
         let any: AnyManifest = toml::from_str(&text).map_err(|_| damaged())?;
-        if any.format > FORMAT {
+        if any.format > FORMAT_SEVERAL {
             bail!(
-                "{name} has format {}, and this version knows up to {FORMAT}: use the version of Lunette that wrote it",
+                "{name} has format {}, and this version knows up to {FORMAT_SEVERAL}: use the version of Lunette that wrote it",
                 any.format
             );
         }
         let manifest: Manifest = toml::from_str(&text).map_err(|_| damaged())?;
-        if manifest.format != FORMAT || manifest.nodes == 0 || manifest.cluster.parse::<ClusterId>().is_err()
+        let format = format_of(&manifest.control);
+        if manifest.format != format
+            || manifest.control.len() == 1
+            || manifest.nodes == 0
+            || manifest.cluster.parse::<ClusterId>().is_err()
         {
             return Err(damaged());
         }
@@ -205,8 +247,14 @@ impl Found {
 }
 
 impl Manifest {
-    fn agrees(&self, path: &Path, nodes: Option<u8>, capacity: Option<Size>) -> Result<()> {
-        let name = path.display();
+    fn agrees(&self, path: &Path, wanted: &Wanted) -> Result<()> {
+        let (name, nodes, capacity) = (path.display(), wanted.nodes, wanted.capacity);
+        let (has, wants) = (self.control.len().max(1), wanted.control.len().max(1));
+        if has != wants {
+            bail!(
+                "{name} has a control plane of {has} members, not {wants}: start it with --processes --control {has}, or name another directory"
+            );
+        }
         if let Some(nodes) = nodes.filter(|nodes| *nodes != self.nodes) {
             bail!(
                 "{name} is of a cluster of {0} nodes, not {nodes}: start it with --nodes {0}, or name another directory",
@@ -223,23 +271,38 @@ impl Manifest {
     }
 
     fn text(&self) -> String {
-        format!(
+        let mut text = format!(
             "# A data directory of Lunette.\nformat = {}\ncluster = \"{}\"\nnodes = {}\ncapacity_bytes = {}\ncomplete = {}\n",
             self.format, self.cluster, self.nodes, self.capacity_bytes, self.complete
-        )
+        );
+        if !self.control.is_empty() {
+            let addresses: Vec<String> =
+                self.control.iter().map(|address| format!("\"{address}\"")).collect();
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "control = [{}]", addresses.join(", "));
+        }
+        text
     }
 }
 
+fn format_of(control: &[SocketAddr]) -> u32 {
+    if control.is_empty() { FORMAT_ONE } else { FORMAT_SEVERAL }
+}
+
 /// The first start: the key, then the manifest that makes the directory one of ours.
-fn make(path: &Path, nodes: Option<u8>, capacity: Option<Size>) -> Result<(Manifest, ClusterKey)> {
-    let nodes = nodes.unwrap_or(NODES_DEFAULT);
-    let capacity_bytes = match capacity {
+fn make(path: &Path, wanted: &Wanted) -> Result<(Manifest, ClusterKey)> {
+    let nodes = wanted.nodes.unwrap_or(NODES_DEFAULT);
+    let control = if wanted.control.len() > 1 { wanted.control.clone() } else { Vec::new() };
+    if usize::from(nodes) < control.len() {
+        bail!("{} members of the control plane need as many nodes, and there are {nodes}", control.len());
+    }
+    let capacity_bytes = match wanted.capacity {
         Some(capacity) => capacity.bytes(),
         None => share(path, nodes)?,
     };
     let key = ClusterKey::load_or_create(&path.join(KEY))?;
-    let manifest =
-        Manifest { format: FORMAT, cluster: key.cluster.to_string(), nodes, capacity_bytes, complete: false };
+    let (format, cluster) = (format_of(&control), key.cluster.to_string());
+    let manifest = Manifest { format, cluster, nodes, capacity_bytes, control, complete: false };
     write_private(path, MANIFEST, &manifest.text())?;
     Ok((manifest, key))
 }
@@ -306,9 +369,13 @@ pub(crate) fn write_private(folder: &Path, name: &str, text: &str) -> Result<()>
 mod tests {
     use super::*;
 
+    fn wanted(nodes: Option<u8>, capacity: Option<Size>) -> Wanted {
+        Wanted { nodes, capacity, control: Vec::new() }
+    }
+
     fn refusal(path: &Path, nodes: Option<u8>, capacity: Option<&str>) -> String {
         let capacity = capacity.map(|text| text.parse().expect("a size"));
-        let line = format!("{:#}", DataDir::open(path, nodes, capacity).expect_err("refused"));
+        let line = format!("{:#}", DataDir::open(path, &wanted(nodes, capacity)).expect_err("refused"));
         assert!(!line.contains('\n'), "{line}");
         line
     }
@@ -322,11 +389,11 @@ mod tests {
         // Guards against a second start that makes a new cluster over the old one's data.
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a/b");
-        let first = DataDir::open(&path, Some(2), one_gib()).expect("made");
+        let first = DataDir::open(&path, &wanted(Some(2), one_gib())).expect("made");
         let key = first.key().cluster;
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o700);
         drop(first);
-        let second = DataDir::open(&path, None, None).expect("opened");
+        let second = DataDir::open(&path, &wanted(None, None)).expect("opened");
         assert_eq!((second.key().cluster, second.nodes(), second.capacity_bytes()), (key, 2, 1 << 30));
         assert!(refusal(&path, None, None).contains("in use"));
     }
@@ -336,14 +403,14 @@ mod tests {
         // Guards against damage to a directory that was named by mistake.
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("data");
-        drop(DataDir::open(&path, Some(2), one_gib()).expect("made"));
+        drop(DataDir::open(&path, &wanted(Some(2), one_gib())).expect("made"));
         assert!(refusal(&path, Some(3), None).contains("start it with --nodes 2"));
         assert!(refusal(&path, None, Some("2G")).contains("leave --capacity out"));
 
         let manifest = path.join(MANIFEST);
         let text = fs::read_to_string(&manifest).expect("read");
         let table = [
-            (text.replace("format = 1", "format = 2\nnews = true"), "has format 2"),
+            (text.replace("format = 1", "format = 3\nnews = true"), "has format 3"),
             (text.replace("nodes = 2", "nodes = 0"), "is damaged"),
             (text[..60].to_owned(), "is damaged"),
             (String::new(), "is damaged"),
@@ -360,7 +427,7 @@ mod tests {
             assert_eq!(fs::read_to_string(&manifest).expect("read"), damaged);
         }
         fs::write(&manifest, &text).expect("written");
-        let mut data = DataDir::open(&path, None, None).expect("as it was");
+        let mut data = DataDir::open(&path, &wanted(None, None)).expect("as it was");
         data.complete().expect("written");
         drop(data);
         assert!(refusal(&path, None, None).contains("node1 has lost its disk"));
@@ -383,10 +450,32 @@ mod tests {
         // Guards against a directory that a crash between key and manifest made unusable.
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("data");
-        drop(DataDir::open(&path, None, one_gib()).expect("made"));
+        drop(DataDir::open(&path, &wanted(None, one_gib())).expect("made"));
         let key = ClusterKey::load(&path.join(KEY)).expect("there").cluster;
         fs::remove_file(path.join(MANIFEST)).expect("removed");
-        let again = DataDir::open(&path, None, one_gib()).expect("finished");
+        let again = DataDir::open(&path, &wanted(None, one_gib())).expect("finished");
         assert_eq!((again.key().cluster, again.nodes()), (key, NODES_DEFAULT));
+    }
+
+    #[test]
+    fn several_members_stay_where_they_are() {
+        // Guards against a control plane whose members look for each other at the ports of an earlier start.
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("data");
+        let control: Vec<SocketAddr> = (1..=3).map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect();
+        let three = Wanted { control: control.clone(), ..wanted(Some(3), one_gib()) };
+        let few = Wanted { nodes: Some(2), ..three.clone() };
+        assert!(format!("{:#}", DataDir::open(&path, &few).expect_err("refused")).contains("there are 2"));
+        assert_eq!(DataDir::members_of(&path).expect("nothing yet"), []);
+        let data = DataDir::open(&path, &three).expect("made");
+        assert_eq!(
+            (data.members(), data.control(1), data.control(3)),
+            (3, data.path().join("control"), data.path().join("control3"))
+        );
+        drop(data);
+        assert_eq!(DataDir::members_of(&path).expect("ours"), control);
+        let line = format!("{:#}", DataDir::open(&path, &wanted(None, None)).expect_err("refused"));
+        assert!(line.contains("3 members, not 1"), "{line}");
+        assert_eq!(DataDir::open(&path, &three).expect("again").members(), 3);
     }
 }

@@ -10,13 +10,21 @@ use anyhow::{Result, bail};
 
 use crate::args::{Global, Up};
 
+use data::Wanted;
+use ports::Ports;
+
 /// The name of the one gateway.
 const GATEWAY: &str = "gateway1";
 
 /// Runs it until told to stop.
 pub(crate) async fn run(up: Up, global: &Global) -> Result<()> {
     if let Some(name) = &up.only {
-        if up.nodes.is_some() || up.capacity.is_some() || !up.portals.is_empty() || !up.volumes.is_empty() {
+        if up.nodes.is_some()
+            || up.control.is_some()
+            || up.capacity.is_some()
+            || !up.portals.is_empty()
+            || !up.volumes.is_empty()
+        {
             bail!("--only {name} runs as the last `lunette up --processes` did: leave the other options out");
         }
         return processes::only(name, &up, global.log_format);
@@ -26,4 +34,9 @@ pub(crate) async fn run(up: Up, global: &Global) -> Result<()> {
         return processes::run(&up, global).await;
     }
     single::run(&up, global).await
+}
+
+/// What the data directory is to be.
+fn wanted(up: &Up, ports: &Ports) -> Wanted {
+    Wanted { nodes: up.nodes, capacity: up.capacity, control: ports.admin.clone() }
 }

@@ -15,23 +15,39 @@ const ISCSI_PORT: u16 = 3260;
 #[derive(Debug)]
 pub(crate) struct Ports {
     pub(crate) portals: Vec<SocketAddr>,
-    pub(crate) admin: SocketAddr,
+    /// Of each member of the control plane.
+    pub(crate) admin: Vec<SocketAddr>,
     /// Keep the ports taken until the servers take them over.
     held: Vec<TcpListener>,
 }
 
 impl Ports {
-    /// Takes all of them; port 0 becomes one that is free.
-    pub(crate) fn take(portals: &[SocketAddr], admin: Option<&str>) -> Result<Self> {
+    /// Takes all of them; port 0 becomes one that is free. `members` are those of the members of a control plane that has
+    /// several of them already; a new one has `control`.
+    pub(crate) fn take(
+        portals: &[SocketAddr],
+        admin: Option<&str>,
+        members: &[SocketAddr],
+        control: usize,
+    ) -> Result<Self> {
         let default = [SocketAddr::from((Ipv4Addr::LOCALHOST, ISCSI_PORT))];
         let portals = if portals.is_empty() { &default } else { portals };
-        let admin = match admin {
-            None => SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
-            Some(text) => {
+        let admin = match (admin, members.first()) {
+            (None, Some(first)) => *first,
+            (None, None) => SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            (Some(text), first) => {
                 let address = text.strip_prefix("http://").unwrap_or(text);
-                address
+                let address: SocketAddr = address
                     .parse()
-                    .map_err(|_| anyhow!("--admin {text}: write ADDR:PORT, such as 127.0.0.1:7400"))?
+                    .map_err(|_| anyhow!("--admin {text}: write ADDR:PORT, such as 127.0.0.1:7400"))?;
+                match first {
+                    // Its members know each other by their addresses.
+                    Some(first) if *first != address && address.port() != 0 => bail!(
+                        "the first member of the control plane is at {first}, and its address cannot change: leave --admin out"
+                    ),
+                    Some(first) => *first,
+                    None => address,
+                }
             }
         };
         let mut held = Vec::new();
@@ -40,8 +56,12 @@ impl Ports {
             let address = hold(*portal, "--portal", &mut held)?;
             taken.push(address);
         }
-        let admin = hold(admin, "--admin", &mut held)?;
-        Ok(Self { portals: taken, admin, held })
+        let others = match members.split_first() {
+            Some((_, others)) => others.to_vec(),
+            None => vec![SocketAddr::new(admin.ip(), 0); control.saturating_sub(1)],
+        };
+        let admin = std::iter::once(admin).chain(others).map(|address| hold(address, "--admin", &mut held));
+        Ok(Self { portals: taken, admin: admin.collect::<Result<_>>()?, held })
     }
 
     /// Lets the ports go, for the servers that bind them next.
@@ -96,18 +116,20 @@ mod tests {
     fn a_port_in_use_is_refused_by_its_option() {
         // Guards against a start that makes a data directory and then fails to listen.
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut taken = Ports::take(&[any, any], Some("127.0.0.1:0")).expect("free ports");
-        assert!(taken.portals.iter().all(|portal| portal.port() != 0) && taken.admin.port() != 0);
+        let mut taken = Ports::take(&[any, any], Some("127.0.0.1:0"), &[], 1).expect("free ports");
+        assert!(taken.portals.iter().all(|portal| portal.port() != 0) && taken.admin[0].port() != 0);
         assert_ne!(taken.portals[0], taken.portals[1]);
-        let portal = Ports::take(&taken.portals[..1], Some("127.0.0.1:0")).expect_err("in use").to_string();
+        let portal =
+            Ports::take(&taken.portals[..1], Some("127.0.0.1:0"), &[], 1).expect_err("in use").to_string();
         assert!(portal.contains("in use") && portal.contains("--portal"), "{portal}");
-        let admin = Ports::take(&[any], Some(&taken.admin.to_string())).expect_err("in use").to_string();
+        let admin =
+            Ports::take(&[any], Some(&taken.admin[0].to_string()), &[], 1).expect_err("in use").to_string();
         assert!(admin.contains("in use") && admin.contains("--admin"), "{admin}");
-        let twice = Ports::take(&[taken.portals[0]], Some(&taken.portals[0].to_string()));
+        let twice = Ports::take(&[taken.portals[0]], Some(&taken.portals[0].to_string()), &[], 1);
         assert!(twice.is_err());
-        let admin = taken.admin.to_string();
+        let admin = taken.admin[0].to_string();
         taken.release();
-        assert!(Ports::take(&[any], Some(&admin)).is_ok());
-        assert!(Ports::take(&[any], Some("localhost")).is_err());
+        assert!(Ports::take(&[any], Some(&admin), &[], 1).is_ok());
+        assert!(Ports::take(&[any], Some("localhost"), &[], 1).is_err());
     }
 }

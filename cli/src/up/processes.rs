@@ -21,15 +21,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio_util::sync::CancellationToken;
 
-use super::GATEWAY;
 use super::data::{DataDir, private_dir};
 use super::ports::Ports;
 use super::setup;
+use super::{GATEWAY, wanted};
 use crate::admin::{Address, Connection};
 use crate::args::{Global, LogFormat, Up};
+use crate::config::NodeConfig;
 use crate::failure::complain;
 use crate::output::{self, Format};
-use crate::run::stop;
+use crate::run::{control, stop};
 
 use child::{Child, Ended};
 use files::{Role, RunDir};
@@ -42,14 +43,22 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Runs all of them until told to stop.
 pub(crate) async fn run(up: &Up, global: &Global) -> Result<()> {
     let stop = stop::on_signal()?;
-    let mut ports = Ports::take(&up.portals, global.admin.as_deref())?;
-    let mut data = DataDir::open(&up.data, up.nodes, up.capacity)?;
+    let known = DataDir::members_of(&up.data)?;
+    let control = match &up.control {
+        Some(text) => text.parse().with_context(|| format!("--control {text}"))?,
+        None => known.len().max(1),
+    };
+    // As many as there are to be: whether there can be is what the directory says.
+    let known = if known.len() == control { known.as_slice() } else { &[] };
+    let mut ports = Ports::take(&up.portals, global.admin.as_deref(), known, control)?;
+    let mut data = DataDir::open(&up.data, &wanted(up, &ports))?;
     let run = RunDir::of(data.path());
     private_dir(run.path())?;
     if let Some((name, pid)) = run.running(&names(data.nodes())).into_iter().next() {
         bail!("{name} still runs as process {pid}: stop it first with `kill {pid}`");
     }
-    let admin = Address::parse(&ports.admin.to_string())?;
+    let admin = ports.admin.iter().map(|address| Address::parse(&address.to_string()));
+    let admin: Vec<Address> = admin.collect::<Result<_>>()?;
     for name in names(data.nodes()) {
         run.write_config(&name, &data, &ports, up.rebuild_after)?;
     }
@@ -94,7 +103,11 @@ fn executable() -> Result<std::path::PathBuf> {
 
 /// All names, in the order in which they start: the one with the control member first.
 fn names(nodes: u8) -> Vec<String> {
-    (1..=nodes).map(|node| format!("node{node}")).chain([GATEWAY.to_owned()]).collect()
+    (1..=nodes).map(name_of).chain([GATEWAY.to_owned()]).collect()
+}
+
+fn name_of(node: u8) -> String {
+    format!("node{node}")
 }
 
 struct Children {
@@ -109,15 +122,24 @@ impl Children {
         global: &Global,
         data: &mut DataDir,
         ports: &Ports,
-        admin: &Address,
+        admin: &[Address],
         stop: &CancellationToken,
     ) -> Result<()> {
         let names = names(data.nodes());
         let start = async {
             let (gateway, nodes) = names.split_last().context("there is a gateway")?;
+            if !data.is_complete() {
+                let first = NodeConfig::load(&self.run.config(&name_of(1)))?;
+                control::found(
+                    &first.cluster_key_file,
+                    first.control.as_ref().context("node1 carries a member")?,
+                )
+                .await?;
+            }
             // Nodes wait for the one that carries the control plane: all start at once.
             self.start(nodes, global.log_format).await?;
             let connection = Connection::open(admin).await?;
+            setup::voters(&connection, data.members()).await?;
             setup::complete(&connection, data.nodes(), &up.volumes).await?;
             // The portals open last: whoever finds them open finds all of it ready.
             self.start(std::slice::from_ref(gateway), global.log_format).await?;

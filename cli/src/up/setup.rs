@@ -2,10 +2,12 @@
 //! `--volume`, and what it then prints. Through the administration API, like any other tool.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lunette_control::api::admin::{
-    CreatePoolRequest, CreateVolumeRequest, GetPoolRequest, GetVolumeRequest, ListTargetsRequest,
+    ChangeMembersRequest, CreatePoolRequest, CreateVolumeRequest, GetPoolRequest, GetVolumeRequest,
+    LeaderRequest, ListTargetsRequest,
 };
 use serde_json::json;
 use tonic::Code;
@@ -17,6 +19,8 @@ use crate::size::human;
 
 /// The pool that volumes lie in unless another is named.
 const POOL: &str = "default";
+/// Between two looks at which members of the control plane are there.
+const VOTERS_POLL: Duration = Duration::from_millis(50);
 /// Copies of everything, where there are nodes enough.
 const REPLICAS: u8 = 3;
 
@@ -41,6 +45,29 @@ pub(crate) async fn complete(connection: &Connection, nodes: u8, volumes: &[Name
         created.map_err(|status| connection.refused(&status))?;
     }
     Ok(())
+}
+
+/// Has all members of the control plane vote, once all are there.
+pub(crate) async fn voters(connection: &Connection, members: u8) -> Result<()> {
+    let members = usize::from(members);
+    loop {
+        let answer = connection.cluster().leader(LeaderRequest {}).await;
+        let known = answer.map_err(|status| connection.refused(&status))?.into_inner().members;
+        let add: Vec<u64> = known.iter().filter(|member| !member.voter).map(|member| member.id).collect();
+        if known.len() >= members {
+            if add.is_empty() {
+                return Ok(());
+            }
+            let request = ChangeMembersRequest { add, remove: Vec::new() };
+            match connection.cluster().change_members(request).await {
+                Ok(_) => return Ok(()),
+                // They have not caught up yet.
+                Err(status) if status.code() == Code::FailedPrecondition => {}
+                Err(status) => return Err(connection.refused(&status)),
+            }
+        }
+        tokio::time::sleep(VOTERS_POLL).await;
+    }
 }
 
 async fn pool(connection: &Connection, nodes: u8) -> Result<()> {
@@ -93,7 +120,7 @@ pub(crate) fn distinct(volumes: &[NamedSize]) -> Result<()> {
 /// What there is to log into, and how; then that it is ready.
 pub(crate) async fn announcement(
     connection: &Connection,
-    admin: &Address,
+    admin: &[Address],
     portals: &[SocketAddr],
     format: Format,
 ) -> Result<String> {
@@ -104,7 +131,7 @@ pub(crate) async fn announcement(
         Format::Json => {
             let portals: Vec<String> = portals.iter().map(ToString::to_string).collect();
             let line = json!({
-                "ready": true, "admin": admin.url(), "portals": portals, "targets": iqns,
+                "ready": true, "admin": list(admin), "portals": portals, "targets": iqns,
             });
             format!("{line}\n")
         }
@@ -112,8 +139,14 @@ pub(crate) async fn announcement(
     })
 }
 
-fn text(admin: &Address, portals: &[SocketAddr], iqns: &[String]) -> String {
-    let mut text = format!("admin {admin}\n");
+/// As `--admin` takes it.
+fn list(admin: &[Address]) -> String {
+    let urls: Vec<&str> = admin.iter().map(Address::url).collect();
+    urls.join(",")
+}
+
+fn text(admin: &[Address], portals: &[SocketAddr], iqns: &[String]) -> String {
+    let mut text = format!("admin {}\n", list(admin));
     for portal in portals {
         text.push_str(&format!("portal {portal}\n"));
     }
@@ -151,7 +184,7 @@ mod tests {
         // Guards what scripts wait for, and the lines that people copy.
         let admin = Address::parse("127.0.0.1:7400").expect("valid");
         let portal = "[::1]:3260".parse().expect("valid");
-        let got = text(&admin, &[portal], &["iqn.2026-11.io.lunette:a".to_owned()]);
+        let got = text(&[admin], &[portal], &["iqn.2026-11.io.lunette:a".to_owned()]);
         let want = "admin http://127.0.0.1:7400\nportal [::1]:3260\ntarget iqn.2026-11.io.lunette:a\n\
                     iscsiadm -m discovery -t sendtargets -p [::1]:3260\n\
                     iscsiadm -m node -T iqn.2026-11.io.lunette:a -p [::1]:3260 --login\nready\n";

@@ -6,11 +6,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use futures_util::future::{join_all, try_join_all};
 use lunette_control::api::cluster::RegisterNodeResponse;
 use lunette_control::moves::REBUILD_AFTER;
-use lunette_control::{Control, ControlConfig};
+use lunette_control::{Control, ControlConfig, LogLimits};
 use lunette_proto::ids::{ClusterId, NodeId};
 use lunette_proto::map;
 use lunette_proto::node::Service;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::data::{DataDir, private_dir};
 use super::ports::Ports;
-use super::{GATEWAY, setup};
+use super::{GATEWAY, setup, wanted};
 use crate::admin::{Address, Connection};
 use crate::args::{Global, Up};
 use crate::output::{self, Format};
@@ -31,12 +31,13 @@ use crate::run::storage::{Prepared, StorageConfig, StorageDisk};
 
 /// The one member of its control plane.
 const MEMBER: u64 = 1;
+const MEMBER_FOLDER: u8 = 1;
 
 /// Runs until told to stop.
 pub(super) async fn run(up: &Up, global: &Global) -> Result<()> {
     let stop = stop::on_signal()?;
-    let mut ports = Ports::take(&up.portals, global.admin.as_deref())?;
-    let mut data = DataDir::open(&up.data, up.nodes, up.capacity)?;
+    let mut ports = Ports::take(&up.portals, global.admin.as_deref(), &[], 1)?;
+    let mut data = DataDir::open(&up.data, &wanted(up, &ports))?;
     ports.release();
     let mut system = System::default();
     let outcome = system.serve(up, Format::new(global.json), &mut data, &ports, &stop).await;
@@ -66,22 +67,24 @@ impl System {
         stop: &CancellationToken,
     ) -> Result<()> {
         let key = data.key().clone();
+        let listen = *ports.admin.first().context("there is an address")?;
         let config = ControlConfig {
             cluster: Some(key.cluster),
-            member: MEMBER,
-            listen: ports.admin,
+            member: Some(MEMBER),
+            listen,
             advertise: None,
             key_file: key.path.clone(),
             join: false,
             rebuild_after: up.rebuild_after.map_or(REBUILD_AFTER, Duration::from_secs),
+            log: LogLimits::default(),
         };
-        private_dir(&data.control())?;
-        let control = Control::open(&data.control(), config).await?;
+        private_dir(&data.control(MEMBER_FOLDER))?;
+        let control = Control::open(&data.control(MEMBER_FOLDER), config).await?;
         self.control.insert(control).serve().await?;
-        let admin = [Address::parse(&ports.admin.to_string())?];
+        let admin = [Address::parse(&listen.to_string())?];
 
         self.start_nodes(data, &admin, stop).await?;
-        let connection = Connection::open(&admin[0]).await?;
+        let connection = Connection::open(&admin).await?;
         setup::complete(&connection, data.nodes(), &up.volumes).await?;
 
         // The portals open last: whoever finds them open finds all of it ready.
@@ -94,7 +97,7 @@ impl System {
         };
         let gateway = self.gateway.insert(GatewayMember::start(gateway, stop).await?);
         data.complete()?;
-        let text = setup::announcement(&connection, &admin[0], &gateway.portals(), format).await?;
+        let text = setup::announcement(&connection, &admin, &gateway.portals(), format).await?;
         // Nobody has to listen: the servers go on.
         let _ = output::try_print(&text);
         stop.cancelled().await;

@@ -97,7 +97,7 @@ async fn attach_until(
             () = stop.cancelled() => return,
         };
         tracing::debug!(status = %ended, "the attachment to the control plane has ended; again");
-        control.turn();
+        control.follow(&ended);
         tokio::select! {
             () = sleep(backoff.next()) => {}
             () = stop.cancelled() => return,
@@ -148,6 +148,10 @@ async fn attach_once(
                 }
                 Ok(Some(Order { order: Some(Kind::WriteThrough(order)), .. })) => {
                     member.write_through(VolumeId(order.volume));
+                }
+                Ok(Some(Order { order: Some(Kind::ControlMembers(members)), .. })) => {
+                    control.learn(&members.addresses);
+                    continue;
                 }
                 // What is asked for is a report, and one follows any order, also one of a newer version.
                 Ok(Some(_)) => {}

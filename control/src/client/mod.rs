@@ -13,15 +13,17 @@ mod tests;
 
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use lunette_proto::map::UnitState;
+use lunette_proto::ids::ClusterId;
+use lunette_proto::map::{Sealed, TokenId, UnitState};
+use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 use crate::api::admin::cluster_client::ClusterClient;
 use crate::api::admin::disks_client::DisksClient;
@@ -32,13 +34,13 @@ use crate::api::admin::targets_client::TargetsClient;
 use crate::api::admin::volumes_client::VolumesClient;
 use crate::api::cluster::members_client::MembersClient;
 use crate::api::cluster::{
-    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, KeepUnitRequest,
-    KeepUnitResponse, KeptState, RegisterGatewayRequest, RegisterGatewayResponse, RegisterNodeRequest,
-    RegisterNodeResponse, TakeOwnershipRequest, TakeOwnershipResponse, VolumePurgedRequest,
-    VolumePurgedResponse,
+    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, JoinControlRequest,
+    KeepUnitRequest, KeepUnitResponse, KeptState, NewControlMemberRequest, RegisterGatewayRequest,
+    RegisterGatewayResponse, RegisterNodeRequest, RegisterNodeResponse, TakeOwnershipRequest,
+    TakeOwnershipResponse, UseJoinTokenRequest, VolumePurgedRequest, VolumePurgedResponse,
 };
 use crate::limits::{MESSAGE_BYTES_MAX, REPORT_BYTES_MAX};
-use crate::server::MAP_FORMAT;
+use crate::server::{LEADER, MAP_FORMAT, NOT_LEADER};
 
 pub use attachment::{Attached, Attachment};
 pub use follower::{Follower, WatchError};
@@ -53,6 +55,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
+/// Members that are known beside those that were named.
+const LEARNED_MAX: usize = 16;
+
 /// An address that is none.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{address:?} is no address of a control plane; use HOST:PORT or http://HOST:PORT")]
@@ -63,55 +68,122 @@ pub struct AddressError {
 
 /// The members of a control plane, by their addresses. Cheap to clone; must be used inside a runtime.
 pub struct ControlPlane {
-    members: Arc<[Member]>,
-    /// The one that answered last.
-    current: AtomicUsize,
+    members: Arc<RwLock<Members>>,
+    /// Whom to ask: the one that answered last.
+    current: Mutex<Arc<Member>>,
 }
 
-/// Clones share connections, but each turns to another member by itself: a stream that ends does not
+/// Those that were named at first stay; beside them there are those that the leader has told of since.
+struct Members {
+    named: Vec<Arc<Member>>,
+    learned: Vec<Arc<Member>>,
+}
+
+impl Members {
+    fn all(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.named.iter().chain(&self.learned)
+    }
+}
+
+/// Clones share connections and what was learned, but each turns to another member by itself: a stream that ends does not
 /// lead those astray that have found the leader.
 impl Clone for ControlPlane {
     fn clone(&self) -> Self {
-        let current = AtomicUsize::new(self.current.load(Ordering::Relaxed));
-        Self { members: Arc::clone(&self.members), current }
+        Self { members: Arc::clone(&self.members), current: Mutex::new(self.current()) }
     }
 }
 
 struct Member {
     endpoint: Endpoint,
-    channel: OnceLock<Channel>,
+    channel: Channel,
+}
+
+impl Member {
+    fn new(address: &str) -> Result<Arc<Self>, AddressError> {
+        let endpoint = endpoint(address)?;
+        let channel = endpoint.connect_lazy();
+        Ok(Arc::new(Self { endpoint, channel }))
+    }
 }
 
 impl fmt::Debug for ControlPlane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.members.iter().map(|member| member.endpoint.uri())).finish()
+        f.debug_list().entries(self.members.read().all().map(|member| member.endpoint.uri())).finish()
     }
 }
 
 impl ControlPlane {
     /// From `HOST:PORT` or `http://HOST:PORT` of one or more members.
     pub fn new<A: AsRef<str>>(addresses: impl IntoIterator<Item = A>) -> Result<Self, AddressError> {
-        let member = |address: A| {
-            let endpoint = endpoint(address.as_ref())?;
-            Ok(Member { endpoint, channel: OnceLock::new() })
-        };
-        let members: Arc<[Member]> = addresses.into_iter().map(member).collect::<Result<_, _>>()?;
-        if members.is_empty() {
-            return Err(AddressError { address: String::new() });
-        }
-        Ok(Self { members, current: AtomicUsize::new(0) })
+        let member = |address: A| Member::new(address.as_ref());
+        let named: Vec<_> = addresses.into_iter().map(member).collect::<Result<_, _>>()?;
+        let first = named.first().cloned().ok_or_else(|| AddressError { address: String::new() })?;
+        let members = Arc::new(RwLock::new(Members { named, learned: Vec::new() }));
+        Ok(Self { members, current: Mutex::new(first) })
+    }
+
+    fn current(&self) -> Arc<Member> {
+        Arc::clone(&self.current.lock())
     }
 
     /// A connection to the member that answered last, made when it is first used.
     #[must_use]
     pub fn channel(&self) -> Channel {
-        let member = &self.members[self.current.load(Ordering::Relaxed) % self.members.len()];
-        member.channel.get_or_init(|| member.endpoint.connect_lazy()).clone()
+        self.current().channel.clone()
     }
 
     /// Turns to the next member, because this one does not answer or does not lead.
     pub fn turn(&self) {
-        self.current.fetch_add(1, Ordering::Relaxed);
+        let members = self.members.read();
+        let mut current = self.current.lock();
+        let next = members.all().skip_while(|member| !Arc::ptr_eq(member, &current)).nth(1);
+        if let Some(next) = next.or_else(|| members.all().next()) {
+            *current = Arc::clone(next);
+        }
+    }
+
+    /// Turns to the member that leads, if the one that has answered so knows it, and else to the next.
+    pub fn follow(&self, status: &Status) {
+        let details = status.get_error_details();
+        let info = details.error_info().filter(|info| info.reason == NOT_LEADER);
+        let Some(leader) = info.and_then(|info| info.metadata.get(LEADER)) else { return self.turn() };
+        let Ok(leader) = Member::new(leader) else { return self.turn() };
+        let known = {
+            let members = self.members.read();
+            members.all().find(|member| member.endpoint.uri() == leader.endpoint.uri()).cloned()
+        };
+        let leader = known.unwrap_or_else(|| {
+            let mut members = self.members.write();
+            // The oldest are those that are most probably gone.
+            if members.learned.len() >= LEARNED_MAX {
+                members.learned.remove(0);
+            }
+            members.learned.push(Arc::clone(&leader));
+            leader
+        });
+        let mut current = self.current.lock();
+        if Arc::ptr_eq(&current, &leader) {
+            drop(current);
+            return self.turn();
+        }
+        *current = leader;
+    }
+
+    /// Takes note of where all members are now. Those that were named at first are not forgotten.
+    pub fn learn<A: AsRef<str>>(&self, addresses: impl IntoIterator<Item = A>) {
+        let mut members = self.members.write();
+        let mut learned = Vec::new();
+        // An address that is none is nobody's: what the others are is worth knowing.
+        let told = addresses.into_iter().take(LEARNED_MAX);
+        for member in told.filter_map(|address| Member::new(address.as_ref()).ok()) {
+            let is_it = |known: &&Arc<Member>| known.endpoint.uri() == member.endpoint.uri();
+            if !members.named.iter().any(|known| is_it(&known)) {
+                // One that is connected stays so.
+                let known = members.learned.iter().find(is_it).cloned();
+                learned.push(known.unwrap_or(member));
+            }
+        }
+        members.learned = learned;
     }
 
     /// The service for members of the cluster.
@@ -141,7 +213,7 @@ impl ControlPlane {
             match answer {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) if status.code() == Code::Unavailable => {
-                    self.turn();
+                    self.follow(&status);
                     let pause = backoff.next();
                     if Instant::now() + pause >= deadline {
                         return Err(status);
@@ -151,6 +223,44 @@ impl ControlPlane {
                 Err(status) => return Err(status),
             }
         }
+    }
+
+    /// An id for a machine that is to become a member of the control plane; see [`call`](Self::call).
+    pub async fn new_control_member(&self, patience: Duration, cluster: ClusterId) -> Result<u64, Status> {
+        let answer = self.call(patience, |mut members| {
+            let request = NewControlMemberRequest { cluster_id: cluster.to_string() };
+            async move { members.new_control_member(request).await }
+        });
+        Ok(answer.await?.member)
+    }
+
+    /// Says that a member of the control plane is there, at HOST:PORT; see [`call`](Self::call).
+    pub async fn join_control(
+        &self,
+        patience: Duration,
+        cluster: ClusterId,
+        member: u64,
+        address: &str,
+    ) -> Result<(), Status> {
+        let answer = self.call(patience, |mut members| {
+            let (cluster_id, address) = (cluster.to_string(), address.to_owned());
+            async move { members.join_control(JoinControlRequest { cluster_id, member, address }).await }
+        });
+        answer.await.map(|_| ())
+    }
+
+    /// The cluster's key, sealed under a token; see [`call`](Self::call). When the answer is lost the token is used up.
+    pub async fn use_join_token(
+        &self,
+        patience: Duration,
+        cluster: ClusterId,
+        id: TokenId,
+    ) -> Result<Sealed, Status> {
+        let answer = self.call(patience, |mut members| {
+            let request = UseJoinTokenRequest { cluster_id: cluster.to_string(), id: id.0.to_vec().into() };
+            async move { members.use_join_token(request).await }
+        });
+        Ok(Sealed(answer.await?.key.to_vec()))
     }
 
     /// Announces a node and its disks; see [`call`](Self::call).

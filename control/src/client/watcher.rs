@@ -87,13 +87,16 @@ async fn watch_for_ever(control: ControlPlane, mut follower: Follower, maps: wat
     loop {
         let before = follower.map().epoch;
         match watch_once(&control, &mut follower, whole, &maps).await {
-            Ended::Stream(status) => tracing::debug!(%status, "the watch of the map has ended; again"),
+            Ended::Stream(status) => {
+                tracing::debug!(%status, "the watch of the map has ended; again");
+                control.follow(&status);
+            }
             Ended::Update(error) => {
                 tracing::warn!(%error, "an update of the map was refused; asking for the whole map");
                 whole = true;
+                control.turn();
             }
         }
-        control.turn();
         if follower.map().epoch > before {
             whole = false;
             backoff = Backoff::default();

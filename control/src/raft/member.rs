@@ -7,26 +7,30 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError};
-use openraft::{Config, Raft, SnapshotPolicy};
+use openraft::error::{
+    ChangeMembershipError, CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError,
+};
+use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::network::Network;
+use super::membership::plan;
+use super::network::{Contacts, Network};
 use super::store::{Identity, LogStore, Machine, Store};
 use super::{
-    BasicNode, Committed, Consensus, ConsensusError, Member, Metrics, Outcome, ProposeError, TypeConfig,
+    BasicNode, ChangeError, Committed, Consensus, ConsensusError, Member, Metrics, Outcome, ProposeError,
+    TypeConfig,
 };
+use crate::control::LogLimits;
 use crate::state::Command;
 
 /// How long a caller waits for a quorum.
 const QUORUM_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a new member may take to catch up.
-const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(120);
-/// Entries of the log between two snapshots, and how many stay for members that lag.
-const SNAPSHOT_ENTRIES: u64 = 5000;
-const KEPT_ENTRIES: u64 = 1000;
+/// How long a change of the membership may take: two commits, of which others may have to catch up first.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A member that has not answered for so long is down.
+const DOWN: Duration = Duration::from_secs(1);
 const HEARTBEAT_MS: u64 = 100;
 /// A member campaigns after its lease on the lost leader, which is as long, and this: twice it in all.
 const ELECTION_MS: u64 = 300;
@@ -40,8 +44,19 @@ pub(crate) struct RaftMember {
     raft: Raft<TypeConfig>,
     identity: Identity,
     store: Store,
-    leading: watch::Sender<bool>,
+    contacts: Contacts,
+    standing: Standing,
     watcher: JoinHandle<()>,
+    /// One change of the membership at a time: each is two steps.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// What others wait for, kept up to date for as long as Raft runs.
+#[derive(Clone, Default)]
+struct Standing {
+    leading: watch::Sender<bool>,
+    in_touch: watch::Sender<bool>,
+    addresses: watch::Sender<Vec<String>>,
 }
 
 impl RaftMember {
@@ -52,6 +67,7 @@ impl RaftMember {
         store: Store,
         log: LogStore,
         machine: Machine,
+        limits: LogLimits,
     ) -> Result<Self, ConsensusError> {
         let election = ELECTION_MS + ELECTION_BAND_MS * (identity.member % ELECTION_BANDS);
         let config = Config {
@@ -59,17 +75,19 @@ impl RaftMember {
             heartbeat_interval: HEARTBEAT_MS,
             election_timeout_min: election,
             election_timeout_max: election + ELECTION_BAND_MS,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
-            max_in_snapshot_log_to_keep: KEPT_ENTRIES,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(limits.snapshot_entries),
+            max_in_snapshot_log_to_keep: limits.kept_entries,
             install_snapshot_timeout: 10_000,
             ..Config::default()
         };
         let config = Arc::new(config.validate().map_err(stopped)?);
-        let network = Network::new(identity);
+        let contacts = Contacts::default();
+        let network = Network::new(identity, contacts.clone());
         let raft = Raft::new(identity.member, config, network, log, machine).await.map_err(stopped)?;
-        let leading = watch::Sender::new(false);
-        let watcher = tokio::spawn(follow(raft.clone(), identity.member, leading.clone()));
-        Ok(Self { raft, identity, store, leading, watcher })
+        let standing = Standing::default();
+        let watcher = tokio::spawn(follow(raft.clone(), identity.member, standing.clone()));
+        let changing = tokio::sync::Mutex::default();
+        Ok(Self { raft, identity, store, contacts, standing, watcher, changing })
     }
 
     /// Makes this member the only one of a new cluster, unless it belongs to one already, and then
@@ -120,6 +138,12 @@ impl RaftMember {
         }
     }
 
+    async fn change(&self, change: ChangeMembers<u64, BasicNode>) -> Result<(), ConsensusError> {
+        let changed = timeout(CHANGE_TIMEOUT, self.raft.change_membership(change, false)).await;
+        changed.map_err(|_| ConsensusError::NoQuorum)?.map_err(membership_error)?;
+        Ok(())
+    }
+
     async fn barrier(&self) -> Result<(), ConsensusError> {
         let ensured = timeout(QUORUM_TIMEOUT, self.raft.ensure_linearizable()).await;
         match ensured.map_err(|_| ConsensusError::NoQuorum)? {
@@ -147,10 +171,21 @@ impl Consensus for RaftMember {
         let metrics = metrics.borrow();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let last = metrics.last_log_index.map_or(0, |index| index + 1);
+        let behind = |id: u64| {
+            if id == metrics.id {
+                return Some(0);
+            }
+            // What was sent and is not acknowledged yet counts as lacking.
+            let matched = metrics.replication.as_ref()?.get(&id)?.map_or(0, |matched| matched.index + 1);
+            Some(last.saturating_sub(matched))
+        };
         let member = |(id, node): (&u64, &BasicNode)| Member {
             id: *id,
             address: node.addr.clone(),
             voter: voters.contains(id),
+            up: *id == metrics.id || self.contacts.within(*id, DOWN),
+            behind: behind(*id),
         };
         Metrics {
             member: metrics.id,
@@ -162,24 +197,47 @@ impl Consensus for RaftMember {
     }
 
     fn leading(&self) -> watch::Receiver<bool> {
-        self.leading.subscribe()
+        self.standing.leading.subscribe()
+    }
+
+    fn in_touch(&self) -> watch::Receiver<bool> {
+        self.standing.in_touch.subscribe()
+    }
+
+    fn addresses(&self) -> watch::Receiver<Vec<String>> {
+        self.standing.addresses.subscribe()
     }
 
     fn add_learner(&self, member: u64, address: String) -> BoxFuture<'_, Result<(), ConsensusError>> {
         let add = async move {
-            let added =
-                timeout(CATCH_UP_TIMEOUT, self.raft.add_learner(member, BasicNode::new(address), true));
-            added.await.map_err(|_| ConsensusError::NoQuorum)?.map_err(membership_error)?;
-            Ok(())
+            let _one = self.changing.lock().await;
+            self.change(ChangeMembers::AddNodes(BTreeMap::from([(member, BasicNode::new(address))]))).await
         };
         add.boxed()
     }
 
-    fn set_voters(&self, members: BTreeSet<u64>) -> BoxFuture<'_, Result<(), ConsensusError>> {
+    fn change_members(
+        &self,
+        add: BTreeSet<u64>,
+        remove: BTreeSet<u64>,
+    ) -> BoxFuture<'_, Result<(), ChangeError>> {
         let change = async move {
-            let changed = timeout(CATCH_UP_TIMEOUT, self.raft.change_membership(members, false));
-            changed.await.map_err(|_| ConsensusError::NoQuorum)?.map_err(membership_error)?;
-            Ok(())
+            let _one = self.changing.lock().await;
+            // A member that does not lead knows too little of the others.
+            self.barrier().await?;
+            let voters = plan(&self.metrics().members, &add, &remove)?;
+            // Also if they are so already: a leader that died half way has left both the old ones and the new ones voting.
+            self.change(ChangeMembers::ReplaceAllVoters(voters)).await?;
+            let left: BTreeSet<u64> = {
+                let metrics = self.raft.metrics();
+                let metrics = metrics.borrow();
+                let membership = metrics.membership_config.membership();
+                membership.nodes().map(|(id, _)| *id).filter(|id| remove.contains(id)).collect()
+            };
+            if left.is_empty() {
+                return Ok(());
+            }
+            Ok(self.change(ChangeMembers::RemoveNodes(left)).await?)
         };
         change.boxed()
     }
@@ -189,24 +247,49 @@ impl Consensus for RaftMember {
             // An error means that it has ended already.
             let _ = self.raft.shutdown().await;
             self.watcher.abort();
-            self.leading.send_replace(false);
+            self.standing.lost();
             self.store.close().await;
         };
         stop.boxed()
     }
 }
 
-/// Keeps `leading` up to date for as long as Raft runs.
-async fn follow(raft: Raft<TypeConfig>, member: u64, leading: watch::Sender<bool>) {
+impl Standing {
+    fn see(&self, metrics: &RaftMetrics<u64, BasicNode>, member: u64) {
+        let membership = metrics.membership_config.membership();
+        let runs = metrics.running_state.is_ok();
+        let leads = runs && metrics.current_leader == Some(member);
+        // Who does not vote is not told when the leader is lost.
+        let votes = membership.voter_ids().any(|id| id == member);
+        let in_touch = leads || (runs && votes && metrics.current_leader.is_some());
+        set(&self.leading, leads);
+        set(&self.in_touch, in_touch);
+        set(&self.addresses, membership.nodes().map(|(_, node)| node.addr.clone()).collect());
+    }
+
+    fn lost(&self) {
+        set(&self.leading, false);
+        set(&self.in_touch, false);
+    }
+}
+
+fn set<T: PartialEq>(sender: &watch::Sender<T>, now: T) {
+    sender.send_if_modified(|before| {
+        let changed = *before != now;
+        if changed {
+            *before = now;
+        }
+        changed
+    });
+}
+
+/// Keeps `standing` up to date for as long as Raft runs.
+async fn follow(raft: Raft<TypeConfig>, member: u64, standing: Standing) {
     let mut metrics = raft.metrics();
     loop {
-        let now = {
-            let metrics = metrics.borrow_and_update();
-            metrics.running_state.is_ok() && metrics.current_leader == Some(member)
-        };
-        leading.send_if_modified(|before| std::mem::replace(before, now) != now);
+        standing.see(&metrics.borrow_and_update(), member);
         if metrics.changed().await.is_err() {
-            leading.send_replace(false);
+            standing.lost();
             return;
         }
     }
@@ -229,6 +312,10 @@ fn write_error(error: WriteError) -> ProposeError {
 fn membership_error(error: WriteError) -> ConsensusError {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => not_leader(forward),
+        // The last change is not committed yet: too few answer.
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(
+            _,
+        ))) => ConsensusError::NoQuorum,
         RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => stopped(error),
         RaftError::Fatal(fatal) => stopped(fatal),
     }

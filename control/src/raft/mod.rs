@@ -2,6 +2,7 @@
 //! nothing else knows which library does it.
 
 mod member;
+mod membership;
 pub(crate) mod network;
 pub(crate) mod store;
 
@@ -18,6 +19,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub(crate) use member::RaftMember;
+pub use membership::MembershipError;
 pub use store::{OpenError, StoreError};
 
 pub(crate) use crate::state::Response;
@@ -124,6 +126,21 @@ pub struct Member {
     pub address: String,
     /// Whether it counts towards a quorum.
     pub voter: bool,
+    /// Whether it answers. Only the leader knows it of others.
+    pub up: bool,
+    /// Entries of the leader's log that it lacks; `None`: unknown. Only the leader knows it.
+    pub behind: Option<u64>,
+}
+
+/// Why members of the control plane did not come or go.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ChangeError {
+    /// It cannot be.
+    #[error(transparent)]
+    Refused(#[from] MembershipError),
+    /// Consensus did not answer.
+    #[error(transparent)]
+    Consensus(#[from] ConsensusError),
 }
 
 /// A replicated log of commands.
@@ -141,11 +158,22 @@ pub trait Consensus: Send + Sync + 'static {
     /// Whether this member leads, and every change of that.
     fn leading(&self) -> watch::Receiver<bool>;
 
-    /// Adds a member that gets the log and does not vote yet; returns when it has caught up.
+    /// Whether a leader is known whom this member votes for or is: what it knows then is what others know, but for
+    /// moments. And every change of that.
+    fn in_touch(&self) -> watch::Receiver<bool>;
+
+    /// Where the members are, and every change of that.
+    fn addresses(&self) -> watch::Receiver<Vec<String>>;
+
+    /// Adds a member that gets the log and does not vote yet.
     fn add_learner(&self, member: u64, address: String) -> BoxFuture<'_, Result<(), ConsensusError>>;
 
-    /// Makes these members, all known already, the voters.
-    fn set_voters(&self, members: BTreeSet<u64>) -> BoxFuture<'_, Result<(), ConsensusError>>;
+    /// Has members, all known already, vote from now on, and others leave for good; all of it or, if it is refused, nothing.
+    fn change_members(
+        &self,
+        add: BTreeSet<u64>,
+        remove: BTreeSet<u64>,
+    ) -> BoxFuture<'_, Result<(), ChangeError>>;
 
     /// Stops, with everything that was committed on disk.
     fn stop(&self) -> BoxFuture<'_, ()>;

@@ -1,10 +1,14 @@
 //! Raft's messages between members, over gRPC: `lunette.cluster.v1.Raft`.
 //!
-//! A payload is postcard of the cluster's id and one of openraft's messages, under a format number:
-//! what another cluster or an unknown version sends is refused before it is decoded any further.
+//! A payload is postcard of the cluster's id, the id of the member that is asked, and one of openraft's messages, under a
+//! format number: what another cluster or an unknown version sends is refused before it is decoded any further, and so is
+//! what was meant for another member: one that has lost its folder may come back under a new id at its old address, and what
+//! it says must not count as the old one's.
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lunette_proto::ids::ClusterId;
 use openraft::AnyError;
@@ -14,6 +18,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tonic::transport::{Channel, Endpoint};
@@ -25,8 +30,8 @@ use crate::api::cluster::RaftMessage;
 use crate::api::cluster::raft_client::RaftClient;
 use crate::limits::MESSAGE_BYTES_MAX;
 
-/// 2: disks leave, return and catch up by commands of their own.
-const FORMAT: u32 = 2;
+/// 3: members and tokens are given out by commands; messages say for which member they are.
+const FORMAT: u32 = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two attempts on a member that does not answer.
 const RETRY: Duration = Duration::from_millis(200);
@@ -35,35 +40,57 @@ const RETRY: Duration = Duration::from_millis(200);
 #[derive(Serialize, Deserialize)]
 struct Envelope<T> {
     cluster: ClusterId,
+    /// Who is asked; also in its answer.
+    member: u64,
     message: T,
 }
 
-pub(crate) fn encode<T: Serialize>(cluster: ClusterId, message: T) -> Result<RaftMessage, postcard::Error> {
-    let payload = postcard::to_allocvec(&Envelope { cluster, message })?;
+pub(crate) fn encode<T: Serialize>(to: Identity, message: T) -> Result<RaftMessage, postcard::Error> {
+    let payload = postcard::to_allocvec(&Envelope { cluster: to.cluster, member: to.member, message })?;
     Ok(RaftMessage { format: FORMAT, payload: payload.into() })
 }
 
-pub(crate) fn decode<T: DeserializeOwned>(cluster: ClusterId, message: &RaftMessage) -> Result<T, Status> {
+pub(crate) fn decode<T: DeserializeOwned>(to: Identity, message: &RaftMessage) -> Result<T, Status> {
     if message.format != FORMAT {
         let text = format!("Raft messages of format {} are unknown here; this is {FORMAT}", message.format);
         return Err(Status::failed_precondition(text));
     }
     let envelope: Envelope<T> = postcard::from_bytes(&message.payload)
         .map_err(|_| Status::invalid_argument("a Raft message that does not decode"))?;
-    if envelope.cluster != cluster {
+    if envelope.cluster != to.cluster {
         return Err(Status::failed_precondition("a Raft message of another cluster"));
     }
+    if envelope.member != to.member {
+        let text = format!("a Raft message for member {}; this is {}", envelope.member, to.member);
+        return Err(Status::failed_precondition(text));
+    }
     Ok(envelope.message)
+}
+
+/// When each of the other members has answered last.
+#[derive(Clone, Default)]
+pub(crate) struct Contacts(Arc<Mutex<BTreeMap<u64, Instant>>>);
+
+impl Contacts {
+    fn answered(&self, member: u64) {
+        self.0.lock().insert(member, Instant::now());
+    }
+
+    /// Whether a member has answered since so long ago.
+    pub(crate) fn within(&self, member: u64, time: Duration) -> bool {
+        self.0.lock().get(&member).is_some_and(|last| last.elapsed() <= time)
+    }
 }
 
 /// Makes connections to other members.
 pub(crate) struct Network {
     identity: Identity,
+    contacts: Contacts,
 }
 
 impl Network {
-    pub(crate) fn new(identity: Identity) -> Self {
-        Self { identity }
+    pub(crate) fn new(identity: Identity, contacts: Contacts) -> Self {
+        Self { identity, contacts }
     }
 }
 
@@ -79,7 +106,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX)
         });
-        Peer { identity: self.identity, target, client: client.map_err(|error| AnyError::new(&error)) }
+        let client = client.map_err(|error| AnyError::new(&error));
+        Peer { identity: self.identity, target, client, contacts: self.contacts.clone() }
     }
 }
 
@@ -88,6 +116,7 @@ pub(crate) struct Peer {
     identity: Identity,
     target: u64,
     client: Result<RaftClient<Channel>, AnyError>,
+    contacts: Contacts,
 }
 
 type Answer = Result<Response<RaftMessage>, Status>;
@@ -106,13 +135,15 @@ impl Peer {
         F: Future<Output = Answer>,
     {
         let client = self.client.clone().map_err(Unreachable::from)?;
-        let message = encode(self.identity.cluster, message).map_err(|error| NetworkError::new(&error))?;
+        let to = Identity { member: self.target, ..self.identity };
+        let message = encode(to, message).map_err(|error| NetworkError::new(&error))?;
         let mut request = Request::new(message);
         request.set_timeout(option.hard_ttl());
         // Whatever goes wrong on the way, the next attempt comes after a pause.
         let answer = send(client, request).await.map_err(|status| Unreachable::new(&status))?;
         let answer: Result<R, RaftError<u64, E>> =
-            decode(self.identity.cluster, answer.get_ref()).map_err(|status| Unreachable::new(&status))?;
+            decode(to, answer.get_ref()).map_err(|status| Unreachable::new(&status))?;
+        self.contacts.answered(self.target);
         answer.map_err(|error| RemoteError::new(self.target, error).into())
     }
 }
@@ -152,15 +183,17 @@ impl RaftNetwork<TypeConfig> for Peer {
 mod tests {
     use super::*;
 
-    /// Guards against messages that are not for us: another format, another cluster, garbage.
+    /// Guards against messages that are not for us: another format, another cluster, another member, garbage.
     #[test]
     fn refused_messages() {
-        let ours = ClusterId(1);
+        let ours = Identity { cluster: ClusterId(1), member: 3 };
         let message = encode(ours, 7u64).expect("encodes");
         assert_eq!(decode::<u64>(ours, &message).expect("decodes"), 7);
         let code = |message: &RaftMessage| decode::<u64>(ours, message).expect_err("refused").code();
-        let other = encode(ClusterId(2), 7u64).expect("encodes");
-        assert_eq!(code(&other), tonic::Code::FailedPrecondition);
+        for other in [Identity { cluster: ClusterId(2), ..ours }, Identity { member: 4, ..ours }] {
+            let other = encode(other, 7u64).expect("encodes");
+            assert_eq!(code(&other), tonic::Code::FailedPrecondition);
+        }
         assert_eq!(code(&RaftMessage { format: 1, ..message.clone() }), tonic::Code::FailedPrecondition);
         let cut = message.payload.slice(..message.payload.len() - 1);
         assert_eq!(code(&RaftMessage { payload: cut, ..message }), tonic::Code::InvalidArgument);

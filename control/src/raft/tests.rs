@@ -8,9 +8,10 @@ use super::store::{Wanted, open};
 use super::*;
 
 async fn start(folder: &Path) -> (RaftMember, std::sync::Arc<crate::published::Published>) {
-    let wanted = Wanted { cluster: Some(ClusterId(7)), member: 1, key: folder.join("cluster.key") };
+    let wanted = Wanted { cluster: Some(ClusterId(7)), member: Some(1), key: folder.join("cluster.key") };
     let opened = open(folder, &wanted).expect("opens");
-    let member = RaftMember::start(opened.identity, opened.store, opened.log, opened.machine);
+    let member =
+        RaftMember::start(opened.identity, opened.store, opened.log, opened.machine, Default::default());
     let member = member.await.expect("starts");
     member.found_or_resume("127.0.0.1:1", false).await.expect("founds");
     member.leading().wait_for(|leading| *leading).await.expect("leads");
@@ -36,6 +37,9 @@ async fn restarts() {
     assert_eq!(published.state().map().cluster, ClusterId(7));
     let metrics = member.metrics();
     assert_eq!((metrics.member, metrics.leader), (1, Some(1)));
-    assert_eq!(metrics.members, [Member { id: 1, address: "127.0.0.1:1".into(), voter: true }]);
+    assert_eq!(
+        metrics.members,
+        [Member { id: 1, address: "127.0.0.1:1".into(), voter: true, up: true, behind: Some(0) }]
+    );
     member.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Status and nodes.
+//! Status, nodes, and the members of the control plane.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,13 @@ use super::Context;
 use super::disks::node_named;
 use super::errors::{rejected, stopping};
 use super::moves::no_node;
+use super::view::control;
 use crate::api::admin::cluster_server::Cluster;
 use crate::api::admin::nodes_server::Nodes;
+use crate::api::admin::status_response::Health;
 use crate::api::admin::{
-    DrainNodeRequest, DrainResponse, ListNodesRequest, ListNodesResponse, RemoveNodeRequest,
+    ChangeMembersRequest, ControlStatus, CreateJoinTokenRequest, CreateJoinTokenResponse, DrainNodeRequest,
+    DrainResponse, LeaderRequest, LeaderResponse, ListNodesRequest, ListNodesResponse, RemoveNodeRequest,
     RemoveNodeResponse, StatusRequest, StatusResponse,
 };
 use crate::health::Member;
@@ -43,7 +46,16 @@ impl Context {
 
     async fn status_now(&self) -> Result<StatusResponse, Status> {
         let metrics = self.consensus.metrics();
-        self.view(|view| view.status(&metrics)).await
+        let mut status = self.view(|view| view.status(&metrics)).await?;
+        for member in metrics.members.iter().filter(|member| !member.up) {
+            // One more death, or some, and nothing can be changed any more.
+            let (id, address) = (member.id, &member.address);
+            status.reasons.push(format!("member {id} of the control plane, at {address}, does not answer"));
+            if status.health() == Health::Healthy {
+                status.set_health(Health::Degraded);
+            }
+        }
+        Ok(status)
     }
 
     /// Sends a status whenever it differs from the last, until the watcher goes or the member stops.
@@ -97,6 +109,39 @@ impl Cluster for Context {
         let this = self.shared();
         self.tasks.spawn(this.watch(first, out));
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn leader(&self, _: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
+        let metrics = self.consensus.metrics();
+        // A member without a vote learns late that the leader it knew is gone, and a leader that others do not follow
+        // any more learns it here.
+        let leads = metrics.leader == Some(metrics.member);
+        let known = *self.consensus.in_touch().borrow();
+        let sure = known && (!leads || self.consensus.read_barrier().await.is_ok());
+        let ControlStatus { leader, members, .. } = control(&metrics);
+        Ok(Response::new(LeaderResponse {
+            cluster_id: self.cluster.to_string(),
+            member: metrics.member,
+            leader: if sure { leader } else { 0 },
+            members,
+        }))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<ChangeMembersRequest>,
+    ) -> Result<Response<ControlStatus>, Status> {
+        let ChangeMembersRequest { add, remove } = request.into_inner();
+        Context::change_members(self, add, remove).await?;
+        Ok(Response::new(control(&self.consensus.metrics())))
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<CreateJoinTokenRequest>,
+    ) -> Result<Response<CreateJoinTokenResponse>, Status> {
+        let (token, expires_unix_ms) = self.new_token(request.into_inner().ttl_ms).await?;
+        Ok(Response::new(CreateJoinTokenResponse { token, expires_unix_ms }))
     }
 }
 

@@ -74,7 +74,11 @@ impl Context {
     /// The state with everything in it that was committed before the call.
     pub(super) async fn state(&self) -> Result<Arc<State>, Status> {
         self.consensus.read_barrier().await.map_err(|error| unavailable(&error))?;
-        Ok(self.published.state())
+        let state = self.published.state();
+        if state.map().cluster != self.cluster {
+            return Err(status(Code::Unavailable, "FOUNDING", "the cluster is being founded; try again"));
+        }
+        Ok(state)
     }
 
     /// Carries a command out. One that would be refused, or would change nothing, never enters the log.

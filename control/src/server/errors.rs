@@ -11,6 +11,10 @@ use crate::state::{Category, Rejection};
 /// The domain of every reason.
 const DOMAIN: &str = "lunette.io";
 
+/// The reason of a member that does not lead, and the detail that says who does, if that is known.
+pub(crate) const NOT_LEADER: &str = "NOT_LEADER";
+pub(crate) const LEADER: &str = "leader";
+
 /// A status with a reason.
 pub(super) fn status(code: Code, reason: &str, sentence: impl Into<String>) -> Status {
     with_metadata(code, reason, sentence, HashMap::new())
@@ -47,11 +51,11 @@ pub(super) fn rejected(rejection: &Rejection) -> Status {
 /// Consensus that does not answer.
 pub(super) fn unavailable(error: &ConsensusError) -> Status {
     let (reason, leader) = match error {
-        ConsensusError::NotLeader { leader } => ("NOT_LEADER", leader.as_deref()),
+        ConsensusError::NotLeader { leader } => (NOT_LEADER, leader.as_deref()),
         ConsensusError::NoQuorum => ("NO_QUORUM", None),
         ConsensusError::Stopped { .. } => ("STOPPED", None),
     };
-    let metadata = leader.map(|leader| ("leader".to_owned(), leader.to_owned())).into_iter().collect();
+    let metadata = leader.map(|leader| (LEADER.to_owned(), leader.to_owned())).into_iter().collect();
     with_metadata(Code::Unavailable, reason, error.to_string(), metadata)
 }
 

@@ -16,21 +16,24 @@ use super::errors::{internal, invalid, rejected, status, stopping, unavailable};
 use crate::api::cluster::keep_unit_request::Change as Kept;
 use crate::api::cluster::map_update::Update as Body;
 use crate::api::cluster::members_server::Members;
+use crate::api::cluster::order::Order as OrderOf;
 use crate::api::cluster::report::Member as ReportOf;
 use crate::api::cluster::{
-    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, KeepUnitRequest,
-    KeepUnitResponse, KeptState, KeptWriteBack, MapUpdate, NodeDisk, Order, RegisterGatewayRequest,
+    ControlMembers, DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse,
+    JoinControlRequest, JoinControlResponse, KeepUnitRequest, KeepUnitResponse, KeptState, KeptWriteBack,
+    MapUpdate, NewControlMemberRequest, NewControlMemberResponse, NodeDisk, Order, RegisterGatewayRequest,
     RegisterGatewayResponse, RegisterNodeRequest, RegisterNodeResponse, Report, TakeOwnershipRequest,
-    TakeOwnershipResponse, VolumePurgedRequest, VolumePurgedResponse, WatchMapRequest,
+    TakeOwnershipResponse, UseJoinTokenRequest, UseJoinTokenResponse, VolumePurgedRequest,
+    VolumePurgedResponse, WatchMapRequest,
 };
 use crate::health::{Member, StreamId};
 use crate::published::Update;
 use crate::raft::ConsensusError;
 use crate::state::{Command, NewDisk, Rejection, Response as Outcome};
 
-/// The encoding of maps and deltas on the stream, and of what is in them. 5: with copies that are on
-/// their way to other disks.
-pub(crate) const MAP_FORMAT: u32 = 5;
+/// The encoding of maps and deltas on the stream, and of what is in them. 6: with copies that are on their way to other
+/// disks, and with what those that join were given.
+pub(crate) const MAP_FORMAT: u32 = 6;
 /// Updates that may wait for a watcher; the rest waits in the history, or becomes one whole map.
 const UPDATES_MAX: usize = 16;
 
@@ -85,8 +88,13 @@ impl Members for Context {
     ) -> Result<Response<Self::WatchMapStream>, Status> {
         let request = request.into_inner();
         self.check_cluster(&request.cluster_id)?;
-        let state = self.state().await?;
         let have = Epoch(request.have_epoch);
+        // The first map is what a watcher takes for the present one: it comes from the leader. What follows may come from
+        // any member that others tell of it.
+        let state = if have == Epoch(0) { self.state().await? } else { self.published.state() };
+        if !*self.consensus.in_touch().borrow() {
+            return Err(self.not_leading());
+        }
         if have > state.map().epoch {
             let sentence =
                 format!("this member is at epoch {}, the watcher at {have}; it lags", state.map().epoch);
@@ -156,6 +164,35 @@ impl Members for Context {
         Ok(Response::new(KeepUnitResponse { epoch: committed.epoch.0 }))
     }
 
+    async fn new_control_member(
+        &self,
+        request: Request<NewControlMemberRequest>,
+    ) -> Result<Response<NewControlMemberResponse>, Status> {
+        self.check_cluster(&request.into_inner().cluster_id)?;
+        let member = Context::new_control_member(self).await?;
+        Ok(Response::new(NewControlMemberResponse { member }))
+    }
+
+    async fn join_control(
+        &self,
+        request: Request<JoinControlRequest>,
+    ) -> Result<Response<JoinControlResponse>, Status> {
+        let JoinControlRequest { cluster_id, member, address } = request.into_inner();
+        self.check_cluster(&cluster_id)?;
+        Context::join_control(self, member, address).await?;
+        Ok(Response::new(JoinControlResponse {}))
+    }
+
+    async fn use_join_token(
+        &self,
+        request: Request<UseJoinTokenRequest>,
+    ) -> Result<Response<UseJoinTokenResponse>, Status> {
+        let UseJoinTokenRequest { cluster_id, id } = request.into_inner();
+        self.check_cluster(&cluster_id)?;
+        let key = self.use_token(&id).await?;
+        Ok(Response::new(UseJoinTokenResponse { key: key.0.into() }))
+    }
+
     type AttachStream = ReceiverStream<Result<Order, Status>>;
 
     async fn attach(
@@ -184,7 +221,7 @@ impl Members for Context {
 }
 
 impl Context {
-    /// Sends a watcher what it does not have, in order, until it goes, the member stops or leads no more.
+    /// Sends a watcher what it does not have, in order, until it goes, the member stops or is cut off.
     async fn watch_updates(self: Arc<Self>, mut have: Epoch, out: mpsc::Sender<Result<MapUpdate, Status>>) {
         let mut epochs = self.published.epochs();
         loop {
@@ -194,7 +231,7 @@ impl Context {
                 Ok(None) => {
                     tokio::select! {
                         changed = epochs.changed() => if changed.is_err() { return },
-                        () = self.leadership_lost() => {
+                        () = self.touch_lost() => {
                             let _ = out.send(Err(self.not_leading())).await;
                             return;
                         }
@@ -230,6 +267,12 @@ impl Context {
         let _ = self.consensus.leading().wait_for(|leading| !leading).await;
     }
 
+    /// Returns when this member knows of no leader.
+    async fn touch_lost(&self) {
+        // As for the leadership.
+        let _ = self.consensus.in_touch().wait_for(|in_touch| !in_touch).await;
+    }
+
     fn not_leading(&self) -> Status {
         let metrics = self.consensus.metrics();
         let leader = metrics.members.iter().find(|member| Some(member.id) == metrics.leader);
@@ -244,8 +287,20 @@ impl Context {
         orders: &mpsc::Sender<Result<Order, Status>>,
     ) -> Result<(), Status> {
         let mut speaker = None;
+        let mut addresses = self.consensus.addresses();
+        addresses.mark_changed();
         loop {
             let report = tokio::select! {
+                changed = addresses.changed(), if speaker.is_some() => match changed {
+                    Ok(()) => {
+                        let addresses = addresses.borrow_and_update().clone();
+                        let order = Some(OrderOf::ControlMembers(ControlMembers { addresses }));
+                        // Who takes no orders now is told with the next change, or on its next stream.
+                        let _ = orders.try_send(Ok(Order { id: 0, order }));
+                        continue;
+                    }
+                    Err(_) => return Err(stopping()),
+                },
                 report = reports.message() => report?,
                 () = self.leadership_lost() => return Err(self.not_leading()),
                 () = self.stop.cancelled() => return Err(stopping()),

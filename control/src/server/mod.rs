@@ -2,7 +2,8 @@
 //!
 //! Every call goes the same way: a request becomes a [`Command`](crate::state::Command), which is
 //! decided against the newest state first, so that what is wrong is answered without a trace in the
-//! log; then it is proposed; then the answer is read from the state. Only the leader answers.
+//! log; then it is proposed; then the answer is read from the state. Only the leader answers; the changes of the map, and
+//! who leads, are to be had from any member.
 
 mod attachments;
 mod cluster;
@@ -10,6 +11,7 @@ mod context;
 mod copies;
 mod disks;
 mod errors;
+mod joining;
 mod members;
 mod moves;
 mod pools;
@@ -41,6 +43,7 @@ use crate::limits::{MESSAGE_BYTES_MAX, REPORT_BYTES_MAX};
 use crate::raft::{Consensus, RaftMember};
 
 pub(crate) use context::Context;
+pub(crate) use errors::{LEADER, NOT_LEADER};
 pub(crate) use members::MAP_FORMAT;
 
 /// A peer that vanished without a word is noticed by these.
@@ -67,6 +70,7 @@ pub(crate) async fn serve(
 
     let api = |context: &Arc<Context>| Arc::clone(context);
     let stop = context.stop.clone();
+    context.tasks.spawn(Arc::clone(&context).found());
     context.tasks.spawn(Arc::clone(&context).keep_copies());
     context.tasks.spawn(report_health(reporter, member.leading(), stop.clone()));
     // The server's own option has no effect on a listener that it did not make, and without it an answer

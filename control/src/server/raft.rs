@@ -22,7 +22,7 @@ impl RaftService {
 
     /// What Raft said, an error too: the caller's Raft tells them apart.
     fn answer<T: Serialize>(&self, answer: T) -> Result<Response<RaftMessage>, Status> {
-        let message = encode(self.member.identity().cluster, answer);
+        let message = encode(self.member.identity(), answer);
         message.map(Response::new).map_err(|error| internal("a Raft answer does not encode", &error))
     }
 }
@@ -30,17 +30,17 @@ impl RaftService {
 #[tonic::async_trait]
 impl Raft for RaftService {
     async fn append_entries(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
-        let message = decode(self.member.identity().cluster, request.get_ref())?;
+        let message = decode(self.member.identity(), request.get_ref())?;
         self.answer(self.member.raft().append_entries(message).await)
     }
 
     async fn vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
-        let message = decode(self.member.identity().cluster, request.get_ref())?;
+        let message = decode(self.member.identity(), request.get_ref())?;
         self.answer(self.member.raft().vote(message).await)
     }
 
     async fn install_snapshot(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
-        let message = decode(self.member.identity().cluster, request.get_ref())?;
+        let message = decode(self.member.identity(), request.get_ref())?;
         self.answer(self.member.raft().install_snapshot(message).await)
     }
 }

@@ -412,11 +412,13 @@ fn owns(volume: &map::Volume, gateway: GatewayId) -> bool {
     volume.owner.is_some_and(|owner| owner.gateway == gateway)
 }
 
-fn control(metrics: &Metrics) -> ControlStatus {
+pub(super) fn control(metrics: &Metrics) -> ControlStatus {
     let member = |member: &crate::raft::Member| ControlMember {
         id: member.id,
         address: member.address.clone(),
         voter: member.voter,
+        up: member.up,
+        behind: member.behind,
     };
     ControlStatus {
         leader: metrics.leader.unwrap_or(0),

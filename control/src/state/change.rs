@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use lunette_proto::ids::{ClusterId, DiskId, Epoch, NodeId, Partition, PoolId, TargetId, VolumeId};
 use lunette_proto::map::{
-    AddedDisk, Behind, Chap, ClusterMap, Disk, DiskState, Gateway, Move, Node, Partitions, Pool, Target,
-    UnitState, Volume,
+    AddedDisk, Behind, Chap, ClusterMap, Disk, DiskState, Gateway, Joins, Move, Node, Partitions, Pool,
+    Target, UnitState, Volume,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -62,6 +62,8 @@ pub enum Change {
     RemoveDisk(DiskId),
     /// A node that is no more.
     RemoveNode(NodeId),
+    /// What those that join were given.
+    SetJoins(Joins),
 }
 
 impl Change {
@@ -99,6 +101,7 @@ impl Change {
                 .is_some_and(|pool| partitions.iter().all(|partition| !is_arriving(pool, *to, partition))),
             Self::RemoveDisk(id) => !map.disks.contains_key(id),
             Self::RemoveNode(id) => !map.nodes.contains_key(id),
+            Self::SetJoins(joins) => map.joins == *joins,
         }
     }
 
@@ -124,6 +127,7 @@ impl Change {
                 drop(map.behind.insert((*pool, *disk), Arc::clone(behind)));
             }
             Self::RemoveBehind(pool, disk) => drop(map.behind.remove(&(*pool, *disk))),
+            Self::SetJoins(joins) => map.joins.clone_from(joins),
             Self::AddMoves(pool, moves) => {
                 let Some(pool) = map.pools.get_mut(pool) else { return };
                 let all = Arc::make_mut(&mut pool.moves);

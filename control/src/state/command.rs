@@ -8,7 +8,8 @@ use lunette_proto::ids::{
     ClusterId, DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, Partition, PoolId, TargetId, VolumeId,
 };
 use lunette_proto::map::{
-    Acl, Chap, DiskState, FailureDomain, Move, Partitions, Redundancy, Stripe, Table, UnitState,
+    Acl, Chap, DiskState, FailureDomain, JoinToken, Move, Partitions, Redundancy, Sealed, Stripe, Table,
+    TokenId, UnitState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -269,6 +270,24 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Gives out the id of one more member of the control plane.
+    NewMember,
+    /// Makes a token that admits a machine.
+    AddToken {
+        /// Its hash.
+        id: TokenId,
+        /// What it admits to, and until when.
+        token: JoinToken,
+        /// The leader's clock, milliseconds since 1970.
+        now_unix_ms: u64,
+    },
+    /// A machine comes with a token.
+    UseToken {
+        /// Its hash.
+        id: TokenId,
+        /// The leader's clock, milliseconds since 1970.
+        now_unix_ms: u64,
+    },
 }
 
 /// A disk as its node announces it.
@@ -312,4 +331,8 @@ pub enum Response {
     Target(TargetId),
     /// A disk.
     Disk(DiskId),
+    /// A member of the control plane.
+    Member(u64),
+    /// The cluster's key, sealed under the token that was used.
+    Key(Sealed),
 }

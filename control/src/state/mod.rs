@@ -17,6 +17,7 @@ mod added;
 mod change;
 mod command;
 mod in_sync;
+mod joins;
 mod members;
 mod moves;
 mod names;
@@ -67,6 +68,8 @@ pub mod limits {
     pub const LABEL_CHARS_MAX: usize = 255;
     /// Bytes of a CHAP user name.
     pub const CHAP_USER_BYTES_MAX: usize = 255;
+    /// Join tokens that are remembered.
+    pub const TOKENS_MAX: usize = 256;
 }
 
 /// Everything that the cluster has decided.
@@ -221,6 +224,9 @@ impl Draft<'_> {
             Command::DrainDisks { disks, draining } => self.drain_disks(disks, *draining),
             Command::RemoveDisk { disk } => self.remove_disk(*disk),
             Command::RemoveNode { name } => self.remove_node(name),
+            Command::NewMember => self.new_member(),
+            Command::AddToken { id, token, now_unix_ms } => self.add_token(*id, token, *now_unix_ms),
+            Command::UseToken { id, now_unix_ms } => self.use_token(*id, *now_unix_ms),
         }
     }
 

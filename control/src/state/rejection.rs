@@ -496,6 +496,22 @@ pub enum Rejection {
     /// A disk that is in service cannot be given up.
     #[error("{0} is in service; drain it first, so that it gets no copies")]
     NotDrained(DiskId),
+    /// A join token that was never made here, or long ago.
+    #[error(
+        "this cluster knows no such join token: it is another cluster's, or has expired long ago; make a new one with `lunette cluster join-token`"
+    )]
+    NoToken,
+    /// A join token that has admitted a machine.
+    #[error(
+        "this join token has been used already, and one admits one machine; make a new one with `lunette cluster join-token`"
+    )]
+    TokenUsed,
+    /// A join token that came too late.
+    #[error("this join token has expired {seconds} s ago; make a new one with `lunette cluster join-token`")]
+    TokenExpired {
+        /// How long ago.
+        seconds: u64,
+    },
 }
 
 fn state_text(state: DiskState) -> &'static str {
@@ -609,6 +625,9 @@ impl Rejection {
             Self::Move { .. } => (Conflict, "MOVE_REFUSED", None),
             Self::DiskHolds { .. } => (Precondition, "DISK_HOLDS_COPIES", None),
             Self::NotDrained(_) => (Precondition, "NOT_DRAINED", None),
+            Self::NoToken => (NotFound, "TOKEN_NOT_FOUND", None),
+            Self::TokenUsed => (Precondition, "TOKEN_USED", None),
+            Self::TokenExpired { .. } => (Precondition, "TOKEN_EXPIRED", None),
         }
     }
 }

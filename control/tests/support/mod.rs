@@ -12,7 +12,7 @@ use lunette_control::api::cluster::{
     RegisterNodeRequest, Report, SessionReport, UnreachableDisk,
 };
 use lunette_control::client::{AdminClients, Attached, Attachment, ControlPlane, connect};
-use lunette_control::{Control, ControlConfig};
+use lunette_control::{Control, ControlConfig, LogLimits};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -31,12 +31,13 @@ pub(crate) struct Plane {
 pub(crate) fn config(folder: &Path) -> ControlConfig {
     ControlConfig {
         cluster: None,
-        member: 1,
+        member: Some(1),
         listen: "127.0.0.1:0".parse().expect("an address"),
         advertise: None,
         key_file: folder.join("cluster.key"),
         join: false,
         rebuild_after: lunette_control::moves::REBUILD_AFTER,
+        log: LogLimits::default(),
     }
 }
 

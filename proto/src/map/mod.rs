@@ -4,6 +4,7 @@
 //! data, and it is a plain value: whoever holds one can compute everything about placement from it.
 
 mod identity;
+mod joins;
 mod pool;
 mod target;
 mod unit;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use identity::{naa, serial};
+pub use joins::{JoinToken, Joins, TokenId};
 pub use pool::{Behind, FailureDomain, Move, Moves, Partitions, Pool, Redundancy, Table};
 pub use target::{Acl, Chap, ChapAlgorithm, ChapCredential, Lun, Sealed, Target};
 pub use unit::{
@@ -55,6 +57,8 @@ pub struct ClusterMap {
     /// Partitions of which a disk holds a copy that does not count: it is a member by the table and has missed changes or left;
     /// or it is to become one ([`Pool::moves`]) and is not complete. No entry is empty.
     pub behind: BTreeMap<(PoolId, DiskId), Arc<Behind>>,
+    /// How machines come to the cluster.
+    pub joins: Joins,
 }
 
 impl ClusterMap {

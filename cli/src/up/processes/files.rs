@@ -153,7 +153,8 @@ fn config(role: Role, name: &str, data: &DataDir, ports: &Ports, rebuild_after_s
     let mut text =
         format!("# Written by `lunette up --processes` at every start.\nname = {}\n", quoted(name));
     let key = quoted(&data.key().path.to_string_lossy());
-    let common = format!("admin = [{}]\ncluster_key_file = {key}\n", quoted(&ports.admin.to_string()));
+    let admin: Vec<String> = ports.admin.iter().map(|address| quoted(&address.to_string())).collect();
+    let common = format!("admin = [{}]\ncluster_key_file = {key}\n", admin.join(", "));
     match role {
         Role::Node(node) => {
             // The control plane tells everybody which port it became.
@@ -163,9 +164,9 @@ fn config(role: Role, name: &str, data: &DataDir, ports: &Ports, rebuild_after_s
             let capacity = data.capacity_bytes();
             // Writing to a String cannot fail.
             let _ = write!(text, "\n[[disks]]\npath = {path}\ncapacity = {capacity}\n");
-            if node == 1 {
-                let dir = quoted(&data.control().to_string_lossy());
-                let listen = quoted(&ports.admin.to_string());
+            if let Some(listen) = ports.admin.get(usize::from(node) - 1) {
+                let dir = quoted(&data.control(node).to_string_lossy());
+                let listen = quoted(&listen.to_string());
                 let _ = write!(text, "\n[control]\ndir = {dir}\nlisten = {listen}\n");
                 if let Some(seconds) = rebuild_after_s {
                     let _ = writeln!(text, "rebuild_after_s = {seconds}");
@@ -192,6 +193,7 @@ mod tests {
 
     use super::*;
     use crate::config::{GatewayConfig, NodeConfig};
+    use crate::up::data::Wanted;
 
     #[test]
     fn names_are_exact() {
@@ -205,24 +207,30 @@ mod tests {
 
     #[test]
     fn the_configurations_are_what_the_processes_read() {
-        // Guards against a generated file that our own parser refuses, or a second control member.
+        // Guards against a generated file that our own parser refuses, and members of the control plane in one folder.
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("with \"quotes\"");
-        let data = DataDir::open(&path, Some(2), Some("1G".parse().expect("a size"))).expect("made");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let ports = Ports::take(&[any, any], Some("127.0.0.1:0"), &[], 3).expect("free ports");
+        let capacity = Some("1G".parse().expect("a size"));
+        let wanted = Wanted { nodes: Some(4), capacity, control: ports.admin.clone() };
+        let data = DataDir::open(&path, &wanted).expect("made");
         let run = RunDir::of(data.path());
         crate::up::data::private_dir(run.path()).expect("made");
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let ports = Ports::take(&[any, any], Some("127.0.0.1:0")).expect("free ports");
-        for name in ["node1", "node2", GATEWAY] {
+        for name in ["node1", "node3", "node4", GATEWAY] {
             run.write_config(name, &data, &ports, Some(7)).expect("written");
         }
         let one = NodeConfig::load(&run.config("node1")).expect("valid");
         let control = one.control.as_ref().expect("a control member");
-        assert_eq!((control.listen, control.rebuild_after()), (ports.admin, Duration::from_secs(7)));
-        assert_eq!(one.key().expect("the cluster's").cluster, data.key().cluster);
-        let two = NodeConfig::load(&run.config("node2")).expect("valid");
-        assert!(two.control.is_none());
-        assert_eq!(two.disks[0].path, data.disk(2));
+        assert_eq!((control.listen, control.rebuild_after()), (ports.admin[0], Duration::from_secs(7)));
+        assert_eq!(one.cluster_key_file, data.key().path);
+        let three = NodeConfig::load(&run.config("node3")).expect("valid");
+        let control = three.control.as_ref().expect("a control member");
+        assert_eq!((control.listen, &control.dir), (ports.admin[2], &data.control(3)));
+        assert_eq!(three.admin.len(), 3);
+        let four = NodeConfig::load(&run.config("node4")).expect("valid");
+        assert!(four.control.is_none());
+        assert_eq!(four.disks[0].path, data.disk(4));
         let gateway = GatewayConfig::load(&run.config(GATEWAY)).expect("valid");
         assert_eq!(gateway.portals, ports.portals);
     }

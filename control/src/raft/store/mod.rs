@@ -12,7 +12,7 @@
 //! a power failure the file is at one commit or the next, whatever the disk wrote in which order.
 //! A failed commit is final: redb refuses everything after it, and Raft stops.
 //!
-//! # Tables (format 5)
+//! # Tables (format 6)
 //!
 //! | table      | key           | value                                                              |
 //! |------------|---------------|--------------------------------------------------------------------|
@@ -25,15 +25,15 @@
 //! |            | `head`        | epoch, cluster, next ids                                           |
 //! | `log`      | index         | an entry                                                           |
 //! | `state`    | kind, id      | a node, disk, gateway, pool, volume, target, added disk or logical |
-//! |            |               | unit, which copies of a pool on a disk do not count, or what       |
-//! |            |               | discovery sessions must prove                                      |
+//! |            |               | unit, which copies of a pool on a disk do not count, what          |
+//! |            |               | discovery sessions must prove, or what those that join were given  |
 //! | `snapshot` | `meta`        | of the current snapshot                                            |
 //! |            | `data`        | the same, as it is sent to others                                  |
 //!
 //! Each value but the format is a record with a checksum, see `record`.
 //!
 //! Formats 1 and 2 had no logical units, format 3 did not know which copies count, format 4
-//! knew no copies on their way to other disks. No version that writes them was ever
+//! knew no copies on their way to other disks, format 5 not how machines join. No version that writes them was ever
 //! released, and they are refused by name.
 
 mod log;

@@ -20,7 +20,7 @@ use crate::published::Published;
 use crate::seal::{KeyError, Sealer};
 
 /// The format that this version writes and reads, see the parent module.
-pub(super) const FORMAT: u32 = 5;
+pub(super) const FORMAT: u32 = 6;
 /// What the key is tried on.
 const KEY_CHECK: &str = "lunette control plane";
 /// Pages kept in memory; the state itself is in memory anyway.
@@ -87,6 +87,12 @@ pub enum OpenError {
         /// Whose it should be.
         wanted: u64,
     },
+    /// A new folder, and nobody says which member it is to be.
+    #[error("{} holds no member of a control plane", path.display())]
+    Nameless {
+        /// Which.
+        path: PathBuf,
+    },
     /// The cluster's key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -113,7 +119,8 @@ pub enum OpenError {
 pub(crate) struct Wanted {
     /// `None`: whatever an existing folder says; a new one draws its own.
     pub(crate) cluster: Option<ClusterId>,
-    pub(crate) member: u64,
+    /// As for the cluster, but a new one has to be told.
+    pub(crate) member: Option<u64>,
     /// The cluster's key; made when the folder is new and there is none yet.
     pub(crate) key: PathBuf,
 }
@@ -139,6 +146,8 @@ pub(crate) fn open(folder: &Path, wanted: &Wanted) -> Result<Opened, OpenError> 
             Err(redb::DatabaseError::RepairAborted) => {}
             Err(error) => return Err(file_error(&path, error)),
         }
+    } else if wanted.member.is_none() {
+        return Err(OpenError::Nameless { path });
     } else {
         fs::create_dir_all(folder).map_err(|source| OpenError::Io { path: folder.to_owned(), source })?;
     }
@@ -190,9 +199,10 @@ fn file_error(path: &Path, error: redb::DatabaseError) -> OpenError {
 }
 
 fn found(database: &Database, path: &Path, wanted: &Wanted) -> Result<(Identity, Sealer), OpenError> {
+    let member = wanted.member.ok_or_else(|| OpenError::Nameless { path: path.to_owned() })?;
     let sealer = Sealer::open_or_create(&wanted.key)?;
     let cluster = wanted.cluster.unwrap_or_else(|| ClusterId(uuid::Uuid::new_v4().as_u128()));
-    let identity = Identity { cluster, member: wanted.member };
+    let identity = Identity { cluster, member };
     let check = sealer.seal(KEY_CHECK, &cluster.to_string(), KEY_CHECK.as_bytes())?;
     write(database, |transaction| {
         let mut meta = transaction.open_table(META)?;
@@ -236,8 +246,10 @@ fn check(
     {
         return Err(OpenError::OtherCluster { path, found: identity.cluster, wanted: cluster });
     }
-    if identity.member != wanted.member {
-        return Err(OpenError::OtherMember { path, found: identity.member, wanted: wanted.member });
+    if let Some(member) = wanted.member
+        && member != identity.member
+    {
+        return Err(OpenError::OtherMember { path, found: identity.member, wanted: member });
     }
     // Never a new key for an old store: what the old one sealed would be lost without a word.
     let sealer = Sealer::open(&wanted.key)?;

@@ -25,6 +25,8 @@ const UNIT: u8 = 8;
 /// One row, with id 0, or none.
 const DISCOVERY_CHAP: u8 = 9;
 const BEHIND: u8 = 10;
+/// One row, with id 0, or none.
+const JOINS: u8 = 11;
 
 const UNSOUND: StoreError = StoreError::Damaged { what: "the tables of pools, or which copies count" };
 
@@ -75,6 +77,7 @@ pub(super) fn write_change(
         Change::RemoveNode(id) => ((NODE, id.0.into()), None),
         // Its pool is written as a whole, once for all edits of a batch: see `write_pools`.
         Change::AddMoves(..) | Change::RemoveMoves(..) | Change::Moved(..) => return Ok(()),
+        Change::SetJoins(joins) => ((JOINS, 0), Some(encode(joins)?)),
     };
     match row {
         Some(row) => drop(table.insert(key, row.as_slice())?),
@@ -107,7 +110,8 @@ pub(super) fn all_changes(map: &ClusterMap) -> impl Iterator<Item = Change> {
     let chap = std::iter::once(Change::SetDiscoveryChap(map.discovery_chap.clone()));
     let behind = map.behind.iter();
     let behind = behind.map(|((pool, disk), set)| Change::PutBehind(*pool, *disk, Arc::clone(set)));
-    let members = nodes.chain(disks).chain(gateways).chain(added);
+    let joins = std::iter::once(Change::SetJoins(map.joins.clone()));
+    let members = nodes.chain(disks).chain(gateways).chain(added).chain(joins);
     members.chain(pools).chain(behind).chain(volumes).chain(units).chain(targets).chain(chap)
 }
 
@@ -140,6 +144,7 @@ pub(super) fn load(database: &Database) -> Result<State, StoreError> {
                 let (pool, disk, behind) = decode(value.value(), "copies that do not count")?;
                 Change::PutBehind(pool, disk, behind)
             }
+            JOINS => Change::SetJoins(decode(value.value(), "what those that join were given")?),
             DISCOVERY_CHAP => Change::SetDiscoveryChap(Some(decode(value.value(), "CHAP of discovery")?)),
             _ => return Err(StoreError::Damaged { what: "a row of unknown kind" }),
         };
@@ -154,7 +159,7 @@ pub(super) fn load(database: &Database) -> Result<State, StoreError> {
 
 fn id_of(change: &Change) -> u64 {
     match change {
-        Change::Cluster(_) | Change::SetDiscoveryChap(_) => 0,
+        Change::Cluster(_) | Change::SetDiscoveryChap(_) | Change::SetJoins(_) => 0,
         Change::PutNode(node) => node.id.0.into(),
         Change::PutDisk(disk) => disk.id.0.into(),
         Change::PutGateway(gateway) => gateway.id.0.into(),

@@ -33,7 +33,7 @@ fn suite() {
 }
 
 fn wanted(folder: &Path) -> Wanted {
-    Wanted { cluster: Some(ClusterId(7)), member: 1, key: folder.join("cluster.key") }
+    Wanted { cluster: Some(ClusterId(7)), member: Some(1), key: folder.join("cluster.key") }
 }
 
 fn open_in(folder: &Path) -> Opened {
@@ -360,7 +360,7 @@ async fn refused_folders() {
     let right = wanted(folder.path());
     let other = Wanted { cluster: Some(ClusterId(8)), ..right.clone() };
     assert!(matches!(refusal(folder.path(), &other), OpenError::OtherCluster { .. }));
-    let other = Wanted { member: 2, ..right.clone() };
+    let other = Wanted { member: Some(2), ..right.clone() };
     assert!(matches!(refusal(folder.path(), &other), OpenError::OtherMember { .. }));
 
     let (elsewhere, _) = founded().await;
@@ -369,7 +369,11 @@ async fn refused_folders() {
     let other = Wanted { key: folder.path().join("none"), ..right.clone() };
     assert!(matches!(refusal(folder.path(), &other), OpenError::Key(_)));
 
-    let open_already = open(folder.path(), &right).expect("opens");
+    let new = folder.path().join("new");
+    let nameless = open(&new, &Wanted { member: None, ..right.clone() }).err().expect("refused");
+    assert!(matches!(nameless, OpenError::Nameless { .. }) && !new.exists(), "{nameless}");
+
+    let open_already = open(folder.path(), &Wanted { member: None, ..right.clone() }).expect("opens");
     assert!(matches!(refusal(folder.path(), &right), OpenError::InUse { .. }));
     open_already.store.close().await;
 
@@ -381,11 +385,11 @@ async fn refused_folders() {
         })
         .expect("writes");
     };
-    set(6);
+    set(7);
     let error = refusal(folder.path(), &right);
-    assert!(matches!(error, OpenError::Format { found: 6, .. }), "{error}");
-    assert!(error.to_string().contains("control.redb has format 6"), "{error}");
-    for old in [1, 2, 3, 4] {
+    assert!(matches!(error, OpenError::Format { found: 7, .. }), "{error}");
+    assert!(error.to_string().contains("control.redb has format 7"), "{error}");
+    for old in [1, 2, 3, 4, 5] {
         set(old);
         let error = refusal(folder.path(), &right);
         assert!(matches!(error, OpenError::Unreleased { found, .. } if found == old), "{error}");
@@ -398,9 +402,9 @@ async fn refused_folders() {
 fn snapshots_of_other_formats() {
     let state = crate::state::State::default();
     let bytes = rows::encode_snapshot(&state).expect("encodes");
-    assert_eq!(bytes[4], 5, "the format comes first");
+    assert_eq!(bytes[4], 6, "the format comes first");
     assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), state);
-    for format in [0u32, 1, 2, 3, 4, 6] {
+    for format in [0u32, 1, 2, 3, 4, 5, 7] {
         let other = encode(&(format, &state)).expect("encodes");
         assert!(matches!(rows::decode_snapshot(&other), Err(StoreError::Damaged { .. })));
     }
