@@ -44,6 +44,7 @@ pub struct Builder {
     nodes: Option<u8>,
     processes: bool,
     rebuild_after_s: Option<u64>,
+    control: Option<u8>,
     log: Option<String>,
 }
 
@@ -87,6 +88,13 @@ impl Builder {
     #[must_use]
     pub fn processes(mut self) -> Self {
         self.processes = true;
+        self
+    }
+
+    /// So many members of the control plane, in the processes of the first nodes.
+    #[must_use]
+    pub fn control(mut self, members: u8) -> Self {
+        self.control = Some(members);
         self
     }
 
@@ -238,6 +246,9 @@ impl Lunette {
         if let Some(seconds) = self.options.rebuild_after_s {
             command.args(["--rebuild-after", &seconds.to_string()]);
         }
+        if let Some(members) = self.options.control {
+            command.args(["--control", &members.to_string()]);
+        }
         if let Some(log) = &self.options.log {
             command.env("LUNETTE_LOG", log);
         }
@@ -310,10 +321,7 @@ impl Lunette {
     /// Like [`cli`](Self::cli), with standard input: where secrets come from.
     pub fn cli_with_input<'a>(&self, arguments: impl IntoIterator<Item = &'a str>, input: &str) -> Outcome {
         let mut command = Command::new(lunette_bin());
-        command
-            .current_dir(self.folder.path())
-            .env("LUNETTE_ADMIN", format!("http://{}", self.admin))
-            .args(arguments);
+        command.current_dir(self.folder.path()).env("LUNETTE_ADMIN", self.announced_admin()).args(arguments);
         command::run_with_input(&mut command, input, COMMAND)
     }
 
@@ -351,6 +359,14 @@ impl Lunette {
             kib * 1024
         };
         (field("VmRSS:"), field("VmHWM:"))
+    }
+
+    /// Where the control plane is, all members of it, as `lunette up` has said.
+    #[must_use]
+    pub fn announced_admin(&self) -> String {
+        let output = self.output();
+        let said = output.lines().rev().find_map(|line| line.strip_prefix("admin "));
+        said.map_or_else(|| format!("http://{}", self.admin), str::to_owned)
     }
 
     /// All that the server wrote to standard error.

@@ -500,7 +500,7 @@ fn up_refuses_a_data_directory_that_it_cannot_read() {
     let mut lunette = Lunette::build().volume("alpha", "64M").start();
     lunette.stop();
     let manifest = fs::read_to_string(lunette.data().join("lunette.toml")).expect("DATA/lunette.toml");
-    let newer_manifest = manifest.replace("format = 1", "format = 2");
+    let newer_manifest = manifest.replace("format = 1", "format = 3");
     assert_ne!(manifest, newer_manifest, "the format has another version by now: {manifest}");
     // Of both superblocks, offset 8 has the disk's format, 4092 the checksum (docs/formats.md).
     let mut file = fs::File::open(lunette.data().join("node1/disk")).expect("DATA/node1/disk");

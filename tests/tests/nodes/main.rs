@@ -16,6 +16,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stops")]
 
+mod control;
 mod load;
 mod replicas;
 #[path = "../power/stamp.rs"]
