@@ -29,12 +29,12 @@ if [ "$PHASE" = write ]; then
         dd if=/dev/urandom of="$disk" bs=1M count=12 oflag=direct 2> /dev/null
         [ "$(used)" -ge $((before + 3 * 12 * mebibyte)) ] || fail "12 MiB take $(($(used) - before)) bytes on three nodes"
         blkdiscard -f -o 0 -l $((4 * mebibyte)) "$disk"
-        within 20 used_below $((before + 3 * 8 * mebibyte + 1))
+        within 150 used_below $((before + 3 * 8 * mebibyte + 1))
         # WRITE SAME, without UNMAP where the disk leaves the choice.
         blkdiscard -f -z -o $((4 * mebibyte)) -l $((4 * mebibyte)) "$disk"
-        within 20 used_below $((before + 3 * 4 * mebibyte + 1))
+        within 150 used_below $((before + 3 * 4 * mebibyte + 1))
         fallocate -p -o $((8 * mebibyte)) -l $((4 * mebibyte)) "$disk"
-        within 20 used_below $((before + 1))
+        within 150 used_below $((before + 1))
         dd if="$disk" of=/tmp/read bs=1M count=12 iflag=direct 2> /dev/null
         zeros /tmp/read $((12 * mebibyte))
     done
@@ -51,7 +51,7 @@ if [ "$PHASE" = write ]; then
         rm /mnt/$name/gone
         sync
         fstrim -v /mnt/$name
-        within 20 used_below $((full - 3 * 7 * mebibyte))
+        within 150 used_below $((full - 3 * 7 * mebibyte))
         umount /mnt/$name
     done
     step reservations of a disk that is passed through

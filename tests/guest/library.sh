@@ -29,7 +29,7 @@ within() {
     done
 }
 appears() {
-    for _ in $(seq 150); do [ ! -e "$1" ] || return 0; sleep 0.2; done
+    for _ in $(seq 600); do [ ! -e "$1" ] || return 0; sleep 0.2; done
     ls -l /dev/disk/by-id /dev/mapper || true
     fail "$1 did not appear"
 }

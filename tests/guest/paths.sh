@@ -19,7 +19,7 @@ multipathd
 udevadm settle
 appears "$map"; appears "$map_1"
 paths() { [ "$(multipath -ll "3$1" | grep -Ec 'active ready +running')" -eq "$2" ]; }
-for naa in "$NAA" "$NAA_1"; do within 30 paths "$naa" 2; done
+for naa in "$NAA" "$NAA_1"; do within 150 paths "$naa" 2; done
 multipath -ll
 
 step blkdiscard gives space back
@@ -27,10 +27,10 @@ before=$(used)
 dd if=/dev/urandom of="$map" bs=1M count=24 oflag=direct 2> /dev/null
 [ "$(used)" -ge $((before + 3 * 24 * 1048576)) ] || fail "24 MiB on three nodes take more than $(($(used) - before)) bytes"
 blkdiscard -f -o 0 -l 16777216 "$map"
-within 20 used_below $((before + 3 * 8 * 1048576 + 1))
+within 150 used_below $((before + 3 * 8 * 1048576 + 1))
 zeros "$map" 16777216
 blkdiscard -f -z -o 16777216 -l 8388608 "$map"
-within 20 used_below $((before + 1))
+within 150 used_below $((before + 1))
 dd if="$map" of=/tmp/read bs=1M count=24 iflag=direct 2> /dev/null
 zeros /tmp/read 25165824
 
@@ -50,7 +50,7 @@ sync
 # What was freed can be trimmed once its transaction is over, which may be a little after the sync. Units of 64 KiB at its
 # borders may stay.
 trimmed_below() { fstrim -v /mnt/ext4; used_below "$1"; }
-within 20 trimmed_below $((full - 3 * 23 * 1048576))
+within 150 trimmed_below $((full - 3 * 23 * 1048576))
 md5sum /mnt/ext4/stays > /tmp/sums
 
 step fio with verification, from here to the end
@@ -67,7 +67,7 @@ working() { [ ! -e "/tmp/failed-ext4" ] && [ ! -e /tmp/failed-xfs ] || { cat /tm
 rounds() { cat /tmp/rounds-ext4 /tmp/rounds-xfs 2> /dev/null | wc -l; }
 # Both file systems go on working.
 more() { working; [ "$(wc -l < /tmp/rounds-ext4)" -gt "$1" ] && [ "$(wc -l < /tmp/rounds-xfs)" -gt "$2" ]; }
-progress() { within 60 more "$(wc -l < /tmp/rounds-ext4)" "$(wc -l < /tmp/rounds-xfs)"; }
+progress() { within 150 more "$(wc -l < /tmp/rounds-ext4)" "$(wc -l < /tmp/rounds-xfs)"; }
 touch /tmp/rounds-ext4 /tmp/rounds-xfs
 load ext4 & load_ext4=$!
 load xfs & load_xfs=$!
@@ -79,7 +79,7 @@ administrator volume resize grows --size 160M > /dev/null
 sees() { [ "$(blockdev --getsize64 "$1")" -eq 167772160 ]; }
 for path in $(ls /sys/block/"$(basename "$(readlink -f "$map")")"/slaves); do
     # Linux looks again by itself: CAPACITY DATA HAS CHANGED, then INQUIRY DATA HAS CHANGED on each path.
-    within 30 sees "/dev/$path"
+    within 150 sees "/dev/$path"
 done
 dmesg | grep -q 'Capacity data has changed' || fail "no word of a new capacity"
 multipathd resize map "3$NAA"
@@ -92,7 +92,7 @@ step a LUN comes and goes under load
 administrator target map "$TARGET" extra --lun 5 > /dev/null
 lun_5() { ls -d /sys/class/scsi_device/*:0:0:5/device/block/* 2> /dev/null; }
 there() { iscsiadm -m session --rescan > /dev/null && udevadm settle && [ "$(lun_5 | wc -l)" -eq 2 ]; }
-within 30 there
+within 150 there
 five=/dev/$(basename "$(lun_5 | head -n 1)")
 [ "$(blockdev --getsize64 "$five")" -eq 33554432 ] || fail "LUN 5 has $(blockdev --getsize64 "$five") bytes"
 appears "/dev/disk/by-id/wwn-0x$NAA_EXTRA"
@@ -114,10 +114,10 @@ lose() {
 mend() { socat "TCP-LISTEN:$1,bind=127.0.0.1,fork,reuseaddr,nodelay" "TCP:10.0.2.2:$1,nodelay" & }
 for port in "$PORT_2" "$PORT"; do
     lose "$port"
-    for naa in "$NAA" "$NAA_1"; do within 30 paths "$naa" 1; done
+    for naa in "$NAA" "$NAA_1"; do within 150 paths "$naa" 1; done
     progress
     mend "$port"
-    for naa in "$NAA" "$NAA_1"; do within 60 paths "$naa" 2; done
+    for naa in "$NAA" "$NAA_1"; do within 150 paths "$naa" 2; done
     progress
 done
 
@@ -129,7 +129,7 @@ kick() {
 for _ in 1 2 3; do
     kick "$portal"
     [ -s /tmp/kicked ] || fail "no session to kick"
-    for naa in "$NAA" "$NAA_1"; do within 60 paths "$naa" 2; done
+    for naa in "$NAA" "$NAA_1"; do within 150 paths "$naa" 2; done
 done
 progress
 

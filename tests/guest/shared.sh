@@ -7,7 +7,7 @@ size=$((8 * 1048576))
 step "host $HOST logs in"
 # Two hosts are two initiators.
 iscsiadm -k 0
-within 20 sh -c '! pidof iscsid'
+within 150 sh -c '! pidof iscsid'
 echo "InitiatorName=iqn.2026-11.io.lunette.tests:$HOST" > /etc/iscsi/initiatorname.iscsi
 iscsid
 iscsiadm -m discovery -t sendtargets -p "$portal" > /tmp/found

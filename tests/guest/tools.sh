@@ -211,7 +211,7 @@ exits 5 sg_unmap --force --anchor --lba=2048 --num=128 "$a"
 exits 22 sg_get_lba_status --lba=131072 "$a"
 exits 0 sg_unmap --force --lba=2048 --num=1024 "$a"
 holds 2048 1024 '\0'
-within 20 used_below $((before + 1))
+within 150 used_below $((before + 1))
 
 step sg_write_same
 exits 0 sg_write_same --10 --in=/tmp/B --lba=4096 --num=256 "$a"
@@ -376,7 +376,7 @@ printf Z > /tmp/Z
 exits 0 sg_sanitize --overwrite --pattern=/tmp/Z --quick --early "$other_lun" > /dev/null
 says 2 'sanitize in progress|[Ss]anitize' sg_turs -v "$b_other_lun"
 says 0 'progress|Progress' sg_requests --progress --num=1 "$other_lun"
-within 60 sg_turs "$other_lun"
+within 150 sg_turs "$other_lun"
 holds 0 8 Z "$other_lun"; holds 131064 8 Z "$other_lun"
 exits 5 sg_sanitize --crypto --quick --early "$other_lun" > /dev/null
 

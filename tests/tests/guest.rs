@@ -9,9 +9,9 @@ use lunette_tests::vpd::Identity;
 use lunette_tests::{Lunette, Outcome, administrator, iqn, ports};
 
 /// For one guest, in software emulation on a busy machine.
-const GUEST: Duration = Duration::from_secs(150);
+const GUEST: Duration = Duration::from_secs(280);
 /// For one with much to do.
-const LONG: Duration = Duration::from_secs(500);
+const LONG: Duration = Duration::from_secs(550);
 const SECRET: &str = "a-secret-of-22-letters";
 const OTHER_SECRET: &str = "another-one-of-24-letters";
 
