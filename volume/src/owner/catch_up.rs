@@ -32,6 +32,7 @@ use super::op::Phase;
 use super::view::Members;
 use checks::{Check, Look};
 use listing::Listing;
+pub(super) use listing::is_listing;
 
 /// A copy that is not ready and owes an answer for so long is let go.
 const PATIENCE_MS: u64 = 250;
@@ -45,7 +46,8 @@ const LATER_MS: u64 = 20;
 pub(super) struct CatchUps {
     runs: BTreeMap<DiskId, Run>,
     awake: bool,
-    attempts: u32,
+    /// Checks that were begun: their numbers.
+    begun: u64,
 }
 
 /// One disk.
@@ -58,8 +60,6 @@ struct Run {
     /// Who is asked for what is newer; empty while nobody is.
     listing: Vec<Listing>,
     checks: BTreeMap<u64, Check>,
-    /// Rises when it is let go: what was begun before has no effect.
-    attempt: u32,
     /// Whether all that it had in memory when changes began to go to it is on stable media.
     flushed: bool,
     /// Nothing is sent to it before.
@@ -143,13 +143,13 @@ impl Owner {
             return pool.in_sync(extent);
         }
         let partition = pool.partition(extent);
-        let row = pool.row(partition).iter().copied();
-        row.filter(|disk| {
-            pool.counts(*disk, partition)
-                || self.catch_ups.is_ready(*disk, partition)
-                || self.planted(Plant::ReadBehind) && self.catch_ups.is_joined(*disk, partition)
-        })
-        .collect()
+        pool.holders(partition)
+            .filter(|disk| {
+                pool.counts(*disk, partition)
+                    || self.catch_ups.is_ready(*disk, partition)
+                    || self.planted(Plant::ReadBehind) && self.catch_ups.is_joined(*disk, partition)
+            })
+            .collect()
     }
 
     /// Those that a change of an extent goes to: also copies that are being brought up to date.
@@ -159,13 +159,13 @@ impl Owner {
         }
         let pool = &self.view.pool;
         let partition = pool.partition(self.extent(index));
-        let row = pool.row(partition).iter().copied();
-        row.filter(|disk| {
-            pool.counts(*disk, partition)
-                || self.catch_ups.is_ready(*disk, partition)
-                || self.catch_ups.is_joined(*disk, partition)
-        })
-        .collect()
+        pool.holders(partition)
+            .filter(|disk| {
+                pool.counts(*disk, partition)
+                    || self.catch_ups.is_ready(*disk, partition)
+                    || self.catch_ups.is_joined(*disk, partition)
+            })
+            .collect()
     }
 
     /// How many of these disks have a copy of an extent that counts.
@@ -204,33 +204,28 @@ impl Owner {
 
     /// The map may say of other copies that they do not count.
     pub(super) fn follow_behind(&mut self) {
-        let out: Vec<DiskId> = self
-            .view
-            .pool
-            .disks()
-            .filter(|(_, standing)| standing.state == DiskState::Out)
-            .map(|(disk, _)| disk)
-            .collect();
+        let is_out = |id: &DiskId| self.view.pool.standing(*id).state == DiskState::Out;
+        let out: Vec<DiskId> = self.disks.keys().copied().filter(is_out).collect();
         for disk in out {
             self.forget(disk);
         }
         let behind: BTreeMap<DiskId, &Behind> =
             self.view.pool.behind().map(|(disk, behind)| (disk, behind.as_ref())).collect();
         let keeps = self.planted(Plant::KeepPromises);
-        let attempts = &mut self.catch_ups.attempts;
         let runs = &mut self.catch_ups.runs;
         runs.retain(|disk, run| behind.get(disk).is_some_and(|behind| behind.since == run.since) || keeps);
         for (disk, behind) in behind {
-            let run = runs.entry(disk).or_insert_with(|| {
-                *attempts += 1;
-                Run { since: behind.since, attempt: *attempts, ..Run::default() }
-            });
+            let run = runs.entry(disk).or_default();
             run.since = behind.since;
             run.copies.retain(|partition, _| behind.partitions.contains(*partition));
             let counted: Vec<Partition> =
                 run.ready.iter().filter(|it| !behind.partitions.contains(*it)).collect();
             for partition in counted {
                 run.ready.remove(partition);
+            }
+            // What was listed of a copy that was given up is not known of one that is begun anew.
+            for listing in &mut run.listing {
+                listing.of = listing.of.intersection(&run.copies.keys().copied().collect());
             }
             for partition in behind.partitions.iter().filter(|it| !run.ready.contains(*it)) {
                 run.copies.entry(partition).or_default();
@@ -301,8 +296,6 @@ impl Owner {
         if !was_joined && run.checks.is_empty() {
             return;
         }
-        self.catch_ups.attempts += 1;
-        run.attempt = self.catch_ups.attempts;
         run.flushed = false;
         run.copies.values_mut().for_each(|copy| copy.joined = false);
         let checks = std::mem::take(&mut run.checks);

@@ -1,6 +1,6 @@
 //! The disks that an owner talks to: which are sealed, which answer.
 
-use lunette_proto::ids::{DiskId, Version};
+use lunette_proto::ids::{DiskId, Epoch, Version};
 use lunette_proto::limits::{EXTENT_BYTES, STRIPE_WIDTH_MAX, VOLUME_BYTES_MAX};
 use lunette_proto::node::{Failure, Reply, Request, RequestBody, Sealed};
 
@@ -22,6 +22,10 @@ pub(super) struct Disk {
     pub(super) link: Link,
     /// Requests unanswered.
     pub(super) outstanding: u32,
+    /// The map under which it was sealed last: it does nothing that was sent under an older one.
+    sealed_under: Epoch,
+    /// A newer one under which it is being sealed once more.
+    fencing: Option<Epoch>,
     /// What it has completely, as it said when it was sealed.
     pub(super) complete: Version,
     /// Whether it was sealed under this generation before: then it may name what this owner wrote.
@@ -59,6 +63,8 @@ impl Disk {
             sealed: Seal::No,
             link: Link::Up,
             outstanding: 0,
+            sealed_under: Epoch::default(),
+            fencing: None,
             complete: Version::NONE,
             was_sealed: false,
             silent_ms: 0,
@@ -219,12 +225,41 @@ impl Owner {
         if self.disk(id).sealed == Seal::No && self.is_up(id) {
             self.disk(id).sealed = Seal::Asked;
             let body = RequestBody::Seal { namespace: self.namespace, generation: self.config.generation };
-            self.send(id, body, What::Seal);
+            let under = self.view.epoch;
+            self.send(id, body, What::Seal { under });
         }
     }
 
+    /// Whether nothing that was sent to a disk before copies were put on their way to it can take effect any more; if not, it
+    /// is sealed once more.
+    pub(super) fn is_fenced(&mut self, id: DiskId) -> bool {
+        let Some(grown) = self.view.pool.behind_of(id).map(|behind| behind.grown) else { return false };
+        let under = self.view.epoch;
+        let disk = self.disk(id);
+        if disk.sealed_under >= grown {
+            return true;
+        }
+        if disk.fencing.is_none() {
+            disk.fencing = Some(under);
+            let body = RequestBody::Seal { namespace: self.namespace, generation: self.config.generation };
+            self.send(id, body, What::Fence { under });
+        }
+        false
+    }
+
+    pub(super) fn fenced(&mut self, id: DiskId, under: Epoch, is_done: bool) {
+        let disk = self.disk(id);
+        if disk.fencing == Some(under) {
+            disk.fencing = None;
+            if is_done {
+                disk.sealed_under = disk.sealed_under.max(under);
+            }
+        }
+        self.catch_ups.wake();
+    }
+
     /// Invariant 4: nothing older can take effect on this disk any more, and it has said what may differ.
-    pub(super) fn sealed(&mut self, id: DiskId, answer: Option<Sealed>) {
+    pub(super) fn sealed(&mut self, id: DiskId, under: Epoch, answer: Option<Sealed>) {
         let Some(Sealed { dirty, complete }) = answer else {
             self.disk(id).sealed = Seal::No;
             self.seal_all();
@@ -243,6 +278,7 @@ impl Owner {
         let disk = self.disk(id);
         disk.sealed = Seal::Yes;
         disk.was_sealed = true;
+        disk.sealed_under = under;
         disk.complete = complete;
         for extent in &dirty {
             // What does not count is compared when it is brought up to date.
@@ -269,7 +305,7 @@ impl Owner {
 
     /// Whether there is anything to do on a disk: it has not left.
     pub(super) fn uses(&self, id: DiskId) -> bool {
-        self.view.pool.is_counted(id) || self.catch_ups.has(id)
+        self.view.pool.is_counted(id) || self.catch_ups.has(id) || self.sweeps.has(id)
     }
 
     /// Lets paused disks be tried again when their time has come.

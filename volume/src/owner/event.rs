@@ -49,6 +49,8 @@ pub struct Limits {
     pub watermark_ms: u64,
     /// A watermark is repeated after so long, to learn what is damaged; if `None`, only where damage is known.
     pub survey_ms: Option<u64>,
+    /// From when copies have moved away from a disk until what is left of them is looked for.
+    pub sweep_ms: u64,
 }
 
 impl Default for Limits {
@@ -63,6 +65,7 @@ impl Default for Limits {
             hedge_ms: 500,
             watermark_ms: 1000,
             survey_ms: Some(30_000),
+            sweep_ms: 5000,
         }
     }
 }
@@ -212,4 +215,5 @@ pub(crate) enum Plant {
     ReadyUnlooked,
     ReadyUnflushed,
     CompleteTooEarly,
+    ArrivingComplete,
 }

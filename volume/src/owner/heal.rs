@@ -87,6 +87,12 @@ impl Owner {
         if runs.iter().any(|run| run.index >= EXTENTS_MAX) {
             return self.distrust(disk);
         }
+        // What it has left of copies that have moved away is nobody's.
+        let is_held = |run: &&DamagedRun| {
+            let extent = self.extent(run.index);
+            self.view.pool.is_held(disk, self.view.pool.partition(extent))
+        };
+        let runs: Vec<DamagedRun> = runs.iter().filter(is_held).copied().collect();
         let heals = &mut self.heals;
         heals.waiting.retain(|(of, _)| *of != disk);
         if runs.is_empty() {
@@ -98,7 +104,7 @@ impl Owner {
         for run in runs {
             let end = run.first + run.blocks;
             for first in (run.first..end).step_by(BLOCKS_MAX as usize) {
-                let piece = DamagedRun { first, blocks: BLOCKS_MAX.min(end - first), ..*run };
+                let piece = DamagedRun { first, blocks: BLOCKS_MAX.min(end - first), ..run };
                 let is_at_work = |(of, other): &(DiskId, DamagedRun)| {
                     *of == disk
                         && other.index == piece.index

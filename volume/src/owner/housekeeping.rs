@@ -10,6 +10,7 @@ use super::catch_up::CatchUps;
 use super::event::{Action, Limits, Plant};
 use super::heal::Heals;
 use super::op::{Leg, LegState};
+use super::sweep::Sweeps;
 use super::view::View;
 use super::{IDLE_TICK_MS, Owner, Stage, TICK_MS, What};
 use crate::device::DeviceError;
@@ -42,8 +43,9 @@ impl Owner {
         if view.epoch < self.view.epoch || self.is_over() {
             return;
         }
-        self.view = view;
+        let earlier = std::mem::replace(&mut self.view, view);
         self.follow_behind();
+        self.follow_moves(Some(&earlier));
         if self.is_purging() {
             self.refresh_purge();
             return;
@@ -88,6 +90,7 @@ impl Owner {
         self.tick_reads();
         self.tick_heals();
         self.tick_catch_ups();
+        self.drive_sweeps();
         self.start_flush();
         self.tick_watermark();
     }
@@ -109,6 +112,7 @@ impl Owner {
             busy.then_some(now + TICK_MS),
             slow.then_some(now + IDLE_TICK_MS),
             self.disks_due().map(|at| at.max(now + 1)),
+            self.sweeps_due().map(|at| at.max(now + TICK_MS)),
             self.mark_due(),
         ];
         let due = due.into_iter().flatten().min();
@@ -151,6 +155,7 @@ impl Owner {
         self.repairs.clear();
         self.heals = Heals::default();
         self.catch_ups = CatchUps::default();
+        self.sweeps = Sweeps::default();
         self.unresolved.clear();
         self.unflushed.clear();
         self.changed.clear();
@@ -386,12 +391,16 @@ impl Owner {
             return;
         };
         let legs = std::mem::take(&mut mark.legs);
-        let (stay, gone) = legs.into_iter().partition(|leg: &Leg| self.uses(leg.disk));
-        let Some(mark) = &mut self.mark else {
-            return;
-        };
-        mark.legs = stay;
+        let (mut stay, gone): (Vec<Leg>, Vec<Leg>) = legs.into_iter().partition(|leg| self.uses(leg.disk));
+        // One that is new here may list so much as changed that it takes no more before it has heard of it.
+        let used = self.view.pool.disks().map(|(disk, _)| disk).filter(|disk| self.uses(*disk));
+        let new: Vec<DiskId> = used.filter(|disk| stay.iter().all(|leg| leg.disk != *disk)).collect();
+        stay.extend(new.into_iter().map(|disk| Leg { disk, state: LegState::Parked }));
+        if let Some(mark) = &mut self.mark {
+            mark.legs = stay;
+        }
         self.abandon_legs(&gone);
+        self.send_marks();
         self.settle_mark();
     }
 

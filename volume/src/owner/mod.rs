@@ -51,12 +51,13 @@ mod op;
 mod patch;
 mod read;
 mod reconcile;
+mod sweep;
 mod view;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use lunette_proto::ids::{DiskId, ExtentId, Namespace};
+use lunette_proto::ids::{DiskId, Epoch, ExtentId, Namespace};
 use lunette_proto::node::{Failure, Reply, ReplyBody};
 use slab::Slab;
 
@@ -74,6 +75,7 @@ use heal::Heals;
 use housekeeping::{Flush, Mark, Purge};
 use op::{Op, Phase};
 use reconcile::Reconcile;
+use sweep::Sweeps;
 
 /// How often time is looked at while something is going on.
 const TICK_MS: u64 = 20;
@@ -111,6 +113,7 @@ pub struct Owner {
     repairs: BTreeSet<(u64, u32)>,
     heals: Heals,
     catch_ups: CatchUps,
+    sweeps: Sweeps,
 
     /// Extents whose members may differ.
     dirty: BTreeSet<u64>,
@@ -163,7 +166,13 @@ struct Pending {
 /// What an answer is for.
 #[derive(Debug)]
 enum What {
-    Seal,
+    Seal {
+        under: Epoch,
+    },
+    /// A disk that is sealed already, once more under a newer map.
+    Fence {
+        under: Epoch,
+    },
     Probe,
     Read {
         op: usize,
@@ -186,6 +195,8 @@ enum What {
         of: DiskId,
         extent: u64,
     },
+    /// What a disk has left of copies that have moved away, or that it is to drop it.
+    Sweep,
     Flush,
     Watermark,
     Delete,
@@ -230,6 +241,7 @@ impl Owner {
             repairs: BTreeSet::new(),
             heals: Heals::default(),
             catch_ups: CatchUps::default(),
+            sweeps: Sweeps::default(),
             dirty: BTreeSet::new(),
             reconciles: BTreeMap::new(),
             unreadable: BTreeSet::new(),
@@ -249,6 +261,7 @@ impl Owner {
             plant: None,
         };
         owner.follow_behind();
+        owner.follow_moves(None);
         owner
     }
 
@@ -326,7 +339,11 @@ impl Owner {
             Err(_) => Answer::Unknown,
         };
         match what {
-            What::Seal => {
+            What::Fence { under } => {
+                self.rest_after(disk, &answer);
+                self.fenced(disk, under, matches!(answer, Answer::Body(ReplyBody::Sealed(_))));
+            }
+            What::Seal { under } => {
                 let sealed = match answer {
                     Answer::Body(ReplyBody::Sealed(sealed)) => Some(sealed),
                     Answer::Body(_) => {
@@ -338,7 +355,7 @@ impl Owner {
                         None
                     }
                 };
-                self.sealed(disk, sealed);
+                self.sealed(disk, under, sealed);
             }
             What::Read { op } => self.read_answered(op, disk, answer),
             What::Leg { op } => self.leg_answered(op, tag, answer),
@@ -346,6 +363,7 @@ impl Owner {
             What::Heal { op } => self.heal_answered(op, disk, answer),
             What::Listing { of } => self.listed(of, disk, tag, answer),
             What::Look { of, extent } => self.looked(of, extent, disk, tag, answer),
+            What::Sweep => self.swept(disk, tag, &answer),
             What::Flush => {
                 self.rest_after(disk, &answer);
                 self.flush_answered(disk, matches!(answer, Answer::Body(ReplyBody::Done)));

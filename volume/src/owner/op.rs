@@ -97,8 +97,8 @@ pub(super) enum Origin {
     HealPart { heal: usize },
     /// Reconciliation of its extent, which is closed to everything else.
     Reconcile,
-    /// Blocks of a copy that is brought up to date; of the attempt of that number.
-    CatchUp { disk: DiskId, attempt: u32 },
+    /// Blocks of a copy that is brought up to date, by the check of that number.
+    CatchUp { disk: DiskId, check: u64 },
 }
 
 /// What it does.

@@ -60,12 +60,11 @@ fn view(states: &BTreeMap<DiskId, DiskState>, epoch: u64, size_bytes: u64, delet
     let behind =
         Behind { partitions: [Partition(0)].into_iter().collect(), since: Epoch(1), grown: Epoch(1) };
     let behind = Arc::new(behind);
-    let pool = PoolView::new(
-        &pool,
-        lunette_placement::partition_of,
-        |disk| Some(Standing { state: states[&disk], local: false }),
-        |disk| (states[&disk] != DiskState::InSync).then(|| Arc::clone(&behind)),
-    );
+    let standing =
+        states.iter().map(|(disk, state)| (*disk, Standing { state: *state, local: false })).collect();
+    let pool = PoolView::new(&pool, lunette_placement::partition_of, &standing, |disk| {
+        (states[&disk] != DiskState::InSync).then(|| Arc::clone(&behind))
+    });
     View { epoch: Epoch(epoch), size_bytes, deleting, pool: Arc::new(pool) }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lunette_proto::ids::{DiskId, Epoch, ExtentId, Partition};
-use lunette_proto::map::{Behind, DiskState, Pool, Redundancy, Table};
+use lunette_proto::map::{Behind, DiskState, Moves, Pool, Redundancy, Table};
 use smallvec::SmallVec;
 
 /// A few disks, in the order of the table.
@@ -30,12 +30,15 @@ pub struct View {
 #[derive(Clone, Debug)]
 pub struct PoolView {
     table: Arc<Table>,
+    moves: Arc<Moves>,
     redundancy: Redundancy,
     disks: BTreeMap<DiskId, Standing>,
     /// Copies that do not count, of disks that have not left.
     behind: BTreeMap<DiskId, Arc<Behind>>,
     /// Disks with some copy that counts.
     counted: BTreeSet<DiskId>,
+    /// Disks that are complete wherever they are members.
+    complete: BTreeSet<DiskId>,
     partition_of: PartitionOf,
     starved: bool,
 }
@@ -50,40 +53,40 @@ pub struct Standing {
 }
 
 impl PoolView {
-    /// A view of `pool`; `standing` knows its disks, `behind` which copies of them do not count. A disk that the map does
-    /// not name is out.
+    /// A view of `pool`; `standing` has the disks of the cluster, `behind` knows which copies of them do not count. A disk of
+    /// the table that the map does not name is out.
     #[must_use]
     pub fn new(
         pool: &Pool,
         partition_of: PartitionOf,
-        standing: impl Fn(DiskId) -> Option<Standing>,
+        standing: &BTreeMap<DiskId, Standing>,
         behind: impl Fn(DiskId) -> Option<Arc<Behind>>,
     ) -> Self {
-        let mut disks = BTreeMap::new();
-        for (_, row) in pool.table.rows() {
-            for disk in row {
-                disks.entry(*disk).or_insert_with(|| {
-                    standing(*disk).unwrap_or(Standing { state: DiskState::Out, local: false })
-                });
-            }
+        let mut disks = standing.clone();
+        for disk in pool.table.rows().flat_map(|(_, row)| row) {
+            disks.entry(*disk).or_insert(Standing { state: DiskState::Out, local: false });
         }
         let there = disks.iter().filter(|(_, standing)| standing.state != DiskState::Out);
         let behind = there.filter_map(|(disk, _)| Some((*disk, behind(*disk)?))).collect();
         let mut view = Self {
             table: Arc::clone(&pool.table),
+            moves: Arc::clone(&pool.moves),
             redundancy: pool.redundancy,
             disks,
             behind,
             counted: BTreeSet::new(),
+            complete: BTreeSet::new(),
             partition_of,
             starved: false,
         };
-        let (mut counted, mut starved) = (BTreeSet::new(), false);
+        let (mut counted, mut incomplete, mut starved) = (BTreeSet::new(), BTreeSet::new(), false);
         for (partition, row) in view.table.rows() {
             let members = view.in_sync_of(partition, row);
             starved |= members.len() < view.min_size();
+            incomplete.extend(row.iter().filter(|disk| !members.contains(disk)));
             counted.extend(members);
         }
+        view.complete = counted.difference(&incomplete).copied().collect();
         (view.counted, view.starved) = (counted, starved);
         view
     }
@@ -94,10 +97,43 @@ impl PoolView {
         (self.partition_of)(extent, self.table.partitions())
     }
 
-    /// The disks of an extent's row, those whose copies do not count included.
+    /// The disks of a partition's row, those whose copies do not count included, and those that copies are on their way to.
+    pub fn holders(&self, partition: Partition) -> impl Iterator<Item = DiskId> + '_ {
+        let arriving = self.moves.of(partition).iter().map(|it| it.to);
+        self.table.row(partition).iter().copied().chain(arriving)
+    }
+
+    /// Whether a copy of a partition is, or is to be, on a disk.
     #[must_use]
-    pub fn row(&self, partition: Partition) -> &[DiskId] {
-        self.table.row(partition)
+    pub fn is_held(&self, disk: DiskId, partition: Partition) -> bool {
+        self.holders(partition).any(|it| it == disk)
+    }
+
+    /// Whether a disk is of a partition's row.
+    #[must_use]
+    pub fn is_of_row(&self, disk: DiskId, partition: Partition) -> bool {
+        self.table.row(partition).contains(&disk)
+    }
+
+    /// Partitions that have no copy on a disk any more, by disk, since an earlier view.
+    #[must_use]
+    pub fn left_since(&self, earlier: &Self) -> BTreeSet<DiskId> {
+        let same = Arc::ptr_eq(&self.table, &earlier.table) || self.table.version == earlier.table.version;
+        if same && (Arc::ptr_eq(&self.moves, &earlier.moves) || self.moves == earlier.moves) {
+            return BTreeSet::new();
+        }
+        let partitions = (0..self.table.partitions().min(earlier.table.partitions())).map(Partition);
+        partitions
+            .flat_map(|partition| {
+                earlier.holders(partition).filter(move |disk| !self.is_held(*disk, partition))
+            })
+            .collect()
+    }
+
+    /// Whether copies have ever been moved, or are on their way.
+    #[must_use]
+    pub fn has_moved(&self) -> bool {
+        self.table.version > 1 || !self.moves.is_empty()
     }
 
     /// The members of an extent whose copies count.
@@ -111,7 +147,7 @@ impl PoolView {
         row.iter().copied().filter(|disk| self.counts(*disk, partition)).collect()
     }
 
-    /// Whether a disk's copy of a partition of its row counts.
+    /// Whether a disk's copy of a partition counts. The disk is one of [`holders`](Self::holders).
     #[must_use]
     pub fn counts(&self, disk: DiskId, partition: Partition) -> bool {
         self.disks.get(&disk).is_some_and(|standing| standing.state != DiskState::Out)
@@ -135,10 +171,22 @@ impl PoolView {
         self.behind.iter().map(|(disk, behind)| (*disk, behind))
     }
 
-    /// Whether every copy on a disk counts.
+    /// Whether every copy that a disk is a member with counts, and it has one.
     #[must_use]
     pub fn is_complete(&self, disk: DiskId) -> bool {
-        self.is_counted(disk) && !self.behind.contains_key(&disk)
+        self.complete.contains(&disk)
+    }
+
+    /// Which copies of a disk are to be brought up to date.
+    #[must_use]
+    pub fn behind_of(&self, disk: DiskId) -> Option<&Behind> {
+        self.behind.get(&disk).map(Arc::as_ref)
+    }
+
+    /// How a disk stands; one that the map does not name is out.
+    #[must_use]
+    pub fn standing(&self, disk: DiskId) -> Standing {
+        self.disks.get(&disk).copied().unwrap_or(Standing { state: DiskState::Out, local: false })
     }
 
     /// Whether a disk is reached without a network.
@@ -147,7 +195,7 @@ impl PoolView {
         self.disks.get(&disk).is_some_and(|standing| standing.local)
     }
 
-    /// Disks of the table, with how they stand.
+    /// The disks of the cluster, all of which may have data of any pool, with how they stand.
     pub fn disks(&self) -> impl Iterator<Item = (DiskId, Standing)> {
         self.disks.iter().map(|(disk, standing)| (*disk, *standing))
     }

@@ -405,9 +405,9 @@ impl Owner {
             Origin::Heal => self.heal_over(&op),
             Origin::HealPart { heal } => self.heal_part_done(heal, &op.verdict.and(result)),
             Origin::Reconcile => self.levelled(op.extent),
-            Origin::CatchUp { disk, attempt } => {
+            Origin::CatchUp { disk, check } => {
                 let outcome = op.verdict.clone().and(result);
-                self.copied(&op, disk, attempt, outcome.is_ok());
+                self.copied(&op, disk, check, outcome.is_ok());
             }
         }
         if self.dirty.contains(&op.extent) {

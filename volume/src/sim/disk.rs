@@ -338,6 +338,12 @@ impl ModelDisk {
         self.dirty.len()
     }
 
+    /// Extents that it has something of.
+    pub(crate) fn extents(&self) -> impl Iterator<Item = ExtentId> + '_ {
+        let has = |list: &Vec<Block>| list.iter().any(|block| block.version > Version::NONE);
+        self.extents.iter().filter(move |(_, list)| has(list)).map(|(extent, _)| *extent)
+    }
+
     pub(crate) fn is_blank(&self) -> bool {
         self.extents.is_empty()
     }

@@ -9,6 +9,7 @@
 //! `LUNETTE_SIM_SEED=n` replays one run; `LUNETTE_SIM_SEEDS=n` sets how many there are.
 
 mod checker;
+mod control;
 pub(crate) mod disk;
 mod load;
 pub(crate) mod rng;
@@ -98,6 +99,18 @@ fn planted(bug: Plant) -> Faults {
     Faults { planted: Some(bug), ..Faults::default() }
 }
 
+fn among_moves() -> Faults {
+    Faults { mostly_moves: true, ..Faults::default() }
+}
+
+/// Guards copies on their way, with little else going on.
+#[test]
+fn moves_can_be_explained() {
+    let seeds = 0..setting("LUNETTE_SIM_SEEDS").unwrap_or(SEEDS) / 4;
+    let failures = failures(seeds, among_moves(), 1);
+    assert_eq!(failures, [""; 0]);
+}
+
 finds! {
     finds_ack_after_the_first_member: planted(Plant::AckAfterFirst);
     finds_no_hazard_lock: planted(Plant::NoHazardLock);
@@ -125,6 +138,8 @@ finds! {
     finds_unacked_tails_kept: planted(Plant::KeepTails);
     finds_ready_before_looked_at: planted(Plant::ReadyUnlooked);
     finds_complete_while_behind: planted(Plant::CompleteTooEarly);
+    finds_complete_before_it_came: planted(Plant::ArrivingComplete);
+    finds_what_was_said_of_other_copies: Faults { believe_of_other_copies: true, ..among_moves() };
     finds_old_promises_believed: Faults { believe_old_promises: true, ..Faults::default() };
     finds_a_disk_that_forgets_generations: Faults { forget_generation: true, ..Faults::default() };
 }

@@ -10,7 +10,7 @@ use super::world::{BLOCK, EXTENT, Record, SECTOR, VOLUME, World};
 use crate::device::{Command, DEALLOCATED, DeviceError};
 
 impl World {
-    /// After all is quiet every member holds the same, and no disk expects to be compared.
+    /// After all is quiet every member holds the same, nobody else holds anything, and no disk expects to be compared.
     pub(super) fn same_replicas(&mut self) -> Result<(), String> {
         for index in 0..self.size / EXTENT {
             let extent = ExtentId { namespace: Namespace::volume(VOLUME), index };
@@ -34,6 +34,9 @@ impl World {
             }
         }
         for (disk, (model, _)) in &self.disks {
+            if let Some(extent) = model.extents().find(|it| !self.in_sync(it.index).contains(disk)) {
+                return self.fail(format!("{disk} still has {extent}, which has moved away"));
+            }
             if let (DiskState::InSync, Some((extent, block))) = (self.states[disk], model.corrupt.first()) {
                 return self.fail(format!("{disk} still has a bad copy of {extent} block {block}"));
             }

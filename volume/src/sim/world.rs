@@ -7,7 +7,7 @@ use lunette_proto::ids::{
     ClusterId, DiskId, Epoch, ExtentId, Generation, Namespace, Partition, PoolId, VolumeId,
 };
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BYTES};
-use lunette_proto::map::{Behind, DiskState, FailureDomain, Pool, Redundancy, Stripe, Table};
+use lunette_proto::map::{Behind, DiskState, FailureDomain, Move, Pool, Redundancy, Stripe, Table};
 use lunette_proto::node::{Failure, Reply, Request};
 
 use super::disk::ModelDisk;
@@ -32,6 +32,10 @@ pub(super) struct Faults {
     pub(super) forget_generation: bool,
     /// The control plane believes what was said before a disk left.
     pub(super) believe_old_promises: bool,
+    /// The control plane believes what was said of a copy that the disk had before.
+    pub(super) believe_of_other_copies: bool,
+    /// Nothing but moves, broken connections and requests that arrive late: for what needs many of them.
+    pub(super) mostly_moves: bool,
 }
 
 #[derive(Debug)]
@@ -73,6 +77,11 @@ pub(super) enum Happening {
     /// A disk that has left is there again.
     Return {
         disk: DiskId,
+    },
+    /// A copy is to change its disk.
+    Move {
+        partition: Partition,
+        wanted: Move,
     },
     /// The control plane looks at what the owner says.
     Watch,
@@ -136,6 +145,8 @@ pub(super) struct World {
     pub(super) tight: bool,
     pub(super) corrupting: bool,
     pub(super) removable: bool,
+    /// Copies are moved from disk to disk.
+    pub(super) moving: bool,
     pub(super) purged: bool,
     pub(super) acked: usize,
     /// What sectors may hold, as far as anybody has heard: what comparisons bet on.
@@ -145,8 +156,9 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, ops: usize, faults: Faults) -> Self {
         let mut rng = Rng::new(seed);
-        let replicas = rng.between(1, 3) as u8;
-        let count = rng.between(u64::from(replicas), 5) as u32;
+        let replicas = rng.between(1, if faults.mostly_moves { 2 } else { 3 }) as u8;
+        let spare = if faults.mostly_moves { 1 } else { 0 };
+        let count = rng.between(u64::from(replicas) + spare, 5) as u32;
         let mut cells = Vec::new();
         for row in 0..PARTITIONS {
             cells.extend((0..u32::from(replicas)).map(|column| DiskId((row + column) % count)));
@@ -185,6 +197,7 @@ impl World {
                 hedge_ms: 15,
                 watermark_ms: if rng.chance(300) { 250 } else { 20 },
                 survey_ms: None,
+                sweep_ms: if rng.chance(500) { 0 } else { rng.between(1, 100) },
             },
         };
         let disks = (0..count)
@@ -195,7 +208,7 @@ impl World {
                 (DiskId(id), (disk, true))
             })
             .collect();
-        let tight = rng.chance(250);
+        let tight = rng.chance(250) && !faults.mostly_moves;
         let mut world = Self {
             seed,
             faults,
@@ -221,8 +234,9 @@ impl World {
             healed: false,
             tight,
             // A bad copy beside another with lost memory would be one fault too many.
-            corrupting: !tight && !write_back && rng.chance(400),
-            removable: rng.chance(500),
+            corrupting: !tight && !write_back && !faults.mostly_moves && rng.chance(400),
+            removable: rng.chance(500) && !faults.mostly_moves,
+            moving: rng.chance(500) || faults.mostly_moves,
             purged: false,
             acked: 0,
             guesses: BTreeMap::new(),
@@ -292,13 +306,15 @@ impl World {
     }
 
     pub(super) fn view(&self) -> View {
-        let states = self.states.clone();
         // Reads prefer a local disk: the owners take turns in which one that is.
         let near = DiskId((self.gateways.len() % self.states.len()) as u32);
+        let standing =
+            |(disk, state): (&DiskId, &DiskState)| (*disk, Standing { state: *state, local: *disk == near });
+        let standing = self.states.iter().map(standing).collect();
         let pool = PoolView::new(
             &self.pool,
             |extent: ExtentId, partitions| Partition((extent.index % u64::from(partitions)) as u32),
-            |disk| Some(Standing { state: states[&disk], local: disk == near }),
+            &standing,
             |disk| self.behind.get(&disk).cloned(),
         );
         View { epoch: self.epoch, size_bytes: self.size, deleting: self.deleting, pool: Arc::new(pool) }
@@ -421,6 +437,7 @@ impl World {
             }
             Happening::Takeover { paused } => self.take_over(paused),
             Happening::Return { disk } => self.bring_back(disk),
+            Happening::Move { partition, wanted } => self.move_if_possible(partition, wanted),
             Happening::Watch => self.watch(),
             Happening::CaughtUp { generation, said } => self.caught_up(generation, &said),
         }

@@ -336,12 +336,9 @@ impl Volumes {
             if applied.pools.get(&pool.id).is_some_and(is_same) {
                 continue;
             }
-            let view = PoolView::new(
-                pool,
-                lunette_placement::partition_of,
-                |disk| standing.get(&disk).copied(),
-                |disk| behind.get(&disk).cloned(),
-            );
+            let view = PoolView::new(pool, lunette_placement::partition_of, &standing, |disk| {
+                behind.get(&disk).cloned()
+            });
             let (pool, standing) = (pool.clone(), standing.clone());
             let cached = CachedPool { pool, standing, behind, view: Arc::new(view) };
             applied.pools.insert(cached.pool.id, cached);

@@ -24,6 +24,8 @@ const BLOCKS_MAX: u32 = 64;
 /// An extent that is looked at.
 #[derive(Debug)]
 pub(super) struct Check {
+    /// What was begun by another check of the extent has no effect on this one.
+    number: u64,
     pub(super) theirs: Look,
     pub(super) own: Look,
     pub(super) todo: VecDeque<Differing>,
@@ -98,7 +100,7 @@ impl Owner {
     fn begin_check(&mut self, disk: DiskId, extent: u64) {
         let partition = self.partition(extent);
         let pool = &self.view.pool;
-        let sources = pool.row(partition).iter().copied().filter(|it| pool.counts(*it, partition));
+        let sources = pool.holders(partition).filter(|it| pool.counts(*it, partition));
         let best = sources.filter(|it| self.is_usable(*it)).min_by_key(|it| {
             (!pool.is_local(*it), self.disks.get(it).map_or(0, |source| source.outstanding))
         });
@@ -112,7 +114,9 @@ impl Owner {
             ))
         };
         let (theirs, own) = (look(source), look(disk));
-        let check = Check { theirs, own, todo: VecDeque::new(), running: 0, failed: false, again: false };
+        self.catch_ups.begun += 1;
+        let (number, todo) = (self.catch_ups.begun, VecDeque::new());
+        let check = Check { number, theirs, own, todo, running: 0, failed: false, again: false };
         if let Some(run) = self.catch_ups.runs.get_mut(&disk) {
             run.checks.insert(extent, check);
         }
@@ -160,7 +164,6 @@ impl Owner {
     fn go_on_with_check(&mut self, disk: DiskId, extent: u64) {
         let keeps_tails = self.planted(Plant::KeepTails);
         let Some(run) = self.catch_ups.runs.get_mut(&disk) else { return };
-        let attempt = run.attempt;
         let Some(check) = run.checks.get_mut(&extent) else { return };
         if matches!(check.theirs, Look::Asked(_)) || matches!(check.own, Look::Asked(_)) {
             return;
@@ -168,7 +171,7 @@ impl Owner {
         if keeps_tails {
             check.todo.retain(|it| !it.ahead);
         }
-        let mut begun = Vec::new();
+        let (number, mut begun) = (check.number, Vec::new());
         while check.running < COPIES_MAX
             && !check.failed
             && let Some(differing) = check.todo.pop_front()
@@ -179,7 +182,7 @@ impl Owner {
         let is_over = check.running == 0;
         for Differing { first, blocks, ahead } in begun {
             let work = if ahead { Work::Rewrite } else { Work::Heal { disk } };
-            let origin = Origin::CatchUp { disk, attempt };
+            let origin = Origin::CatchUp { disk, check: number };
             let (offset, len) = (first * BLOCK_BYTES, blocks * BLOCK_BYTES);
             self.add_op(origin, extent, offset, len, work, Durability::Stable);
         }
@@ -204,11 +207,9 @@ impl Owner {
     }
 
     /// A run of blocks was copied, or could not be.
-    pub(in crate::owner) fn copied(&mut self, op: &Op, disk: DiskId, attempt: u32, is_done: bool) {
-        let Some(run) = self.catch_ups.runs.get_mut(&disk).filter(|run| run.attempt == attempt) else {
-            return;
-        };
-        let Some(check) = run.checks.get_mut(&op.extent) else { return };
+    pub(in crate::owner) fn copied(&mut self, op: &Op, disk: DiskId, number: u64, is_done: bool) {
+        let Some(run) = self.catch_ups.runs.get_mut(&disk) else { return };
+        let Some(check) = run.checks.get_mut(&op.extent).filter(|it| it.number == number) else { return };
         check.running -= 1;
         if is_done {
             run.copied_bytes += u64::from(op.len);
@@ -258,8 +259,9 @@ fn differing(theirs: &[BlockVersion], own: &[BlockVersion]) -> Vec<Differing> {
     while at < EXTENT_BLOCKS {
         let blocks = theirs.left().min(own.left()).min(EXTENT_BLOCKS - at);
         let (has, is) = (theirs.version(), own.version());
-        if has != is {
-            let ahead = is > has;
+        // Of what was lost nothing is known: somebody else has it.
+        if has != is || theirs.is_lost() || own.is_lost() {
+            let ahead = is > has && !theirs.is_lost();
             for first in (at..at + blocks).step_by(BLOCKS_MAX as usize) {
                 let blocks = BLOCKS_MAX.min(at + blocks - first);
                 match found.last_mut() {
@@ -300,6 +302,11 @@ impl<'a> Runs<'a> {
         self.runs.first().map_or(Version::NONE, |run| run.version)
     }
 
+    /// Whether the disk has had something there and knows neither what nor its version.
+    fn is_lost(&self) -> bool {
+        self.runs.first().is_some_and(|run| run.version == Version::NONE && !run.hole)
+    }
+
     fn advance(&mut self, blocks: u32) {
         let Some(run) = self.runs.first() else { return };
         self.used += blocks;
@@ -336,6 +343,11 @@ mod tests {
             ),
             [differs(2, 2, true), differs(4, 1, false), differs(5, 3, true)]
         );
+        // Of a block that a disk has lost, other members are asked.
+        let lost = BlockVersion { blocks: 2, version: Version::NONE, hole: false };
+        assert_eq!(differing(&[run(2, 1), lost], &[run(2, 1)]), [differs(2, 2, false)]);
+        assert_eq!(differing(&[run(2, 1), lost], &[run(4, 1)]), [differs(2, 2, false)]);
+        assert_eq!(differing(&[run(4, 1)], &[run(2, 1), lost]), [differs(2, 2, false)]);
         let all = differing(&[run(EXTENT_BLOCKS, 1)], &[]);
         assert_eq!(all.len(), (EXTENT_BLOCKS / BLOCKS_MAX) as usize);
         assert!(all.iter().all(|it| it.blocks == BLOCKS_MAX && !it.ahead));

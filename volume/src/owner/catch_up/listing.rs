@@ -1,13 +1,15 @@
 //! Which extents of a copy may differ: those that members have newer blocks in than the copy's disk is complete up to, and
-//! those that the disk itself has newer blocks in.
+//! those that the disk itself has newer blocks in. What a disk says of being complete is about what it was a member of: of
+//! a copy that is on its way to it, every extent may differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lunette_proto::ids::{DiskId, ExtentId, Partition};
+use lunette_proto::ids::{DiskId, ExtentId, Partition, Version};
 use lunette_proto::map::Partitions;
 use lunette_proto::node::{DirtyExtent, ReplyBody, RequestBody};
 
 use crate::owner::disks::EXTENTS_MAX;
+use crate::owner::event::Plant;
 use crate::owner::op::Phase;
 use crate::owner::{Answer, Owner, What};
 
@@ -16,6 +18,7 @@ use crate::owner::{Answer, Owner, What};
 pub(super) struct Listing {
     pub(super) disk: DiskId,
     pub(super) from: u64,
+    pub(super) newer_than: Version,
     pub(super) asked: Option<u64>,
     pub(super) done: bool,
     /// The partitions that it is asked for.
@@ -26,28 +29,36 @@ impl Owner {
     pub(super) fn list(&mut self, disk: DiskId) {
         let Some(run) = self.catch_ups.runs.get(&disk) else { return };
         if run.listing.is_empty() {
-            let unlisted: Vec<Partition> =
-                run.copies.iter().filter(|(_, copy)| !copy.listed).map(|(partition, _)| *partition).collect();
-            self.begin_listing(disk, &unlisted);
+            let unlisted =
+                run.copies.iter().filter(|(_, copy)| !copy.listed).map(|(partition, _)| *partition);
+            let pool = &self.view.pool;
+            let (own, arriving): (Vec<_>, Vec<_>) =
+                unlisted.partition(|it| pool.is_of_row(disk, *it) || self.planted(Plant::ArrivingComplete));
+            if !own.is_empty() {
+                let complete = self.disk(disk).complete;
+                self.begin_listing(disk, &own, complete);
+            } else if !arriving.is_empty() && self.is_fenced(disk) {
+                self.begin_listing(disk, &arriving, Version::NONE);
+            }
         }
-        let complete = self.disk(disk).complete;
         let Some(run) = self.catch_ups.runs.get(&disk) else { return };
-        // One that cannot be asked any more leaves its partitions to others.
-        let gone: BTreeSet<DiskId> = run
-            .listing
-            .iter()
-            .map(|it| it.disk)
-            .filter(|it| !self.is_usable(*it) || *it != disk && !self.view.pool.is_counted(*it))
-            .collect();
+        // One that cannot be asked any more, or whose copies do not count any more, leaves its partitions to others.
+        let gone: BTreeSet<DiskId> =
+            run.listing.iter().map(|it| it.disk).filter(|it| !self.is_usable(*it)).collect();
+        let pool = &self.view.pool;
         let Some(run) = self.catch_ups.runs.get_mut(&disk) else { return };
         run.listing.retain(|it| it.done || !gone.contains(&it.disk));
-        let ask: Vec<(usize, DiskId, u64)> = (run.listing.iter().enumerate())
+        for source in run.listing.iter_mut().filter(|it| it.disk != disk) {
+            let counts = |it: &Partition| pool.is_of_row(source.disk, *it) && pool.counts(source.disk, *it);
+            source.of = source.of.iter().filter(counts).collect();
+        }
+        let ask: Vec<(usize, DiskId, u64, Version)> = (run.listing.iter().enumerate())
             .filter(|(_, it)| !it.done && it.asked.is_none())
-            .map(|(at, it)| (at, it.disk, it.from))
+            .map(|(at, it)| (at, it.disk, it.from, it.newer_than))
             .collect();
-        for (at, from_disk, from) in ask {
+        for (at, from_disk, from, newer_than) in ask {
             let (namespace, generation) = (self.namespace, self.config.generation);
-            let body = RequestBody::Extents { namespace, generation, from, newer_than: complete };
+            let body = RequestBody::Extents { namespace, generation, from, newer_than };
             let tag = self.send(from_disk, body, What::Listing { of: disk });
             if let Some(run) = self.catch_ups.runs.get_mut(&disk) {
                 run.listing[at].asked = Some(tag);
@@ -56,12 +67,12 @@ impl Owner {
         self.end_listing(disk);
     }
 
-    fn begin_listing(&mut self, disk: DiskId, unlisted: &[Partition]) {
+    fn begin_listing(&mut self, disk: DiskId, unlisted: &[Partition], newer_than: Version) {
         let mut sources: BTreeMap<DiskId, Partitions> = BTreeMap::new();
         let mut found = Partitions::default();
         for partition in unlisted {
-            let row = self.view.pool.row(*partition).iter().copied();
-            let source = row
+            let holders = self.view.pool.holders(*partition);
+            let source = holders
                 .filter(|it| self.view.pool.counts(*it, *partition) && self.is_usable(*it))
                 .min_by_key(|it| (!sources.contains_key(it), !self.view.pool.is_local(*it)));
             if let Some(source) = source {
@@ -82,7 +93,7 @@ impl Owner {
         }
         sources.insert(disk, found);
         if let Some(run) = self.catch_ups.runs.get_mut(&disk) {
-            let listing = |(disk, of)| Listing { disk, from: 0, asked: None, done: false, of };
+            let listing = |(disk, of)| Listing { disk, from: 0, newer_than, asked: None, done: false, of };
             run.listing = sources.into_iter().map(listing).collect();
         }
     }
@@ -140,7 +151,7 @@ impl Owner {
 }
 
 /// Whether a list is one that a disk can answer with.
-fn is_listing(list: &[DirtyExtent], next: Option<u64>, from: u64) -> bool {
+pub(in crate::owner) fn is_listing(list: &[DirtyExtent], next: Option<u64>, from: u64) -> bool {
     let is_rising = list.windows(2).all(|pair| pair[0].index < pair[1].index);
     let first = list.first().is_none_or(|it| it.index >= from);
     let last = list.last().is_none_or(|it| it.index < next.unwrap_or(EXTENTS_MAX).min(EXTENTS_MAX));
