@@ -1,9 +1,10 @@
 //! Descriptors that were read lately: a bounded number, by CLOCK.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::descriptor::Descriptor;
+use super::unit_map::UnitMap;
 
 /// Descriptors kept: of 1 GiB of data.
 pub(crate) const CACHED_MAX: usize = 16_384;
@@ -18,7 +19,7 @@ struct Slot {
 /// Descriptors by unit, each with its checksum.
 #[derive(Debug, Default)]
 pub(crate) struct Cache {
-    slots: HashMap<u32, Slot>,
+    slots: UnitMap<Slot>,
     clock: VecDeque<u32>,
 }
 

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use lunette_proto::ids::{ExtentId, Version};
 use lunette_proto::limits::BLOCK_BYTES;
 use lunette_proto::node::{Change, Durability, Failure};
+use smallvec::SmallVec;
 
 use super::chains::Key;
 use super::commit::InPlace;
@@ -18,7 +20,7 @@ use super::extents::{Extent, UnitRef};
 use super::layout::UNIT_BYTES;
 use super::units::{NoUnit, Purpose};
 use super::view::Volatile;
-use super::wal::record::{Place, RECORD_BYTES_MAX};
+use super::wal::record::{Digests, Place, RECORD_BYTES_MAX};
 use super::wal::{Record, WriteRecord};
 use crate::engine::valid_range;
 
@@ -142,19 +144,23 @@ impl<D: Disk> Store<D> {
         data: Option<&Bytes>,
         stable: bool,
     ) -> Result<(), Refused> {
+        let is_in_place = plan.is_in_place();
         let (units, in_place) = self.take_units(&plan, wanted.repair)?;
-        let mut next = draft.clone();
+        // What cannot be refused needs no copy to fall back on.
+        let mut next = if is_in_place { std::mem::take(draft) } else { draft.clone() };
         let mut made = Made {
             units: units.iter().copied(),
             in_place,
-            records: Vec::new(),
+            records: SmallVec::new(),
             released: Vec::new(),
             copies: Vec::new(),
         };
         let first_lsn = self.next_lsn();
         plan.parts.iter().for_each(|part| made.part(&mut next, wanted, part, data, first_lsn));
         let Made { records, released, copies, .. } = made;
-        if let Err(refused) = self.place(wanted.id, draft, &mut next) {
+        if is_in_place {
+            self.pages.note_change(next.extent.page);
+        } else if let Err(refused) = self.place(wanted.id, draft, &mut next) {
             units.into_iter().for_each(|unit| self.units.put_back(unit));
             return Err(refused);
         }
@@ -165,7 +171,7 @@ impl<D: Disk> Store<D> {
                 .try_for_each(|unit| disk.discard(layout.unit(*unit), UNIT_BYTES))
                 .map_err(|error| Refused::Fatal(Fatal::new("discarding failed")(error)))?;
         }
-        released.into_iter().for_each(|unit| self.units.release(unit));
+        released.into_iter().for_each(|unit| self.release(unit));
         let copies = copies.iter().map(|copy| InPlace::copy(&self.superblock.layout, copy));
         self.batch.in_place.extend(copies);
         for (record, data) in records {
@@ -275,7 +281,7 @@ struct Made<I> {
     units: I,
     /// Whole units are written over where they are.
     in_place: bool,
-    records: Vec<(Record, Option<Bytes>)>,
+    records: SmallVec<[(Record, Option<Bytes>); 1]>,
     released: Vec<u32>,
     copies: Vec<Copy>,
 }
@@ -335,7 +341,8 @@ impl<I: Iterator<Item = u32>> Made<I> {
         };
         if whole && !fresh {
             // The plan did not need the descriptor, but every block will be new.
-            draft.descriptors.entry(slot).or_insert_with(|| Descriptor::lost(unit, id, slot));
+            let lost = || Arc::new(Descriptor::lost(unit, id, slot));
+            draft.descriptors.entry(slot).or_insert_with(lost);
         }
         let place = Place {
             extent: id,
@@ -355,7 +362,7 @@ impl<I: Iterator<Item = u32>> Made<I> {
         };
         let at = (blocks.start - wanted.blocks.start) as usize * BLOCK;
         let data = data.slice(at..at + blocks.len() * BLOCK);
-        let digests = data.chunks_exact(BLOCK).map(Digest::of).collect::<Vec<_>>();
+        let digests = data.chunks_exact(BLOCK).map(Digest::of).collect::<Digests>();
         let entries = blocks.zip(&digests).map(|(block, digest)| Entry::data(id, block, version, *digest));
         draft.set(slot, in_unit.start, entries, lsn);
         let placed = whole && fresh;

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use lunette_proto::ids::{ExtentId, Namespace, Snapshot};
 use lunette_proto::limits::BLOCK_BYTES;
+use smallvec::{SmallVec, smallvec};
 
 use super::chains::{Gone, Key};
 use super::change::Copy;
@@ -34,6 +35,8 @@ pub(super) struct Batch {
     /// What the records do to data in the end, in their order.
     pub(super) in_place: Vec<InPlace>,
     pub(super) drafts: BTreeMap<ExtentId, Draft>,
+    /// Units that its changes have given back.
+    pub(super) released: Vec<u32>,
     pub(super) deleted: Vec<Namespace>,
     pub(super) dropped: Vec<ExtentId>,
     /// A snapshot ends.
@@ -57,7 +60,7 @@ impl Batch {
             self.blocks += u32::from(write.place.blocks);
             let offset =
                 layout.unit(write.place.unit) + u64::from(write.place.first) * u64::from(BLOCK_BYTES);
-            self.in_place.push(InPlace::Data(offset, data.clone()));
+            self.in_place.push(InPlace::Data(offset, smallvec![data.clone()]));
             self.data.push(data);
         }
     }
@@ -67,7 +70,7 @@ impl Batch {
 #[derive(Clone, Debug)]
 pub(super) enum InPlace {
     /// This data, at this offset.
-    Data(u64, Bytes),
+    Data(u64, SmallVec<[Bytes; 1]>),
     /// Blocks from one unit to another.
     Copy { from: u64, to: u64, blocks: u8 },
 }
@@ -82,7 +85,7 @@ impl InPlace {
     /// Does it. What is copied is not looked at: its checksum goes with it, and tells.
     pub(super) fn run<D: Disk>(self, disk: &D) -> io::Result<()> {
         match self {
-            Self::Data(offset, data) => disk.write(offset, &[data]),
+            Self::Data(offset, data) => disk.write(offset, &data),
             Self::Copy { from, to, blocks } => {
                 let mut data = vec![0; usize::from(blocks) * BLOCK_BYTES as usize];
                 disk.read(from, &mut data)?;
@@ -139,9 +142,15 @@ impl<D: Disk> Store<D> {
         self.apply(batch)
     }
 
+    /// Gives back a unit that a change leaves.
+    pub(super) fn release(&mut self, unit: u32) {
+        self.units.release(unit);
+        self.batch.released.push(unit);
+    }
+
     /// Brings data and state to what is in the WAL.
     fn apply(&mut self, batch: Batch) -> Result<(), Fatal> {
-        let Batch { drafts, in_place, deleted, dropped, gone, .. } = batch;
+        let Batch { drafts, in_place, released, deleted, dropped, gone, .. } = batch;
         let mut changed = Vec::with_capacity(drafts.len());
         for (id, mut draft) in drafts {
             let mut dirty = Vec::new();
@@ -151,39 +160,27 @@ impl<D: Disk> Store<D> {
                 }
                 let (sector, crc) = descriptor.encode(self.identity.uuid);
                 draft.extent.set_unit(slot, UnitRef { unit: descriptor.unit, crc });
-                dirty.push(Arc::new(Dirty { descriptor: Arc::new(descriptor), sector, crc }));
+                dirty.push(Arc::new(Dirty { descriptor, sector, crc }));
             }
             for descriptor in std::mem::take(&mut draft.shadows).into_values() {
                 let (sector, crc) = descriptor.encode(self.identity.uuid);
                 draft.extent.set_checksum(descriptor.slot, UnitRef { unit: descriptor.unit, crc });
-                dirty.push(Arc::new(Dirty { descriptor: Arc::new(descriptor), sector, crc }));
+                dirty.push(Arc::new(Dirty { descriptor, sector, crc }));
             }
             let kept = draft.kept.filter(|kept| kept.is_changed);
             changed.push((id, draft.extent, kept, dirty));
         }
         let _applying = self.view.applying.write();
-        for change in in_place {
+        for change in together(in_place) {
             change.run(&self.view.disk).map_err(Fatal::new("changing data in place failed"))?;
         }
         let mut state = self.view.state.write();
         self.view.changes.fetch_add(1, Ordering::Release);
+        for unit in released {
+            state.dirty.remove(&unit);
+        }
         for (id, extent, kept, dirty) in changed {
-            if let Some(old) = state.extents.insert(Key::live(id), extent) {
-                let State { extents, dirty, .. } = &mut *state;
-                let extent = extents.get(id);
-                let kept = kept.as_ref().map(|kept| &kept.extent);
-                // A unit stays the slot's, is what is prepared for it, or is left to snapshots.
-                let stays = |slot: u8, unit: u32| {
-                    let records = extent.into_iter().chain(kept);
-                    records.into_iter().any(|extent| extent.find(slot, unit).is_some())
-                };
-                let shadows = old.shadows().iter().map(|shadow| (shadow.slot, shadow.unit));
-                for (slot, unit) in old.units().chain(shadows) {
-                    if !stays(slot, unit.unit) {
-                        dirty.remove(&unit.unit);
-                    }
-                }
-            }
+            state.extents.insert(Key::live(id), extent);
             if let Some(kept) = kept {
                 state.extents.insert(Key { extent: id, until: kept.until }, kept.extent);
             }
@@ -261,6 +258,27 @@ impl<D: Disk> Store<D> {
     }
 }
 
+/// Changes in place with those of data joined that follow each other, on the medium too: a stream of small writes. Their order stays,
+/// for they may overlap.
+fn together(changes: Vec<InPlace>) -> Vec<InPlace> {
+    let mut joined: Vec<InPlace> = Vec::with_capacity(changes.len());
+    let mut end = None;
+    for change in changes {
+        let next = match &change {
+            InPlace::Data(offset, data) => Some((*offset, data.iter().map(Bytes::len).sum::<usize>())),
+            InPlace::Copy { .. } => None,
+        };
+        match (joined.last_mut(), change) {
+            (Some(InPlace::Data(_, parts)), InPlace::Data(offset, more)) if end == Some(offset) => {
+                parts.extend(more);
+            }
+            (_, change) => joined.push(change),
+        }
+        end = next.map(|(offset, len)| offset + len as u64);
+    }
+    joined
+}
+
 /// Writes that lie next to each other, as one.
 pub(super) fn coalesced<K>(
     writes: impl IntoIterator<Item = (K, Bytes)>,
@@ -279,4 +297,84 @@ pub(super) fn coalesced<K>(
         }
     }
     runs.into_iter().map(|(begin, _, parts)| (begin, parts)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards what is written in place: joined or not, every byte is what the changes in their order make it.
+    #[test]
+    fn joined_changes_are_the_same_changes() {
+        let data = |offset: u64, stamp: u8, blocks: usize| {
+            InPlace::Data(offset * 4096, smallvec![vec![stamp; blocks * 4096].into()])
+        };
+        let changes = || {
+            let copy = InPlace::Copy { from: 0, to: 8 * 4096, blocks: 2 };
+            vec![
+                data(0, 1, 1),
+                data(1, 2, 2),
+                data(3, 3, 1),
+                data(2, 4, 1),
+                copy,
+                data(4, 5, 1),
+                data(0, 6, 1),
+            ]
+        };
+        let joined = together(changes());
+        let lens = joined.iter().map(|change| match change {
+            InPlace::Data(_, parts) => parts.len(),
+            InPlace::Copy { .. } => 0,
+        });
+        assert_eq!(lens.collect::<Vec<_>>(), [3, 1, 0, 1, 1]);
+        let written = |changes: Vec<InPlace>| {
+            let disk = Memory::default();
+            changes.into_iter().for_each(|change| change.run(&disk).expect("memory"));
+            disk.0.into_inner()
+        };
+        assert_eq!(written(joined), written(changes()));
+    }
+
+    /// A medium in memory.
+    struct Memory(parking_lot::Mutex<Vec<u8>>);
+
+    impl Default for Memory {
+        fn default() -> Self {
+            Self(vec![0; 16 * 4096].into())
+        }
+    }
+
+    impl Disk for Memory {
+        fn size_bytes(&self) -> u64 {
+            16 * 4096
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            let offset = usize::try_from(offset).expect("small");
+            out.copy_from_slice(&self.0.lock()[offset..offset + out.len()]);
+            Ok(())
+        }
+        fn read_cached(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.read(offset, out)
+        }
+        fn write(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+            let mut at = usize::try_from(offset).expect("small");
+            for part in parts {
+                self.0.lock()[at..at + part.len()].copy_from_slice(part);
+                at += part.len();
+            }
+            Ok(())
+        }
+        fn write_durable(&self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+            self.write(offset, parts)
+        }
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn reserve(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
 }

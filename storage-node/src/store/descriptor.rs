@@ -184,18 +184,21 @@ impl Entry {
         Some(Self { version, state, checksum, before, tags })
     }
 
-    fn encode(&self, out: &mut impl BufMut) {
-        out.put_u64_le(self.version.generation.0);
-        out.put_u64_le(self.version.seq);
-        out.put_u32_le(self.checksum);
-        out.put_u32_le(self.before);
-        out.put_u8(match self.state {
+    fn encode(&self) -> [u8; ENTRY] {
+        let state = match self.state {
             BlockState::Absent => 0,
             BlockState::Data => 1,
             BlockState::Zeros => 2,
             BlockState::Lost => 3,
-        });
-        out.put_uint_le(u64::from(self.tags), 3);
+        };
+        let mut bytes = [0; ENTRY];
+        bytes[..8].copy_from_slice(&self.version.generation.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.version.seq.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.checksum.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.before.to_le_bytes());
+        // The tags take 3 bytes.
+        bytes[24..].copy_from_slice(&(self.tags << 8 | state).to_le_bytes());
+        bytes
     }
 }
 
@@ -279,16 +282,18 @@ impl Descriptor {
     /// The sector, and its checksum, by which a page of metadata knows it.
     #[must_use]
     pub fn encode(&self, uuid: DiskUuid) -> (Bytes, u32) {
-        let mut sector = Vec::with_capacity(BYTES);
-        sector.put_slice(MAGIC);
-        sector.put_u32_le(self.unit);
-        sector.put_u64_le(self.extent.namespace.0);
-        sector.put_u64_le(self.extent.index);
-        sector.put_u8(self.slot);
-        sector.put_bytes(0, 7);
-        sector.put_u64_le(self.lsn);
-        sector.put_bytes(0, HEADER - 40);
-        self.blocks.iter().for_each(|block| block.encode(&mut sector));
+        let mut sector = vec![0; BYTES];
+        let mut header = &mut sector[..HEADER];
+        header.put_slice(MAGIC);
+        header.put_u32_le(self.unit);
+        header.put_u64_le(self.extent.namespace.0);
+        header.put_u64_le(self.extent.index);
+        header.put_u8(self.slot);
+        header.put_bytes(0, 7);
+        header.put_u64_le(self.lsn);
+        for (block, out) in self.blocks.iter().zip(sector[HEADER..].chunks_exact_mut(ENTRY)) {
+            out.copy_from_slice(&block.encode());
+        }
         let crc = checksum(uuid, &sector);
         sector[CRC..HEADER].copy_from_slice(&crc.to_le_bytes());
         (sector.into(), crc)

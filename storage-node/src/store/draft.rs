@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, btree_map};
 use std::ops::Range;
+use std::sync::Arc;
 
 use lunette_proto::ids::{ExtentId, Snapshot, Version};
+use smallvec::{SmallVec, smallvec};
 
 use super::descriptor::{BlockState, Descriptor, Entry, UNIT_BLOCKS};
 use super::extents::{Extent, UnitRef};
@@ -15,11 +17,11 @@ pub(crate) struct Draft {
     /// Whether it has a page.
     pub(crate) is_placed: bool,
     /// Descriptors that were looked at.
-    pub(crate) descriptors: BTreeMap<u8, Descriptor>,
+    pub(crate) descriptors: BTreeMap<u8, Arc<Descriptor>>,
     /// Slots whose descriptor changes.
     pub(crate) changed: u64,
     /// Descriptors of the units of prepared changes that are new, by slot.
-    pub(crate) shadows: BTreeMap<u8, Descriptor>,
+    pub(crate) shadows: BTreeMap<u8, Arc<Descriptor>>,
     /// What snapshots keep, if there are any.
     pub(crate) kept: Option<Box<Kept>>,
 }
@@ -67,13 +69,21 @@ pub(crate) enum Part {
 /// What a change does, and the units that it needs.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    pub(crate) parts: Vec<Part>,
+    pub(crate) parts: SmallVec<[Part; 2]>,
     /// Slots that get a unit for data, and have none, or one that snapshots see.
     pub(crate) growth: u32,
     /// Slots that get one to say which of their blocks are zeros.
     pub(crate) zeros: u32,
     /// Slots whose unit is replaced, if there is a fresh one.
     pub(crate) replaced: u32,
+}
+
+impl Plan {
+    /// Whether it changes blocks of units that stay where they are, and nothing else: then it cannot be refused.
+    pub(crate) fn is_in_place(&self) -> bool {
+        let stays = |part: &Part| matches!(part, Part::Data { .. } | Part::Zeros { .. });
+        self.growth + self.zeros + self.replaced == 0 && self.parts.iter().all(stays)
+    }
 }
 
 impl Wanted {
@@ -102,7 +112,7 @@ impl Draft {
     pub(crate) fn plan<E>(
         &mut self,
         wanted: &Wanted,
-        load: impl Fn(u8, UnitRef) -> Result<Descriptor, E>,
+        load: impl Fn(u8, UnitRef) -> Result<Arc<Descriptor>, E>,
     ) -> Result<Plan, E> {
         let mut plan = Plan::default();
         // Then every block is older, whatever the descriptors say.
@@ -125,8 +135,8 @@ impl Draft {
                 plan.zeros += u32::from(!wanted.data && !is_whole);
                 continue;
             };
-            let runs = if is_whole && all_older {
-                vec![blocks]
+            let runs: Runs = if is_whole && all_older {
+                smallvec![blocks]
             } else {
                 let descriptor = match self.descriptors.entry(slot) {
                     btree_map::Entry::Occupied(known) => known.into_mut(),
@@ -182,7 +192,7 @@ impl Draft {
     pub(crate) fn copy(&mut self, slot: u8, unit: u32, but: Range<u32>) -> Vec<Range<u32>> {
         let descriptor = self.descriptors.get_mut(&slot).expect("it was looked at for the plan");
         let runs = descriptor.content_beside(but).collect();
-        *descriptor = descriptor.copied_to(unit);
+        *descriptor = Arc::new(descriptor.copied_to(unit));
         self.leave(slot);
         self.extent.set_unit(slot, UnitRef { unit, crc: 0 });
         runs
@@ -192,7 +202,7 @@ impl Draft {
     /// there, or nothing at all if `whole` of them are about to be written.
     pub(crate) fn fresh(&mut self, id: ExtentId, slot: u8, unit: u32, whole: bool) -> Option<u32> {
         let floor = if whole { Version::NONE } else { self.extent.floor(slot) };
-        self.descriptors.insert(slot, Descriptor::fresh(unit, id, slot, floor));
+        self.descriptors.insert(slot, Arc::new(Descriptor::fresh(unit, id, slot, floor)));
         let is_left = self.leave(slot);
         // The checksum follows when the descriptor is complete.
         self.extent.set_unit(slot, UnitRef { unit, crc: 0 }).map(|old| old.unit).filter(|_| !is_left)
@@ -200,7 +210,7 @@ impl Draft {
 
     /// Blocks of a slot get entries.
     pub(crate) fn set(&mut self, slot: u8, first: u32, entries: impl Iterator<Item = Entry>, lsn: u64) {
-        let Some(descriptor) = self.descriptors.get_mut(&slot) else { return };
+        let Some(descriptor) = self.descriptors.get_mut(&slot).map(Arc::make_mut) else { return };
         let base = descriptor.first_block();
         for (index, entry) in (first..).zip(entries) {
             let old = descriptor.blocks[index as usize];
@@ -221,8 +231,10 @@ impl Draft {
     }
 }
 
-fn runs(blocks: Range<u32>, applies: impl Fn(u32) -> bool) -> Vec<Range<u32>> {
-    let mut runs: Vec<Range<u32>> = Vec::new();
+type Runs = SmallVec<[Range<u32>; 2]>;
+
+fn runs(blocks: Range<u32>, applies: impl Fn(u32) -> bool) -> Runs {
+    let mut runs = Runs::new();
     for index in blocks.filter(|index| applies(*index)) {
         match runs.last_mut() {
             Some(run) if run.end == index => run.end += 1,
@@ -265,7 +277,7 @@ mod tests {
         ];
         assert_eq!((plan.parts.as_slice(), plan.growth, plan.replaced), (expected.as_slice(), 4, 0));
         let plan = planned(&mut Draft::default(), &wanted(10..32, 1, false));
-        assert_eq!(plan.parts, [Part::Zeros { slot: 0, blocks: 10..16 }, Part::Hole { slot: 1 }]);
+        assert_eq!(plan.parts.as_slice(), [Part::Zeros { slot: 0, blocks: 10..16 }, Part::Hole { slot: 1 }]);
         assert_eq!((plan.growth, plan.zeros), (0, 1));
     }
 
@@ -279,15 +291,18 @@ mod tests {
         draft.set(0, 5, [entry(9), entry(3)].into_iter(), 1);
         assert_eq!(draft.extent.newest, version(9));
         let plan = planned(&mut draft, &wanted(0..16, 4, true));
-        assert_eq!(plan.parts, [Part::Data { slot: 0, blocks: 0..5 }, Part::Data { slot: 0, blocks: 6..16 }]);
+        assert_eq!(
+            plan.parts.as_slice(),
+            [Part::Data { slot: 0, blocks: 0..5 }, Part::Data { slot: 0, blocks: 6..16 }]
+        );
         let plan = planned(&mut draft, &wanted(5..7, 3, false));
-        assert_eq!(plan.parts, []);
+        assert_eq!(plan.parts.as_slice(), []);
         let repair = Wanted { repair: true, ..wanted(5..7, 3, false) };
-        assert_eq!(planned(&mut draft, &repair).parts, [Part::Zeros { slot: 0, blocks: 6..7 }]);
+        assert_eq!(planned(&mut draft, &repair).parts.as_slice(), [Part::Zeros { slot: 0, blocks: 6..7 }]);
         let plan = planned(&mut draft, &wanted(0..16, 10, true));
         assert_eq!((plan.parts.as_slice(), plan.replaced), ([Part::Whole { slot: 0 }].as_slice(), 1));
         assert_eq!(draft.hole(0, version(10)), Some(7));
-        assert_eq!(planned(&mut draft, &wanted(3..4, 10, true)).parts, []);
+        assert_eq!(planned(&mut draft, &wanted(3..4, 10, true)).parts.as_slice(), []);
         assert_eq!((draft.changed, draft.descriptors.len()), (0, 0));
     }
 
@@ -332,9 +347,9 @@ mod tests {
         let mut draft = Draft::default();
         draft.extent.set_unit(0, UnitRef { unit: 1, crc: 2 });
         draft.extent.newest = version(9);
-        let load = |slot, unit: UnitRef| Ok::<_, ()>(Descriptor::lost(unit.unit, ID, slot));
+        let load = |slot, unit: UnitRef| Ok::<_, ()>(Arc::new(Descriptor::lost(unit.unit, ID, slot)));
         let plan = draft.plan(&wanted(2..3, 1, true), load).expect("nothing fails");
-        assert_eq!(plan.parts, [Part::Data { slot: 0, blocks: 2..3 }]);
+        assert_eq!(plan.parts.as_slice(), [Part::Data { slot: 0, blocks: 2..3 }]);
         draft.set(0, 2, [Entry::zeros(version(1))].into_iter(), 1);
         let states = draft.descriptors[&0].blocks.map(|block| block.state);
         assert_eq!((states[1], states[2]), (BlockState::Lost, BlockState::Zeros));

@@ -100,6 +100,7 @@ mod prepared;
 pub mod recovery;
 mod snapshots;
 pub mod superblock;
+mod unit_map;
 pub mod units;
 pub mod view;
 pub mod wal;

@@ -159,6 +159,11 @@ impl Pages {
         self.dirty.insert(page);
     }
 
+    /// A record of a page has changed, and is as long as before.
+    pub(crate) fn note_change(&mut self, page: u32) {
+        self.dirty.insert(page);
+    }
+
     /// Takes back what was placed last: the record is where it was, or nowhere.
     pub(crate) fn undo(&mut self, key: Key, now: (u32, usize), was: Option<(u32, usize)>) {
         self.remove(now.0, key, now.1);

@@ -14,6 +14,7 @@
 //! unit, a commit may need room for metadata, to keep it.
 
 use std::collections::btree_map;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use lunette_proto::ids::{ExtentId, Version};
@@ -28,7 +29,7 @@ use super::disk::Disk;
 use super::draft::Draft;
 use super::extents::{Shadow, UnitRef};
 use super::units::Purpose;
-use super::wal::record::{Place, RECORD_BYTES_MAX};
+use super::wal::record::{Digests, Place, RECORD_BYTES_MAX};
 use super::wal::{How, Record, WriteRecord};
 use crate::engine::valid_range;
 
@@ -209,6 +210,7 @@ impl<D: Disk> Store<D> {
             made.resolved += 1;
             if planted!(RollbackFreesEarly) {
                 self.units.put_back(shadow.unit.unit);
+                self.batch.released.push(shadow.unit.unit);
             } else {
                 made.released.push(shadow.unit.unit);
             }
@@ -282,7 +284,7 @@ impl<D: Disk> Store<D> {
         made: Made,
     ) -> Result<(), Refused> {
         self.place(id, draft, &mut next)?;
-        made.released.into_iter().for_each(|unit| self.units.release(unit));
+        made.released.into_iter().for_each(|unit| self.release(unit));
         let layout = self.superblock.layout;
         // What was prepared in this batch is in place before it is copied.
         self.batch.in_place.extend(made.copies.iter().map(|copy| InPlace::copy(&layout, copy)));
@@ -320,14 +322,14 @@ impl<D: Disk> Store<D> {
         id: ExtentId,
         slot: u8,
         unit: UnitRef,
-    ) -> Result<&'a Descriptor, Refused> {
+    ) -> Result<&'a Arc<Descriptor>, Refused> {
         Ok(match draft.descriptors.entry(slot) {
             btree_map::Entry::Occupied(known) => known.into_mut(),
             btree_map::Entry::Vacant(free) => free.insert(self.current(id, slot, unit)?),
         })
     }
 
-    fn current(&self, id: ExtentId, slot: u8, unit: UnitRef) -> Result<Descriptor, Refused> {
+    fn current(&self, id: ExtentId, slot: u8, unit: UnitRef) -> Result<Arc<Descriptor>, Refused> {
         let found = self.view.current(id, slot, unit);
         found.map_err(|error| Refused::Fatal(Fatal::new("reading a descriptor failed")(error)))
     }
@@ -391,7 +393,7 @@ impl Draft {
         let shadow = Shadow { slot, first, blocks, zeros, version, prev, unit: UnitRef { unit, crc: 0 } };
         let floor = shadow_floor(&shadow, self.extent.unit(slot), self.extent.floor(slot));
         let chunks = data.iter().flat_map(|data| data.chunks_exact(BLOCK_BYTES as usize));
-        let digests = chunks.map(Digest::of).collect::<Vec<_>>();
+        let digests = chunks.map(Digest::of).collect::<Digests>();
         let base = u32::from(slot) * UNIT_BLOCKS + u32::from(first);
         let descriptor = if zeros {
             let entries = shadow.range().map(|_| Entry::zeros(version));
@@ -401,7 +403,7 @@ impl Draft {
                 (base..).zip(&digests).map(|(block, digest)| Entry::data(id, block, version, *digest));
             shadow_descriptor(id, &shadow, floor, entries, lsn)
         };
-        self.shadows.insert(slot, descriptor);
+        self.shadows.insert(slot, Arc::new(descriptor));
         self.extent.add_shadow(shadow);
         let place = Place { extent: id, version, slot, first, blocks, unit, fresh: true, copied: false };
         let write = WriteRecord { place, placed: zeros || shadow.is_whole(), digests };
@@ -439,7 +441,7 @@ impl Draft {
         };
         let copies = present.content_beside(shadow.range());
         let copies = copies.map(|blocks| Copy { from: unit.unit, to: shadow.unit.unit, blocks }).collect();
-        *present = merged(shadow, &prepared, present, lsn);
+        *present = Arc::new(merged(shadow, &prepared, present, lsn));
         self.changed |= 1 << slot;
         self.forget_shadow(slot);
         self.leave(slot);

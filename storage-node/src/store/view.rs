@@ -18,6 +18,7 @@ use lunette_proto::ids::{DiskUuid, Epoch, ExtentId, Generation, Namespace, Snaps
 use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, EXTENT_BYTES, NODE_LIST_MAX};
 use lunette_proto::node::{BlockVersion, DirtyExtent, Failure};
 use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
 
 use super::cache::Cache;
 use super::chains::{Extents, LIVE};
@@ -26,6 +27,7 @@ use super::disk::Disk;
 use super::extents::{SLOTS, UnitRef};
 use super::layout::{DESCRIPTOR_BYTES, Layout};
 use super::namespaces::Namespaces;
+use super::unit_map::UnitMap;
 use crate::engine::Space;
 
 pub use scrub::Inspection;
@@ -45,9 +47,6 @@ pub enum Missed {
     /// It cannot be served.
     Failed(Failure),
 }
-
-/// Where the blocks of a range are: on the medium, and in memory alone.
-type Pieces = (Vec<Piece>, Vec<(u32, Volatile)>);
 
 /// A block that is not what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,16 +101,16 @@ pub(crate) struct State {
     pub(crate) namespaces: Namespaces,
     pub(crate) extents: Extents,
     /// Descriptors that are newer than on the disk.
-    pub(crate) dirty: HashMap<u32, Arc<Dirty>>,
+    pub(crate) dirty: UnitMap<Arc<Dirty>>,
     /// Volatile changes that are not in the WAL yet, by block.
     pub(crate) volatile: HashMap<ExtentId, BTreeMap<u32, Volatile>>,
 }
 
 impl State {
     /// Where blocks of an extent are, now or at a snapshot.
-    fn pieces(&self, id: ExtentId, at: Snapshot, blocks: &Range<u32>) -> Vec<Piece> {
+    fn pieces(&self, id: ExtentId, at: Snapshot, blocks: &Range<u32>) -> Pieces {
         let live = self.extents.get(id).filter(|_| at == LIVE);
-        let mut pieces = Vec::with_capacity(blocks.len().div_ceil(UNIT_BLOCKS as usize) + 1);
+        let mut pieces = Pieces::new();
         let mut first = blocks.start;
         while first < blocks.end {
             let end = (first / UNIT_BLOCKS + 1) * UNIT_BLOCKS;
@@ -152,6 +151,10 @@ struct Piece {
     blocks: Range<u32>,
     found: Found,
 }
+
+type Pieces = SmallVec<[Piece; 2]>;
+/// What volatile changes made of blocks.
+type Changes = Vec<(u32, Volatile)>;
 
 enum Found {
     Zeros(Version),
@@ -227,6 +230,12 @@ impl<D: Disk> View<D> {
     #[must_use]
     pub fn snapshots(&self, namespace: Namespace) -> Vec<Snapshot> {
         self.state.read().namespaces.snapshots(namespace).to_vec()
+    }
+
+    /// The medium.
+    #[must_use]
+    pub fn disk(&self) -> &D {
+        &self.disk
     }
 
     /// Space offered and taken, in whole units.
@@ -371,7 +380,7 @@ impl<D: Disk> View<D> {
         })
     }
 
-    fn pieces(&self, id: ExtentId, at: Snapshot, blocks: Range<u32>) -> Result<Pieces, Stopped> {
+    fn pieces(&self, id: ExtentId, at: Snapshot, blocks: Range<u32>) -> Result<(Pieces, Changes), Stopped> {
         let state = self.state.read();
         let pieces = state.pieces(id, at, &blocks);
         if at != LIVE {
@@ -425,12 +434,15 @@ impl<D: Disk> View<D> {
         let hidden = |block: u32| volatile.binary_search_by_key(&block, |(block, _)| *block).is_ok();
         let mut out = BytesMut::zeroed(len);
         let mut runs = Runs::default();
-        let mut descriptors = Vec::with_capacity(pieces.len());
+        let mut descriptors = Descriptors { first: blocks.start / UNIT_BLOCKS, found: SmallVec::new() };
         for piece in pieces {
-            let Found::Unit(unit, dirty) = &piece.found else { continue };
-            if piece.blocks.clone().all(hidden) {
-                continue;
-            }
+            let (unit, dirty) = match &piece.found {
+                Found::Unit(unit, dirty) if !piece.blocks.clone().all(hidden) => (unit, dirty),
+                _ => {
+                    descriptors.found.push(None);
+                    continue;
+                }
+            };
             let descriptor = self.descriptor(id, piece.slot, *unit, dirty.as_ref(), wait);
             let descriptor = descriptor.map_err(|stopped| match stopped {
                 // Of what was asked for.
@@ -445,15 +457,15 @@ impl<D: Disk> View<D> {
                     _ if hidden(block) => {}
                     BlockState::Data => {
                         let offset = self.layout.unit(unit.unit) + u64::from(index * BLOCK_BYTES);
-                        runs.push(offset, block, descriptors.len());
+                        runs.push(offset, block);
                     }
                     BlockState::Lost => return Err(Stopped::Bad(Bad { block, damage: Damage::Unreadable })),
                 }
             }
-            descriptors.push(descriptor);
+            descriptors.found.push(Some(descriptor));
         }
         for run in &runs.0 {
-            let at = (run.blocks[0].0 - blocks.start) as usize * BLOCK;
+            let at = (run.blocks.start - blocks.start) as usize * BLOCK;
             let out = &mut out[at..at + run.blocks.len() * BLOCK];
             self.read_run(run, &descriptors, out, wait)?;
         }
@@ -469,7 +481,7 @@ impl<D: Disk> View<D> {
     fn read_run(
         &self,
         run: &Run,
-        descriptors: &[Arc<Descriptor>],
+        descriptors: &Descriptors,
         out: &mut [u8],
         wait: bool,
     ) -> Result<(), Stopped> {
@@ -481,22 +493,25 @@ impl<D: Disk> View<D> {
             Err(_) if !wait => return Err(Stopped::Wait),
             // Find the first block that cannot be read, so that no more is repaired than needed.
             Err(_) if run.blocks.len() > 1 => {
-                for (index, block) in run.blocks.iter().enumerate() {
-                    let single = Run { offset: run.offset + (index * BLOCK) as u64, blocks: vec![*block] };
+                for (index, block) in run.blocks.clone().enumerate() {
+                    let offset = run.offset + (index * BLOCK) as u64;
+                    let single = Run { offset, blocks: block..block + 1 };
                     self.read_run(&single, descriptors, &mut out[index * BLOCK..(index + 1) * BLOCK], wait)?;
                 }
                 return Ok(());
             }
             Err(error) => {
-                let block = run.blocks[0].0;
+                let block = run.blocks.start;
                 tracing::warn!(block, %error, "read failed");
                 return Err(Stopped::Bad(Bad { block, damage: Damage::Unreadable }));
             }
         }
-        for ((block, descriptor), data) in run.blocks.iter().zip(out.chunks_exact(BLOCK)) {
-            descriptors[*descriptor]
-                .verify(block % UNIT_BLOCKS, data)
-                .map_err(|damage| Stopped::Bad(Bad { block: *block, damage }))?;
+        for (block, data) in run.blocks.clone().zip(out.chunks_exact(BLOCK)) {
+            let verified = match descriptors.of(block) {
+                Some(descriptor) => descriptor.verify(block % UNIT_BLOCKS, data),
+                None => Err(Damage::Unreadable),
+            };
+            verified.map_err(|damage| Stopped::Bad(Bad { block, damage }))?;
         }
         Ok(())
     }
@@ -546,12 +561,12 @@ impl<D: Disk> View<D> {
     ///
     /// # Errors
     /// The medium cannot read it. What it says is not known now, and may be right.
-    pub(crate) fn current(&self, id: ExtentId, slot: u8, unit: UnitRef) -> io::Result<Descriptor> {
+    pub(crate) fn current(&self, id: ExtentId, slot: u8, unit: UnitRef) -> io::Result<Arc<Descriptor>> {
         let dirty = self.state.read().dirty.get(&unit.unit).cloned();
         match self.descriptor(id, slot, unit, dirty.as_ref(), true) {
-            Ok(descriptor) => return Ok((*descriptor).clone()),
+            Ok(descriptor) => return Ok(descriptor),
             Err(Stopped::Unread { .. }) if planted!(ReadErrorIsLoss) => {
-                return Ok(Descriptor::lost(unit.unit, id, slot));
+                return Ok(Arc::new(Descriptor::lost(unit.unit, id, slot)));
             }
             Err(Stopped::Unread { error, .. }) => return Err(error),
             Err(_) => tracing::error!(extent = %id, slot, unit = unit.unit, "damaged descriptor on the disk"),
@@ -560,8 +575,8 @@ impl<D: Disk> View<D> {
         self.disk.read(self.layout.descriptor(unit.unit), &mut sector)?;
         match Descriptor::decode(self.uuid, &sector, unit.unit, id, slot) {
             // It was not the medium that was wrong.
-            Ok((descriptor, crc)) if crc == unit.crc => Ok(descriptor),
-            _ => Ok(Descriptor::salvaged(self.uuid, &sector, unit.unit, id, slot)),
+            Ok((descriptor, crc)) if crc == unit.crc => Ok(Arc::new(descriptor)),
+            _ => Ok(Arc::new(Descriptor::salvaged(self.uuid, &sector, unit.unit, id, slot))),
         }
     }
 
@@ -582,22 +597,36 @@ impl<D: Disk> View<D> {
 /// Blocks that lie next to each other on the disk and in the extent.
 struct Run {
     offset: u64,
-    /// Block of the extent, and which descriptor it has.
-    blocks: Vec<(u32, usize)>,
+    /// Of the extent.
+    blocks: Range<u32>,
 }
 
 #[derive(Default)]
-struct Runs(Vec<Run>);
+struct Runs(SmallVec<[Run; 2]>);
 
 impl Runs {
-    fn push(&mut self, offset: u64, block: u32, descriptor: usize) {
-        if let Some(run) = self.0.last_mut() {
-            let len = run.blocks.len();
-            if run.offset + (len * BLOCK) as u64 == offset && run.blocks[len - 1].0 + 1 == block {
-                run.blocks.push((block, descriptor));
-                return;
-            }
+    fn push(&mut self, offset: u64, block: u32) {
+        if let Some(run) = self.0.last_mut()
+            && run.offset + (run.blocks.len() * BLOCK) as u64 == offset
+            && run.blocks.end == block
+        {
+            run.blocks.end += 1;
+            return;
         }
-        self.0.push(Run { offset, blocks: vec![(block, descriptor)] });
+        self.0.push(Run { offset, blocks: block..block + 1 });
+    }
+}
+
+/// The descriptors of slots next to each other, where they are needed.
+struct Descriptors {
+    /// The first slot.
+    first: u32,
+    found: SmallVec<[Option<Arc<Descriptor>>; 2]>,
+}
+
+impl Descriptors {
+    /// That of a block.
+    fn of(&self, block: u32) -> Option<&Descriptor> {
+        self.found.get((block / UNIT_BLOCKS - self.first) as usize)?.as_deref()
     }
 }

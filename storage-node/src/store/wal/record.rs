@@ -26,6 +26,7 @@
 
 use bytes::{Buf, BufMut};
 use lunette_proto::ids::{Epoch, ExtentId, Generation, Namespace, Snapshot, Version};
+use smallvec::SmallVec;
 
 use super::super::descriptor::{Digest, UNIT_BLOCKS};
 use super::super::extents::SLOTS;
@@ -49,6 +50,9 @@ const ZEROS: u8 = 4;
 const COPIED: u8 = 8;
 /// Bytes of the longest record.
 pub(crate) const RECORD_BYTES_MAX: usize = 57 + 7 * UNIT_BLOCKS as usize;
+
+/// Of each block of a record: most records have one.
+pub(crate) type Digests = SmallVec<[Digest; 1]>;
 
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +119,7 @@ pub(crate) struct WriteRecord {
     /// The data is in the unit already, not in the batch.
     pub(crate) placed: bool,
     /// Of each block.
-    pub(crate) digests: Vec<Digest>,
+    pub(crate) digests: Digests,
 }
 
 impl Record {
@@ -331,8 +335,8 @@ fn put_digests(digests: &[Digest], out: &mut Vec<u8>) {
     }
 }
 
-fn get_digests(blocks: u8, fields: &mut &[u8]) -> Option<Vec<Digest>> {
-    let mut digests = Vec::with_capacity(usize::from(blocks));
+fn get_digests(blocks: u8, fields: &mut &[u8]) -> Option<Digests> {
+    let mut digests = Digests::with_capacity(usize::from(blocks));
     for _ in 0..blocks {
         let value = fields.try_get_u32_le().ok()?;
         let tags = u32::try_from(fields.try_get_uint_le(3).ok()?).ok()?;
@@ -384,9 +388,10 @@ mod tests {
         let place =
             Place { extent, version, slot: 63, first: 14, blocks: 2, unit: 7, fresh: true, copied: false };
         let numbers = |numbers: &[u64]| numbers.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<_>>();
-        let write = WriteRecord { place, placed: true, digests: Vec::new() };
+        let write = WriteRecord { place, placed: true, digests: Digests::new() };
         let of_zeros = [&[7, 1 | 2 | 4, 63, 14, 2], &numbers(&[0x0102, 3, 6, 5])[..], &[7, 0, 0, 0]].concat();
-        let digests = vec![Digest { value: 8, tags: 9 }, Digest { value: 10, tags: 0x0c_0b }];
+        let digests: Digests =
+            smallvec::smallvec![Digest { value: 8, tags: 9 }, Digest { value: 10, tags: 0x0c_0b }];
         let of_data = [&[7, 1, 63, 14, 2], &of_zeros[5..], &numbers(&[6, 4])[..]].concat();
         let sums = [8, 0, 0, 0, 9, 0, 0, 10, 0, 0, 0, 0x0b, 0x0c, 0];
         let resolved = |head: &[u8]| [head, &[63, 0, 0], &numbers(&[0x0102, 3, 6, 5])].concat();
@@ -419,11 +424,15 @@ mod tests {
         let version = Version { generation: Generation(3), seq: 4 };
         let place =
             Place { extent, version, slot: 63, first: 15, blocks: 1, unit: 7, fresh: true, copied: false };
-        let digests = vec![Digest { value: 8, tags: 0xff_ffff }];
+        let digests: Digests = smallvec::smallvec![Digest { value: 8, tags: 0xff_ffff }];
         let whole = Place { first: 0, blocks: 16, fresh: false, ..place };
         let records = [
             Record::Write(WriteRecord { place, placed: false, digests: digests.clone() }),
-            Record::Write(WriteRecord { place: whole, placed: true, digests: digests.repeat(16) }),
+            Record::Write(WriteRecord {
+                place: whole,
+                placed: true,
+                digests: Digests::from_elem(digests[0], 16),
+            }),
             Record::Zero(place),
             Record::Zero(Place { copied: true, ..place }),
             Record::Write(WriteRecord {
@@ -445,13 +454,13 @@ mod tests {
                 write: WriteRecord {
                     place: Place { fresh: true, ..whole },
                     placed: true,
-                    digests: digests.repeat(16),
+                    digests: Digests::from_elem(digests[0], 16),
                 },
                 prev: version,
                 zeros: false,
             },
             Record::Prepare {
-                write: WriteRecord { place, placed: true, digests: Vec::new() },
+                write: WriteRecord { place, placed: true, digests: Digests::new() },
                 prev: version,
                 zeros: true,
             },
