@@ -328,6 +328,17 @@ impl Replies for Outbox {
         drop(state);
         self.changed.notify_one();
     }
+
+    fn reply_all(&self, answers: &mut Vec<(u64, Reply)>) {
+        let mut state = self.state.lock();
+        let OutboxState { expected, ready, .. } = &mut *state;
+        ready.extend(answers.drain(..).filter_map(|(tag, reply)| {
+            let Expected { id, units } = expected.try_remove(usize::try_from(tag).ok()?)?;
+            Some(Answer { id, units, reply })
+        }));
+        drop(state);
+        self.changed.notify_one();
+    }
 }
 
 #[cfg(test)]

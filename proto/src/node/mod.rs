@@ -28,4 +28,10 @@ pub trait Service: Send + Sync {
 pub trait Replies: Send + Sync {
     /// The answer to the request that was called under `tag`. Must not block.
     fn reply(&self, tag: u64, reply: Reply);
+
+    /// Answers that came at the same time, each with its tag: all that one commit of a disk made durable. Takes them out, in
+    /// their order. Must not block.
+    fn reply_all(&self, answers: &mut Vec<(u64, Reply)>) {
+        answers.drain(..).for_each(|(tag, reply)| self.reply(tag, reply));
+    }
 }

@@ -157,9 +157,14 @@ impl Cell {
     }
 
     fn post(&self, event: Event) {
+        self.post_all([event]);
+    }
+
+    /// Events that came at the same time: the owner has handled all of them before anything that it asks for is done.
+    fn post_all(&self, events: impl IntoIterator<Item = Event>) {
         {
             let mut inbox = self.inbox.lock();
-            inbox.events.push_back(event);
+            inbox.events.extend(events);
             if std::mem::replace(&mut inbox.driven, true) {
                 return;
             }
@@ -229,5 +234,9 @@ impl Cell {
 impl Replies for Cell {
     fn reply(&self, tag: u64, reply: Reply) {
         self.post(Event::Reply { tag, reply });
+    }
+
+    fn reply_all(&self, answers: &mut Vec<(u64, Reply)>) {
+        self.post_all(answers.drain(..).map(|(tag, reply)| Event::Reply { tag, reply }));
     }
 }

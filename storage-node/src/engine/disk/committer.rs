@@ -167,9 +167,7 @@ impl Committer {
         if self.uncommitted.take().is_some() {
             self.dirty.get_or_insert_with(Instant::now);
         }
-        for (done, reply) in self.answers.drain(..) {
-            done.complete(reply);
-        }
+        Completion::complete_all(&mut self.answers);
         if self.checkpointing {
             let over = (self.store.wal_fill() - SLOW_FROM) / (1.0 - SLOW_FROM);
             if over > 0.0 {
