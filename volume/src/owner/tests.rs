@@ -21,6 +21,7 @@ mod atomic;
 mod cache;
 mod catch_up;
 mod commands;
+mod moves;
 
 const VOLUME: VolumeId = VolumeId(3);
 const EXTENT: u64 = EXTENT_BYTES as u64;
