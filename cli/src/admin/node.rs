@@ -64,8 +64,8 @@ fn draining(node: &Node) -> String {
     let Node { disks_draining, draining_copies, .. } = node;
     match (*disks_draining, *draining_copies) {
         (0, _) => String::new(),
-        (disks, 0) => format!("{disks} disks, empty"),
-        (disks, copies) => format!("{disks} disks, {copies} copies left"),
+        (_, 0) => "empty".to_owned(),
+        (_, copies) => format!("{copies} copies left"),
     }
 }
 

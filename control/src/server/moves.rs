@@ -33,7 +33,6 @@ pub(super) struct Plans {
 
 impl Context {
     /// Plans while this member leads, until it stops.
-    #[expect(dead_code, reason = "owners of volumes do not make such copies yet")]
     pub(super) async fn keep_moves(self: Arc<Self>) {
         loop {
             tokio::select! {

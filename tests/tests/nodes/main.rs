@@ -18,6 +18,7 @@
 
 mod control;
 mod load;
+mod moves;
 mod replicas;
 #[path = "../power/stamp.rs"]
 mod stamp;
