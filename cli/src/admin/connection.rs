@@ -108,7 +108,7 @@ pub(crate) struct Connection {
 /// What a member says of who leads.
 enum Look {
     /// It does itself.
-    Leads(Connection),
+    Leads(Box<Connection>),
     /// Another does.
     Names(Address),
     /// It knows of nobody.
@@ -137,7 +137,7 @@ impl Connection {
                     next = Self::look(leader).await;
                 }
                 match next {
-                    Ok(Look::Leads(connection)) => return Ok(connection),
+                    Ok(Look::Leads(connection)) => return Ok(*connection),
                     Ok(Look::Names(_)) => {}
                     Ok(Look::Nobody(others)) => {
                         answered = true;
@@ -170,7 +170,7 @@ impl Connection {
             Err(_) => bail!("the control plane at {address} does not answer"),
         };
         if answer.leader != 0 && answer.leader == answer.member {
-            return Ok(Look::Leads(connection));
+            return Ok(Look::Leads(Box::new(connection)));
         }
         let leader = answer.members.iter().find(|member| member.id == answer.leader);
         if let Some(leader) = leader.and_then(|leader| Address::parse(&leader.address).ok()) {
