@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A member that was just founded, in a folder of its own.
 pub(crate) struct Plane {
