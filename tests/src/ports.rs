@@ -30,22 +30,41 @@ pub fn free() -> SocketAddr {
 /// If no port of the range is free.
 #[must_use]
 pub fn free_at(address: IpAddr) -> SocketAddr {
+    free_run(address, 1)
+}
+
+/// The first of `count` ports side by side that are free now at `address`, and this process's from now on.
+///
+/// # Panics
+/// If there is no such run in the range.
+#[must_use]
+pub fn free_run(address: IpAddr, count: u16) -> SocketAddr {
     let folder = std::env::temp_dir().join(format!("lunette-tests-{}", rustix::process::getuid().as_raw()));
     std::fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     // Starting at different places only saves tries.
     let start = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(COUNT)).expect("below COUNT");
+    let mut run = Vec::new();
     for port in (start..COUNT).chain(0..start).map(|offset| FIRST + offset) {
         let lock = File::create(folder.join(port.to_string())).expect("create a lock file");
-        if lock.try_lock().is_err() {
+        let socket = SocketAddr::new(address, port);
+        if lock.try_lock().is_err() || TcpListener::bind(socket).is_err() {
+            run.clear();
             continue;
         }
-        let socket = SocketAddr::new(address, port);
-        if TcpListener::bind(socket).is_ok() {
-            RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(lock);
-            return socket;
+        if port == FIRST {
+            run.clear();
+        }
+        run.push((lock, socket));
+        if run.len() == usize::from(count) {
+            let first = run[0].1;
+            RESERVED
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(run.into_iter().map(|(lock, _)| lock));
+            return first;
         }
     }
-    panic!("no free port in {FIRST}..{}", FIRST + COUNT);
+    panic!("no {count} free ports side by side in {FIRST}..{}", FIRST + COUNT);
 }
 
 #[cfg(test)]

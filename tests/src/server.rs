@@ -10,7 +10,7 @@
 //! Dropped, it kills the processes that it started, by id, and when the test fails shows their log.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -105,14 +105,10 @@ impl Builder {
     #[must_use]
     pub fn start(self) -> Lunette {
         let folder = tempfile::Builder::new().prefix("lunette-").tempdir().expect("a temporary folder");
-        let mut lunette = Lunette {
-            folder,
-            options: self,
-            portal: ports::free(),
-            admin: ports::free(),
-            child: None,
-            starts: 0,
-        };
+        // The members of a control plane are side by side.
+        let admin = ports::free_run(Ipv4Addr::LOCALHOST.into(), self.control.unwrap_or(1).into());
+        let mut lunette =
+            Lunette { folder, options: self, portal: ports::free(), admin, child: None, starts: 0 };
         lunette.restart();
         lunette
     }
@@ -403,11 +399,15 @@ impl Drop for Lunette {
     }
 }
 
-/// Whether the process is there and not just a name that its parent has yet to collect.
+/// Whether the process is there and not just a name that its parent has yet to collect. Its first thread may be no more than
+/// that while others still hold its files.
 #[must_use]
 pub fn alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z')))
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let is_there = |stat: String| {
+        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+    };
+    threads.flatten().any(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(is_there))
 }
 
 fn is_lunette(pid: u32) -> bool {

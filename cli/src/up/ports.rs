@@ -56,12 +56,17 @@ impl Ports {
             let address = hold(*portal, "--portal", &mut held)?;
             taken.push(address);
         }
-        let others = match members.split_first() {
-            Some((_, others)) => others.to_vec(),
-            None => vec![SocketAddr::new(admin.ip(), 0); control.saturating_sub(1)],
-        };
-        let admin = std::iter::once(admin).chain(others).map(|address| hold(address, "--admin", &mut held));
-        Ok(Self { portals: taken, admin: admin.collect::<Result<_>>()?, held })
+        let first = hold(admin, "--admin", &mut held)?;
+        let mut admin = vec![first];
+        match members.split_first() {
+            Some((_, others)) => {
+                for address in others {
+                    admin.push(hold(*address, "--admin", &mut held)?);
+                }
+            }
+            None => admin.extend(following(first, control.saturating_sub(1), &mut held)?),
+        }
+        Ok(Self { portals: taken, admin, held })
     }
 
     /// Lets the ports go, for the servers that bind them next.
@@ -74,6 +79,24 @@ impl Ports {
 pub(crate) fn hold_portals(portals: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
     let mut held = Vec::new();
     portals.iter().map(|portal| hold(*portal, "portals", &mut held)).collect()
+}
+
+/// Free ports after that of `first`. Not any that the system has to give: those serve outgoing connections too, and one of these
+/// may have the port at the next start.
+fn following(first: SocketAddr, count: usize, held: &mut Vec<TcpListener>) -> Result<Vec<SocketAddr>> {
+    let mut found = Vec::with_capacity(count);
+    let mut ports = first.port().saturating_add(1)..=u16::MAX;
+    while found.len() < count {
+        let Some(port) = ports.next() else {
+            bail!("no {count} free ports follow {first}: choose another with --admin");
+        };
+        let address = SocketAddr::new(first.ip(), port);
+        // One that is in use, or not for us, is none of those.
+        if let Ok(address) = hold(address, "--admin", held) {
+            found.push(address);
+        }
+    }
+    Ok(found)
 }
 
 fn hold(address: SocketAddr, option: &str, held: &mut Vec<TcpListener>) -> Result<SocketAddr> {
@@ -131,5 +154,18 @@ mod tests {
         taken.release();
         assert!(Ports::take(&[any], Some(&admin), &[], 1).is_ok());
         assert!(Ports::take(&[any], Some("localhost"), &[], 1).is_err());
+    }
+
+    #[test]
+    fn members_follow_each_other() {
+        // Guards against members at ports that an outgoing connection may have at the next start.
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let free = Ports::take(&[any], Some("127.0.0.1:0"), &[], 1).expect("free ports").admin[0];
+        let Ok(taken) = Ports::take(&[any], Some(&free.to_string()), &[], 3) else { return };
+        assert!(taken.admin.is_sorted() && taken.admin.len() == 3, "{:?}", taken.admin);
+        assert_eq!(taken.admin[0], free);
+        let last = SocketAddr::from((Ipv4Addr::LOCALHOST, u16::MAX));
+        let none = following(last, 2, &mut Vec::new()).expect_err("there are no ports after it").to_string();
+        assert!(none.contains("--admin"), "{none}");
     }
 }
