@@ -13,7 +13,7 @@ pub(crate) enum Cluster {
     Status,
     /// Make a token that admits one machine to the cluster, once; it is as good as the cluster's key
     JoinToken(JoinTokenMake),
-    /// Have members of the control plane vote, or leave; nodes with [control] join by themselves
+    /// Have members of the control plane vote, or leave; nodes whose file has a control section join by themselves
     #[command(subcommand)]
     Member(Member),
 }
