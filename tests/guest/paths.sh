@@ -25,7 +25,8 @@ multipath -ll
 step blkdiscard gives space back
 before=$(used)
 dd if=/dev/urandom of="$map" bs=1M count=24 oflag=direct 2> /dev/null
-[ "$(used)" -ge $((before + 3 * 24 * 1048576)) ] || fail "24 MiB on three nodes take more than $(($(used) - before)) bytes"
+# Disks give some units of 64 KiB back later than they were freed: what was counted before may have some of those.
+[ "$(used)" -ge $((before + 3 * 23 * 1048576)) ] || fail "24 MiB on three nodes take more than $(($(used) - before)) bytes"
 blkdiscard -f -o 0 -l 16777216 "$map"
 within 150 used_below $((before + 3 * 8 * 1048576 + 1))
 zeros "$map" 16777216
@@ -44,7 +45,7 @@ empty=$(used)
 dd if=/dev/urandom of=/mnt/ext4/gone bs=1M count=24 2> /dev/null
 sync
 full=$(used)
-[ "$full" -ge $((empty + 3 * 24 * 1048576)) ] || fail "a file of 24 MiB takes $((full - empty)) bytes"
+[ "$full" -ge $((empty + 3 * 23 * 1048576)) ] || fail "a file of 24 MiB takes $((full - empty)) bytes"
 rm /mnt/ext4/gone
 sync
 # What was freed can be trimmed once its transaction is over, which may be a little after the sync. Units of 64 KiB at its
