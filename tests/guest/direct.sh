@@ -27,7 +27,8 @@ if [ "$PHASE" = write ]; then
         step "discards and zeros of $disk give space back"
         before=$(used)
         dd if=/dev/urandom of="$disk" bs=1M count=12 oflag=direct 2> /dev/null
-        [ "$(used)" -ge $((before + 3 * 12 * mebibyte)) ] || fail "12 MiB take $(($(used) - before)) bytes on three nodes"
+        # Units that were freed before may come back while this counts.
+        [ "$(used)" -ge $((before + 3 * 11 * mebibyte)) ] || fail "12 MiB take $(($(used) - before)) bytes on three nodes"
         blkdiscard -f -o 0 -l $((4 * mebibyte)) "$disk"
         within 150 used_below $((before + 3 * 8 * mebibyte + 1))
         # WRITE SAME, without UNMAP where the disk leaves the choice.
