@@ -12,7 +12,6 @@
 use std::collections::BTreeMap;
 
 use lunette_proto::ids::{DiskId, ExtentId, Version};
-use lunette_proto::limits::NODE_DROPPED_EXTENTS_MAX;
 use lunette_proto::map::DiskState;
 use lunette_proto::node::{ReplyBody, RequestBody};
 
@@ -20,6 +19,8 @@ use super::catch_up::is_listing;
 use super::view::View;
 use super::{Answer, Owner, What};
 
+/// Extents dropped by one request: a disk does nothing else meanwhile.
+const DROPPED_MAX: usize = 8;
 /// Pause after a disk could not say or drop something.
 const LATER_MS: u64 = 200;
 
@@ -146,7 +147,7 @@ impl Owner {
             )
         } else {
             sweep.found = extents.clone();
-            extents.truncate(NODE_DROPPED_EXTENTS_MAX);
+            extents.truncate(DROPPED_MAX);
             self.send(disk, RequestBody::Drop { namespace, generation, extents }, What::Sweep)
         };
         if let Some(sweep) = self.sweeps.runs.get_mut(&disk) {
@@ -166,7 +167,7 @@ impl Owner {
                 sweep.found = list.iter().map(|it| it.index).filter(|index| !is_held(*index)).collect();
             }
             Answer::Body(ReplyBody::Done) => {
-                let dropped = sweep.found.len().min(NODE_DROPPED_EXTENTS_MAX);
+                let dropped = sweep.found.len().min(DROPPED_MAX);
                 sweep.found.drain(..dropped);
             }
             Answer::Body(_) => return self.distrust(disk),
