@@ -26,6 +26,21 @@ fn request_bytes(id: u64, request: &Request) -> Vec<u8> {
     bytes_of(out)
 }
 
+/// Of a frame with this body and no data.
+fn header_of(kind: header::Kind, body: &[u8]) -> header::Header {
+    header::Header {
+        kind,
+        status: 0,
+        body_len: body.len() as u32,
+        data_len: 0,
+        id: 1,
+        epoch: 0,
+        disk: 0,
+        body_crc: crc32c(body),
+        data_crc: 0,
+    }
+}
+
 fn greeted() -> Decoder {
     let mut out = Outgoing::new();
     out.hello(&Hello::new(ClusterId(1), "test")).unwrap();
@@ -190,17 +205,7 @@ fn golden_drop() {
         let mut body = [7u64.to_le_bytes(), 4u64.to_le_bytes()].concat();
         body.extend([count.to_le_bytes(), [0; 4]].concat());
         extents.iter().for_each(|index| body.extend(index.to_le_bytes()));
-        let header = header::Header {
-            kind: header::Kind::Drop,
-            status: 0,
-            body_len: body.len() as u32,
-            data_len: 0,
-            id: 1,
-            epoch: 77,
-            disk: 5,
-            body_crc: crc32c(&body),
-            data_crc: 0,
-        };
+        let header = header::Header { epoch: 77, disk: 5, ..header_of(header::Kind::Drop, &body) };
         let mut decoder = greeted();
         decoder.push(&header.encode());
         decoder.push(&body);
@@ -232,17 +237,7 @@ fn impossible_extents_are_refused() {
         for extent in &list {
             body.extend([extent.index, newest.generation.0, newest.seq].map(u64::to_le_bytes).concat());
         }
-        let header = header::Header {
-            kind: header::Kind::ExtentsReply,
-            status: 0,
-            body_len: body.len() as u32,
-            data_len: 0,
-            id: 1,
-            epoch: 0,
-            disk: 0,
-            body_crc: crc32c(&body),
-            data_crc: 0,
-        };
+        let header = header_of(header::Kind::ExtentsReply, &body);
         let mut decoder = greeted();
         decoder.push(&header.encode());
         decoder.push(&body);
