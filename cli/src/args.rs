@@ -83,6 +83,9 @@ pub(crate) enum Command {
     Status(Status),
 }
 
+/// Gateways that `up --processes` runs on one machine.
+pub(crate) const GATEWAYS_MAX: u8 = 8;
+
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Up {
     /// Where everything is kept
@@ -103,13 +106,17 @@ pub(crate) struct Up {
     /// Seconds for which a disk is out before its copies are made on others [default: 600]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) rebuild_after: Option<u64>,
-    /// Run each node and the gateway as a process of its own
+    /// Run each node and each gateway as a process of its own
     #[arg(long)]
     pub(crate) processes: bool,
     /// Members of the control plane: 1, 3 or 5, on node1, node2, ... [default: 1, or as many as DIR has]
     #[arg(long, value_name = "N", requires = "processes", value_parser = ["1", "3", "5"])]
     pub(crate) control: Option<String>,
-    /// Start only this one of the processes again: node1, node2, ..., gateway1
+    /// Gateways, each at the ports that follow those of the one before [default: 1]
+    #[arg(long, value_name = "N", requires = "processes",
+        value_parser = clap::value_parser!(u8).range(1..=i64::from(GATEWAYS_MAX)))]
+    pub(crate) gateways: Option<u8>,
+    /// Start only this one of the processes again: node1, node2, ..., gateway1, ...
     #[arg(long, value_name = "NAME", requires = "processes")]
     pub(crate) only: Option<String>,
 }
@@ -505,6 +512,7 @@ mod tests {
             "node run --config node.toml --join-token -",
             "gateway run --config gateway.toml --join-token token",
             "up --processes --control 3",
+            "up --processes --gateways 2",
             "disk list",
             "disk add --node node1 /srv/disk2",
             "disk add /dev/sdb --node node1 --capacity 1TiB --json",
@@ -591,6 +599,8 @@ mod tests {
             "cluster member add x",
             "cluster member replace 2",
             "up --control 3",
+            "up --gateways 2",
+            "up --processes --gateways 0",
             "up --processes --control 2",
             "disk inspect",
             "disk inspect /srv/disk2 --extent 3",

@@ -45,6 +45,7 @@ pub struct Builder {
     processes: bool,
     rebuild_after_s: Option<u64>,
     control: Option<u8>,
+    gateways: Option<u8>,
     log: Option<String>,
 }
 
@@ -98,6 +99,14 @@ impl Builder {
         self
     }
 
+    /// So many gateways, each a process: see [`Lunette::gateway`].
+    #[must_use]
+    pub fn gateways(mut self, gateways: u8) -> Self {
+        self.processes = true;
+        self.gateways = Some(gateways);
+        self
+    }
+
     /// Starts it in a new folder and waits until it is ready.
     ///
     /// # Panics
@@ -107,8 +116,9 @@ impl Builder {
         let folder = tempfile::Builder::new().prefix("lunette-").tempdir().expect("a temporary folder");
         // The members of a control plane are side by side.
         let admin = ports::free_run(Ipv4Addr::LOCALHOST.into(), self.control.unwrap_or(1).into());
-        let mut lunette =
-            Lunette { folder, options: self, portal: ports::free(), admin, child: None, starts: 0 };
+        // So are the portals of several gateways.
+        let portal = ports::free_run(Ipv4Addr::LOCALHOST.into(), self.gateways.unwrap_or(1).into());
+        let mut lunette = Lunette { folder, options: self, portal, admin, child: None, starts: 0 };
         lunette.restart();
         lunette
     }
@@ -136,6 +146,16 @@ impl Lunette {
     #[must_use]
     pub fn portal(&self) -> SocketAddr {
         self.portal
+    }
+
+    /// Where gateway `number`, from 1, serves iSCSI.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[must_use]
+    pub fn gateway(&self, number: u8) -> SocketAddr {
+        assert!((1..=self.options.gateways.unwrap_or(1)).contains(&number), "there is no gateway{number}");
+        SocketAddr::new(self.portal.ip(), self.portal.port() + u16::from(number) - 1)
     }
 
     /// Where the control plane is served.
@@ -244,6 +264,9 @@ impl Lunette {
         }
         if let Some(members) = self.options.control {
             command.args(["--control", &members.to_string()]);
+        }
+        if let Some(gateways) = self.options.gateways {
+            command.args(["--gateways", &gateways.to_string()]);
         }
         if let Some(log) = &self.options.log {
             command.env("LUNETTE_LOG", log);

@@ -13,7 +13,7 @@ use crate::args::{Global, Up};
 use data::Wanted;
 use ports::Ports;
 
-/// The name of the one gateway.
+/// The name of the gateway, where there is one.
 const GATEWAY: &str = "gateway1";
 
 /// Runs it until told to stop.
@@ -21,6 +21,7 @@ pub(crate) async fn run(up: Up, global: &Global) -> Result<()> {
     if let Some(name) = &up.only {
         if up.nodes.is_some()
             || up.control.is_some()
+            || up.gateways.is_some()
             || up.capacity.is_some()
             || !up.portals.is_empty()
             || !up.volumes.is_empty()

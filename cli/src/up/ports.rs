@@ -14,7 +14,8 @@ const ISCSI_PORT: u16 = 3260;
 /// Where `up` is to be reached.
 #[derive(Debug)]
 pub(crate) struct Ports {
-    pub(crate) portals: Vec<SocketAddr>,
+    /// Of each gateway.
+    pub(crate) gateways: Vec<Vec<SocketAddr>>,
     /// Of each member of the control plane.
     pub(crate) admin: Vec<SocketAddr>,
     /// Keep the ports taken until the servers take them over.
@@ -22,10 +23,12 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// Takes all of them; port 0 becomes one that is free. `members` are those of the members of a control plane that has
-    /// several of them already; a new one has `control`.
+    /// Takes all of them; port 0 becomes one that is free. `portals` are those of the first of so many gateways, and the others
+    /// follow them. `members` are those of the members of a control plane that has several of them already; a new one has
+    /// `control`.
     pub(crate) fn take(
         portals: &[SocketAddr],
+        gateways: usize,
         admin: Option<&str>,
         members: &[SocketAddr],
         control: usize,
@@ -51,10 +54,15 @@ impl Ports {
             }
         };
         let mut held = Vec::new();
-        let mut taken = Vec::new();
+        let mut first = Vec::new();
         for portal in portals {
-            let address = hold(*portal, "--portal", &mut held)?;
-            taken.push(address);
+            first.push(hold(*portal, "--portal", &mut held)?);
+        }
+        let mut taken = vec![first.clone()];
+        taken.resize(gateways.max(1), Vec::new());
+        for portal in first {
+            let others = following(portal, taken.len() - 1, "--portal", &mut held)?;
+            taken.iter_mut().skip(1).zip(others).for_each(|(portals, address)| portals.push(address));
         }
         let first = hold(admin, "--admin", &mut held)?;
         let mut admin = vec![first];
@@ -64,9 +72,14 @@ impl Ports {
                     admin.push(hold(*address, "--admin", &mut held)?);
                 }
             }
-            None => admin.extend(following(first, control.saturating_sub(1), &mut held)?),
+            None => admin.extend(following(first, control.saturating_sub(1), "--admin", &mut held)?),
         }
-        Ok(Self { portals: taken, admin, held })
+        Ok(Self { gateways: taken, admin, held })
+    }
+
+    /// All portals, those of the first gateway first.
+    pub(crate) fn portals(&self) -> Vec<SocketAddr> {
+        self.gateways.concat()
     }
 
     /// Lets the ports go, for the servers that bind them next.
@@ -83,16 +96,21 @@ pub(crate) fn hold_portals(portals: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
 
 /// Free ports after that of `first`. Not any that the system has to give: those serve outgoing connections too, and one of these
 /// may have the port at the next start.
-fn following(first: SocketAddr, count: usize, held: &mut Vec<TcpListener>) -> Result<Vec<SocketAddr>> {
+fn following(
+    first: SocketAddr,
+    count: usize,
+    option: &str,
+    held: &mut Vec<TcpListener>,
+) -> Result<Vec<SocketAddr>> {
     let mut found = Vec::with_capacity(count);
     let mut ports = first.port().saturating_add(1)..=u16::MAX;
     while found.len() < count {
         let Some(port) = ports.next() else {
-            bail!("no {count} free ports follow {first}: choose another with --admin");
+            bail!("no {count} free ports follow {first}: choose another with {option}");
         };
         let address = SocketAddr::new(first.ip(), port);
         // One that is in use, or not for us, is none of those.
-        if let Ok(address) = hold(address, "--admin", held) {
+        if let Ok(address) = hold(address, option, held) {
             found.push(address);
         }
     }
@@ -139,33 +157,43 @@ mod tests {
     fn a_port_in_use_is_refused_by_its_option() {
         // Guards against a start that makes a data directory and then fails to listen.
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut taken = Ports::take(&[any, any], Some("127.0.0.1:0"), &[], 1).expect("free ports");
-        assert!(taken.portals.iter().all(|portal| portal.port() != 0) && taken.admin[0].port() != 0);
-        assert_ne!(taken.portals[0], taken.portals[1]);
+        let mut taken = Ports::take(&[any, any], 1, Some("127.0.0.1:0"), &[], 1).expect("free ports");
+        let portals = taken.gateways[0].clone();
+        assert!(portals.iter().all(|portal| portal.port() != 0) && taken.admin[0].port() != 0);
+        assert_ne!(portals[0], portals[1]);
         let portal =
-            Ports::take(&taken.portals[..1], Some("127.0.0.1:0"), &[], 1).expect_err("in use").to_string();
+            Ports::take(&portals[..1], 1, Some("127.0.0.1:0"), &[], 1).expect_err("in use").to_string();
         assert!(portal.contains("in use") && portal.contains("--portal"), "{portal}");
-        let admin =
-            Ports::take(&[any], Some(&taken.admin[0].to_string()), &[], 1).expect_err("in use").to_string();
+        let admin = Ports::take(&[any], 1, Some(&taken.admin[0].to_string()), &[], 1)
+            .expect_err("in use")
+            .to_string();
         assert!(admin.contains("in use") && admin.contains("--admin"), "{admin}");
-        let twice = Ports::take(&[taken.portals[0]], Some(&taken.portals[0].to_string()), &[], 1);
+        let twice = Ports::take(&[portals[0]], 1, Some(&portals[0].to_string()), &[], 1);
         assert!(twice.is_err());
         let admin = taken.admin[0].to_string();
         taken.release();
-        assert!(Ports::take(&[any], Some(&admin), &[], 1).is_ok());
-        assert!(Ports::take(&[any], Some("localhost"), &[], 1).is_err());
+        assert!(Ports::take(&[any], 1, Some(&admin), &[], 1).is_ok());
+        assert!(Ports::take(&[any], 1, Some("localhost"), &[], 1).is_err());
     }
 
     #[test]
-    fn members_follow_each_other() {
+    fn members_and_gateways_follow_each_other() {
         // Guards against members at ports that an outgoing connection may have at the next start.
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let free = Ports::take(&[any], Some("127.0.0.1:0"), &[], 1).expect("free ports").admin[0];
-        let Ok(taken) = Ports::take(&[any], Some(&free.to_string()), &[], 3) else { return };
+        let free = Ports::take(&[any], 1, Some("127.0.0.1:0"), &[], 1).expect("free ports").admin[0];
+        let Ok(taken) = Ports::take(&[any, any], 3, Some(&free.to_string()), &[], 3) else { return };
+        assert_eq!(taken.gateways.len(), 3);
+        let all: std::collections::BTreeSet<_> = taken.gateways.iter().flatten().collect();
+        assert_eq!(all.len(), 6, "{:?}", taken.gateways);
+        for portal in 0..2 {
+            assert!(taken.gateways.is_sorted_by_key(|portals| portals[portal]), "{:?}", taken.gateways);
+        }
         assert!(taken.admin.is_sorted() && taken.admin.len() == 3, "{:?}", taken.admin);
         assert_eq!(taken.admin[0], free);
         let last = SocketAddr::from((Ipv4Addr::LOCALHOST, u16::MAX));
-        let none = following(last, 2, &mut Vec::new()).expect_err("there are no ports after it").to_string();
+        let none = following(last, 2, "--admin", &mut Vec::new())
+            .expect_err("there are no ports after it")
+            .to_string();
         assert!(none.contains("--admin"), "{none}");
     }
 }

@@ -1,4 +1,4 @@
-//! `lunette up --processes`: each node and the gateway as a process of its own, as in a real
+//! `lunette up --processes`: each node and each gateway as a process of its own, as in a real
 //! cluster, on this machine.
 //!
 //! ```text
@@ -24,9 +24,9 @@ use tokio_util::sync::CancellationToken;
 use super::data::{DataDir, private_dir};
 use super::ports::Ports;
 use super::setup;
-use super::{GATEWAY, wanted};
+use super::wanted;
 use crate::admin::{Address, Connection};
-use crate::args::{Global, LogFormat, Up};
+use crate::args::{GATEWAYS_MAX, Global, LogFormat, Up};
 use crate::config::NodeConfig;
 use crate::failure::complain;
 use crate::output::{self, Format};
@@ -50,21 +50,22 @@ pub(crate) async fn run(up: &Up, global: &Global) -> Result<()> {
     };
     // As many as there are to be: whether there can be is what the directory says.
     let known = if known.len() == control { known.as_slice() } else { &[] };
-    let mut ports = Ports::take(&up.portals, global.admin.as_deref(), known, control)?;
+    let gateways = up.gateways.unwrap_or(1);
+    let mut ports = Ports::take(&up.portals, usize::from(gateways), global.admin.as_deref(), known, control)?;
     let mut data = DataDir::open(&up.data, &wanted(up, &ports))?;
     let run = RunDir::of(data.path());
     private_dir(run.path())?;
-    if let Some((name, pid)) = run.running(&names(data.nodes())).into_iter().next() {
+    if let Some((name, pid)) = run.running(&names(data.nodes(), GATEWAYS_MAX)).into_iter().next() {
         bail!("{name} still runs as process {pid}: stop it first with `kill {pid}`");
     }
     let admin = ports.admin.iter().map(|address| Address::parse(&address.to_string()));
     let admin: Vec<Address> = admin.collect::<Result<_>>()?;
-    for name in names(data.nodes()) {
+    for name in names(data.nodes(), gateways) {
         run.write_config(&name, &data, &ports, up.rebuild_after)?;
     }
     ports.release();
 
-    let mut children = Children { run, children: Vec::new() };
+    let mut children = Children { run, gateways, children: Vec::new() };
     let outcome = children.serve(up, global, &mut data, &ports, &admin, &stop).await;
     children.stop(data.nodes()).await;
     outcome
@@ -77,7 +78,7 @@ pub(crate) fn only(name: &str, up: &Up, log_format: LogFormat) -> Result<()> {
     })?;
     let run = RunDir::of(&data);
     let Some(role) = Role::of(name) else {
-        bail!("'{name}' is no process: name node1, node2, ... or gateway1");
+        bail!("'{name}' is no process: name node1, node2, ... or gateway1, ...");
     };
     if !run.config(name).exists() {
         bail!(
@@ -102,8 +103,9 @@ fn executable() -> Result<std::path::PathBuf> {
 }
 
 /// All names, in the order in which they start: the one with the control member first.
-fn names(nodes: u8) -> Vec<String> {
-    (1..=nodes).map(name_of).chain([GATEWAY.to_owned()]).collect()
+fn names(nodes: u8, gateways: u8) -> Vec<String> {
+    let gateways = (1..=gateways).map(|gateway| format!("gateway{gateway}"));
+    (1..=nodes).map(name_of).chain(gateways).collect()
 }
 
 fn name_of(node: u8) -> String {
@@ -112,6 +114,7 @@ fn name_of(node: u8) -> String {
 
 struct Children {
     run: RunDir,
+    gateways: u8,
     children: Vec<Child>,
 }
 
@@ -125,9 +128,9 @@ impl Children {
         admin: &[Address],
         stop: &CancellationToken,
     ) -> Result<()> {
-        let names = names(data.nodes());
+        let names = names(data.nodes(), self.gateways);
+        let (nodes, gateways) = names.split_at(data.nodes().into());
         let start = async {
-            let (gateway, nodes) = names.split_last().context("there is a gateway")?;
             if !data.is_complete() {
                 let first = NodeConfig::load(&self.run.config(&name_of(1)))?;
                 control::found(
@@ -142,9 +145,9 @@ impl Children {
             setup::voters(&connection, data.members()).await?;
             setup::complete(&connection, data.nodes(), &up.volumes).await?;
             // The portals open last: whoever finds them open finds all of it ready.
-            self.start(std::slice::from_ref(gateway), global.log_format).await?;
+            self.start(gateways, global.log_format).await?;
             data.complete()?;
-            setup::announcement(&connection, admin, &ports.portals, Format::new(global.json)).await
+            setup::announcement(&connection, admin, &ports.portals(), Format::new(global.json)).await
         };
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -195,14 +198,13 @@ impl Children {
         ended
     }
 
-    /// First the gateway, which has writes in flight to the nodes; then the nodes; last node1,
+    /// First the gateways, which have writes in flight to the nodes; then the nodes; last node1,
     /// which carries the control plane that the others say goodbye to.
     async fn stop(&mut self, nodes: u8) {
-        let mut names = names(nodes);
-        names.reverse();
-        let (gateway, rest) = names.split_at(1);
-        let (others, first) = rest.split_at(rest.len().saturating_sub(1));
-        for group in [gateway, others, first] {
+        let names = names(nodes, self.gateways);
+        let (nodes, gateways) = names.split_at(nodes.into());
+        let (first, others) = nodes.split_at(nodes.len().min(1));
+        for group in [gateways, others, first] {
             let mut waits = Vec::new();
             for child in
                 self.children.iter_mut().filter(|child| group.iter().any(|name| name == child.name()))

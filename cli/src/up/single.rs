@@ -36,7 +36,7 @@ const MEMBER_FOLDER: u8 = 1;
 /// Runs until told to stop.
 pub(super) async fn run(up: &Up, global: &Global) -> Result<()> {
     let stop = stop::on_signal()?;
-    let mut ports = Ports::take(&up.portals, global.admin.as_deref(), &[], 1)?;
+    let mut ports = Ports::take(&up.portals, 1, global.admin.as_deref(), &[], 1)?;
     let mut data = DataDir::open(&up.data, &wanted(up, &ports))?;
     ports.release();
     let mut system = System::default();
@@ -90,7 +90,7 @@ impl System {
         // The portals open last: whoever finds them open finds all of it ready.
         let gateway = GatewayParts {
             name: GATEWAY.to_owned(),
-            portals: ports.portals.clone(),
+            portals: ports.portals(),
             admin: &admin,
             key: &key,
             fabric: Arc::new(LocalFabric::new(key.cluster, &self.nodes)),

@@ -11,7 +11,6 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::args::LogFormat;
-use crate::up::GATEWAY;
 use crate::up::data::{DataDir, write_private};
 use crate::up::ports::Ports;
 
@@ -22,24 +21,24 @@ const POLL: Duration = Duration::from_millis(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Node(u8),
-    Gateway,
+    Gateway(u8),
 }
 
 impl Role {
     pub(super) fn of(name: &str) -> Option<Self> {
-        if name == GATEWAY {
-            return Some(Self::Gateway);
-        }
-        let number = name.strip_prefix("node")?;
-        let node: u8 = number.parse().ok()?;
-        (node > 0 && node.to_string() == number).then_some(Self::Node(node))
+        let (role, number): (fn(u8) -> Self, _) = match name.strip_prefix("node") {
+            Some(number) => (Self::Node, number),
+            None => (Self::Gateway, name.strip_prefix("gateway")?),
+        };
+        let index: u8 = number.parse().ok()?;
+        (index > 0 && index.to_string() == number).then(|| role(index))
     }
 
     /// The command line that runs it.
     pub(super) fn arguments(self, config: &Path, log_format: LogFormat) -> Vec<OsString> {
         let what = match self {
             Self::Node(_) => "node",
-            Self::Gateway => "gateway",
+            Self::Gateway(_) => "gateway",
         };
         let log_format = match log_format {
             LogFormat::Text => "text",
@@ -173,9 +172,9 @@ fn config(role: Role, name: &str, data: &DataDir, ports: &Ports, rebuild_after_s
                 }
             }
         }
-        Role::Gateway => {
-            let portals: Vec<String> =
-                ports.portals.iter().map(|portal| quoted(&portal.to_string())).collect();
+        Role::Gateway(gateway) => {
+            let portals = ports.gateways.get(usize::from(gateway) - 1).into_iter().flatten();
+            let portals: Vec<String> = portals.map(|portal| quoted(&portal.to_string())).collect();
             let _ = writeln!(text, "portals = [{}]", portals.join(", "));
             text.push_str(&common);
         }
@@ -199,8 +198,20 @@ mod tests {
     fn names_are_exact() {
         // Guards against `node01`, whose disk would be another process's.
         assert_eq!(Role::of("node1"), Some(Role::Node(1)));
-        assert_eq!(Role::of("gateway1"), Some(Role::Gateway));
-        for name in ["node0", "node01", "node", "node-1", "node256", "gateway2", "../node1", ""] {
+        assert_eq!(Role::of("gateway1"), Some(Role::Gateway(1)));
+        assert_eq!(Role::of("gateway12"), Some(Role::Gateway(12)));
+        for name in [
+            "node0",
+            "node01",
+            "node",
+            "node-1",
+            "node256",
+            "gateway0",
+            "gateway02",
+            "gateway",
+            "../node1",
+            "",
+        ] {
             assert_eq!(Role::of(name), None, "{name}");
         }
     }
@@ -211,13 +222,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("with \"quotes\"");
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let ports = Ports::take(&[any, any], Some("127.0.0.1:0"), &[], 3).expect("free ports");
+        let ports = Ports::take(&[any, any], 2, Some("127.0.0.1:0"), &[], 3).expect("free ports");
         let capacity = Some("1G".parse().expect("a size"));
         let wanted = Wanted { nodes: Some(4), capacity, control: ports.admin.clone() };
         let data = DataDir::open(&path, &wanted).expect("made");
         let run = RunDir::of(data.path());
         crate::up::data::private_dir(run.path()).expect("made");
-        for name in ["node1", "node3", "node4", GATEWAY] {
+        for name in ["node1", "node3", "node4", "gateway1", "gateway2"] {
             run.write_config(name, &data, &ports, Some(7)).expect("written");
         }
         let one = NodeConfig::load(&run.config("node1")).expect("valid");
@@ -231,8 +242,10 @@ mod tests {
         let four = NodeConfig::load(&run.config("node4")).expect("valid");
         assert!(four.control.is_none());
         assert_eq!(four.disks[0].path, data.disk(4));
-        let gateway = GatewayConfig::load(&run.config(GATEWAY)).expect("valid");
-        assert_eq!(gateway.portals, ports.portals);
+        for (name, portals) in ["gateway1", "gateway2"].into_iter().zip(&ports.gateways) {
+            let gateway = GatewayConfig::load(&run.config(name)).expect("valid");
+            assert_eq!((gateway.name.as_str(), &gateway.portals), (name, portals));
+        }
     }
 
     #[test]
