@@ -109,9 +109,13 @@ impl Initiator {
     /// # Errors
     /// Those of the connection.
     pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(ANSWER))?;
+        Self::connect_within(address, ANSWER)
+    }
+
+    fn connect_within(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect_timeout(&address, patience.min(Duration::from_secs(5)))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
@@ -121,7 +125,16 @@ impl Initiator {
     /// # Errors
     /// When the connection fails or the target refuses.
     pub fn login(address: SocketAddr, target: &str) -> Result<Self, LoginError> {
-        Self::login_as(address, NAME, &[("SessionType", "Normal"), ("TargetName", target)])
+        Self::login_within(address, target, ANSWER)
+    }
+
+    /// The same; `patience` is how long each answer may take, now and later.
+    ///
+    /// # Errors
+    /// When the connection fails or the target refuses.
+    pub fn login_within(address: SocketAddr, target: &str, patience: Duration) -> Result<Self, LoginError> {
+        let stream = Self::connect_within(address, patience)?;
+        Self::login_over(stream, NAME, &[("SessionType", "Normal"), ("TargetName", target)])
     }
 
     /// All targets that the portal shows to this initiator.
@@ -151,7 +164,10 @@ impl Initiator {
     /// # Panics
     /// If the target breaks the login phase's rules.
     pub fn login_as(address: SocketAddr, name: &str, session: &[(&str, &str)]) -> Result<Self, LoginError> {
-        let stream = Self::connect(address)?;
+        Self::login_over(Self::connect(address)?, name, session)
+    }
+
+    fn login_over(stream: TcpStream, name: &str, session: &[(&str, &str)]) -> Result<Self, LoginError> {
         let mut login = Self { stream, cmd_sn: 1, exp_stat_sn: 0, tag: 1, isid: next_isid() };
         let mut keys = vec![("InitiatorName", name), ("AuthMethod", "None")];
         keys.extend_from_slice(session);

@@ -2,6 +2,9 @@
 //!
 //! Eight sessions, each with one command at a time. Every block has one session that writes it, and all read it: what
 //! was answered GOOD is there from then on, a write that was not may be there or not, and what was seen stays.
+//!
+//! Over several gateways each session uses one path at a time, as multipath does: when its connection breaks, is silent, or
+//! says that another gateway is the owner, it goes on over the next.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -12,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use lunette_proto::ids::{ExtentId, Generation, Namespace, Version};
 use lunette_proto::limits::EXTENT_BLOCKS;
-use lunette_tests::initiator::{Answer, Initiator, Transfer};
+use lunette_tests::initiator::{Answer, Initiator, LoginError, Transfer};
 use lunette_tests::random::Random;
 use lunette_tests::{Lunette, iqn};
 use parking_lot::Mutex;
@@ -31,6 +34,8 @@ const SECTORS_PER_BLOCK: u64 = (BLOCK / 512) as u64;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Before a command that was refused is followed by the next.
 const PAUSE: Duration = Duration::from_millis(20);
+/// A path that does not answer for so long is given up, if there are others.
+const SILENCE: Duration = Duration::from_millis(1500);
 
 /// Running sessions. Dropped, they end.
 pub(crate) struct Load {
@@ -39,7 +44,8 @@ pub(crate) struct Load {
 }
 
 struct Shared {
-    portal: SocketAddr,
+    /// One of each gateway.
+    portals: Vec<SocketAddr>,
     target: String,
     blocks: Vec<Mutex<Block>>,
     stop: AtomicBool,
@@ -47,7 +53,23 @@ struct Shared {
     strict: AtomicBool,
     written: AtomicU64,
     refused: AtomicU64,
+    /// The longest time for which a session had to look for a path.
+    stall: Mutex<Duration>,
     failure: Mutex<Option<String>>,
+}
+
+/// Why a command did not get done.
+enum Trouble {
+    /// Its path does not work; it may have happened or not.
+    Path,
+    /// What must not be.
+    Wrong(String),
+}
+
+/// A session, over which of the portals.
+struct Session {
+    initiator: Initiator,
+    at: usize,
 }
 
 #[derive(Clone, Default)]
@@ -76,15 +98,21 @@ impl Block {
 impl Load {
     /// Begins, on volume `name`. Any answer but GOOD is a failure until [`set_strict`](Self::set_strict) says otherwise.
     pub(crate) fn start(lunette: &Lunette, name: &str, seed: u64) -> Self {
+        Self::over(vec![lunette.portal()], name, seed)
+    }
+
+    /// The same over several gateways.
+    pub(crate) fn over(portals: Vec<SocketAddr>, name: &str, seed: u64) -> Self {
         let blocks = vec![Block::default(); usize::try_from(EXTENTS).unwrap() * EXTENT_BLOCKS as usize];
         let shared = Arc::new(Shared {
-            portal: lunette.portal(),
+            portals,
             target: iqn(name),
             blocks: blocks.into_iter().map(Mutex::new).collect(),
             stop: AtomicBool::new(false),
             strict: AtomicBool::new(true),
             written: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            stall: Mutex::default(),
             failure: Mutex::new(None),
         });
         let session = |index| {
@@ -111,6 +139,11 @@ impl Load {
     /// Commands answered otherwise so far.
     pub(crate) fn refused(&self) -> u64 {
         self.shared.refused.load(Ordering::SeqCst)
+    }
+
+    /// The longest time for which a session was without a path that works, since this was asked last.
+    pub(crate) fn take_stall(&self) -> Duration {
+        std::mem::take(&mut *self.shared.stall.lock())
     }
 
     /// Waits until `count` more writes have been answered GOOD that were sent from now on.
@@ -158,15 +191,20 @@ impl Load {
     pub(crate) fn finish(mut self) {
         self.end();
         self.check();
-        let verified = self.shared.login().and_then(|mut session| {
+        let verify = || {
+            let mut session = self.shared.open(0)?;
             for extent in 0..EXTENTS {
                 for start in (0..EXTENT_BLOCKS).step_by(BLOCKS_MAX as usize) {
                     self.shared.read(&mut session, extent, start..start + BLOCKS_MAX)?;
                 }
             }
             Ok(())
-        });
-        verified.unwrap_or_else(|failure| panic!("at the end: {failure}"));
+        };
+        match verify() {
+            Ok(()) => {}
+            Err(Trouble::Path) => panic!("a path broke at the end"),
+            Err(Trouble::Wrong(failure)) => panic!("at the end: {failure}"),
+        }
     }
 
     fn end(&mut self) {
@@ -191,15 +229,85 @@ impl Shared {
         self.failure.lock().get_or_insert(failure);
     }
 
-    fn login(&self) -> Result<Initiator, String> {
-        let mut session = Initiator::login(self.portal, &self.target).map_err(|error| error.to_string())?;
-        session.ready().map_err(|error| error.to_string())?;
-        Ok(session)
+    fn has_other_paths(&self) -> bool {
+        self.portals.len() > 1
+    }
+
+    fn broken(&self, what: &str, error: impl std::fmt::Display) -> Trouble {
+        if self.has_other_paths() { Trouble::Path } else { Trouble::Wrong(format!("{what}: {error}")) }
+    }
+
+    /// A session whose path works: over the portal `at` or the next that does.
+    fn open(&self, at: usize) -> Result<Session, Trouble> {
+        let begun = Instant::now();
+        let mut paths = (0..self.portals.len()).cycle().skip(at % self.portals.len());
+        let mut last = String::new();
+        while begun.elapsed() < PATIENCE && !(self.has_other_paths() && self.stop.load(Ordering::SeqCst)) {
+            let at = paths.next().expect("a cycle does not end");
+            match self.login(self.portals[at]) {
+                Ok(Some(initiator)) => {
+                    let mut stall = self.stall.lock();
+                    *stall = begun.elapsed().max(*stall);
+                    return Ok(Session { initiator, at });
+                }
+                // It is another gateway's.
+                Ok(None) => {}
+                Err(error) if self.has_other_paths() => last = error.to_string(),
+                Err(error) => return Err(Trouble::Wrong(error.to_string())),
+            }
+            std::thread::sleep(PAUSE);
+        }
+        if begun.elapsed() < PATIENCE {
+            Err(Trouble::Path)
+        } else {
+            Err(Trouble::Wrong(format!("no path: {last}")))
+        }
+    }
+
+    fn login(&self, portal: SocketAddr) -> Result<Option<Initiator>, LoginError> {
+        if !self.has_other_paths() {
+            let mut session = Initiator::login(portal, &self.target)?;
+            session.ready()?;
+            return Ok(Some(session));
+        }
+        let mut session = Initiator::login_within(portal, &self.target, SILENCE)?;
+        loop {
+            let answer = session.scsi(&[0; 6], Transfer::None)?;
+            match answer.sense_code() {
+                _ if answer.status == 0 => return Ok(Some(session)),
+                // Unit attentions are told one by one.
+                Some((0x06, ..)) => {}
+                _ => return Ok(None),
+            }
+        }
     }
 
     fn run(&self, index: u64, random: &mut Random) -> Result<(), String> {
-        let mut session = self.login()?;
+        // Not all of them over the same.
+        let mut at = index as usize;
         let mut seq = 0;
+        while !self.stop.load(Ordering::SeqCst) {
+            let done = self.open(at).and_then(|mut session| {
+                at = session.at;
+                self.use_session(&mut session, index, &mut seq, random)
+            });
+            match done {
+                Ok(()) => {}
+                // Over the next one.
+                Err(Trouble::Path) => at += 1,
+                Err(Trouble::Wrong(what)) => return Err(what),
+            }
+        }
+        Ok(())
+    }
+
+    fn use_session(
+        &self,
+        session: &mut Session,
+        index: u64,
+        seq: &mut u64,
+        random: &mut Random,
+    ) -> Result<(), Trouble> {
         while !self.stop.load(Ordering::SeqCst) {
             // Every other command goes to one extent.
             let extent = if random.one_in(2) { 0 } else { random.below(EXTENTS) };
@@ -208,11 +316,11 @@ impl Shared {
             let all = start(EXTENT_BLOCKS);
             let own = index as u32 * SHARE + start(SHARE);
             match random.below(8) {
-                0..3 => self.read(&mut session, extent, all..all + count)?,
+                0..3 => self.read(session, extent, all..all + count)?,
                 kind => {
-                    seq += 1;
-                    let version = Version { generation: Generation(index + 1), seq };
-                    self.write(&mut session, extent, own..own + count, version, kind == 7)?;
+                    *seq += 1;
+                    let version = Version { generation: Generation(index + 1), seq: *seq };
+                    self.write(session, extent, own..own + count, version, kind == 7)?;
                 }
             }
         }
@@ -224,16 +332,25 @@ impl Shared {
     }
 
     /// Whether the answer is GOOD.
-    fn is_good(&self, what: &str, answer: &Answer) -> Result<bool, String> {
+    fn is_good(&self, what: &str, answer: &Answer) -> Result<bool, Trouble> {
         if answer.status == 0 {
             return Ok(true);
         }
+        if self.has_other_paths() {
+            match answer.sense_code() {
+                // ASYMMETRIC ACCESS STATE CHANGED, and whatever else is to be known: the next command is taken.
+                Some((0x06, ..)) => return Ok(false),
+                // LOGICAL UNIT NOT ACCESSIBLE: in transition, standby, unavailable.
+                Some((0x02, 0x04, 0x0a..=0x0c)) => return Err(Trouble::Path),
+                _ => {}
+            }
+        }
         if self.strict.load(Ordering::SeqCst) {
-            return Err(format!(
+            return Err(Trouble::Wrong(format!(
                 "{what} was answered with status {:02x}h, sense {:02x?}",
                 answer.status,
                 answer.sense_code()
-            ));
+            )));
         }
         self.refused.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(PAUSE);
@@ -242,12 +359,12 @@ impl Shared {
 
     fn write(
         &self,
-        session: &mut Initiator,
+        Session { initiator: session, .. }: &mut Session,
         extent: u64,
         blocks: Range<u32>,
         version: Version,
         zeros: bool,
-    ) -> Result<(), String> {
+    ) -> Result<(), Trouble> {
         blocks.clone().for_each(|block| self.block(extent, block).lock().sent.push((version.seq, zeros)));
         let lba = lba(extent, blocks.start);
         let answer = if zeros {
@@ -258,7 +375,7 @@ impl Shared {
             session.write(lba, &data)
         };
         let what = format!("a write to blocks {blocks:?} of extent {extent}");
-        let answer = answer.map_err(|error| format!("{what}: {error}"))?;
+        let answer = answer.map_err(|error| self.broken(&what, error))?;
         if self.is_good(&what, &answer)? {
             for block in blocks {
                 self.block(extent, block).lock().floor = version.seq;
@@ -268,17 +385,17 @@ impl Shared {
         Ok(())
     }
 
-    fn read(&self, session: &mut Initiator, extent: u64, blocks: Range<u32>) -> Result<(), String> {
+    fn read(&self, session: &mut Session, extent: u64, blocks: Range<u32>) -> Result<(), Trouble> {
         let floors: Vec<u64> = blocks.clone().map(|block| self.block(extent, block).lock().floor).collect();
         let what = format!("a read of blocks {blocks:?} of extent {extent}");
         let sectors = blocks.len() as u64 * SECTORS_PER_BLOCK;
-        let answer = session.read(lba(extent, blocks.start), sectors as u32);
-        let answer = answer.map_err(|error| format!("{what}: {error}"))?;
+        let answer = session.initiator.read(lba(extent, blocks.start), sectors as u32);
+        let answer = answer.map_err(|error| self.broken(&what, error))?;
         if !self.is_good(&what, &answer)? {
             return Ok(());
         }
         if answer.data.len() != blocks.len() * BLOCK {
-            return Err(format!("{what} brought {} bytes", answer.data.len()));
+            return Err(Trouble::Wrong(format!("{what} brought {} bytes", answer.data.len())));
         }
         for ((number, floor), bytes) in blocks.zip(floors).zip(answer.data.chunks(BLOCK)) {
             let place = place(extent, number);
@@ -286,9 +403,9 @@ impl Shared {
             let mut block = self.block(extent, number).lock();
             let Some(seq) = block.shown(floor, u64::from(number / SHARE), content) else {
                 let sent: Vec<_> = block.sent.iter().rev().take(8).collect();
-                return Err(format!(
+                return Err(Trouble::Wrong(format!(
                     "{place} holds {content:?}, nothing older than {floor} may show: {sent:?}"
-                ));
+                )));
             };
             block.floor = block.floor.max(seq);
         }

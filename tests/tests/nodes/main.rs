@@ -1,4 +1,4 @@
-//! Storage nodes that die and return, as real processes, under a load that verifies all that it reads.
+//! Storage nodes, control members and gateways that die and return, as real processes, under a load that verifies all that it reads.
 //!
 //! ```text
 //!     load.rs ──8 iSCSI sessions──> gateway1 ──> node1 (with the control plane)
@@ -17,6 +17,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stops")]
 
 mod control;
+mod gateways;
 mod load;
 mod moves;
 mod replicas;
