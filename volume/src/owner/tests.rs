@@ -34,6 +34,9 @@ struct Rig {
     down: Vec<DiskId>,
     /// A disk that has none once it has said that it is full.
     lost_when_full: Option<DiskId>,
+    /// Requests that are on their way until [`Rig::deliver`].
+    slow: fn(&Request) -> bool,
+    on_the_way: Vec<(u64, Request)>,
     /// So many changes get to their disks, and nothing after them.
     changes_left: Option<usize>,
     size: u64,
@@ -93,6 +96,8 @@ impl Rig {
             states,
             down: Vec::new(),
             lost_when_full: None,
+            slow: |_| false,
+            on_the_way: Vec::new(),
             changes_left: None,
             size,
             epoch: 1,
@@ -124,6 +129,10 @@ impl Rig {
                             }
                             *left -= 1;
                         }
+                        if (self.slow)(&request) {
+                            self.on_the_way.push((tag, request));
+                            continue;
+                        }
                         let reply = if self.down.contains(&disk) {
                             Err(Failure::Disconnected)
                         } else {
@@ -140,6 +149,15 @@ impl Rig {
                     Action::News => {}
                 }
             }
+        }
+    }
+
+    /// What was slow arrives.
+    fn deliver(&mut self) {
+        self.slow = |_| false;
+        for (tag, request) in std::mem::take(&mut self.on_the_way) {
+            let reply = self.disks.get_mut(&request.disk).unwrap().call(&request);
+            self.drive(Event::Reply { tag, reply });
         }
     }
 

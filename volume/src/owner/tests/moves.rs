@@ -9,8 +9,13 @@ const OLD: DiskId = DiskId(1);
 const NEW: DiskId = DiskId(2);
 
 impl Rig {
-    /// The next map: a row, and a copy that is on its way or none.
+    /// The next map: a row, and a copy that is on its way from now on or none.
     fn placed(&mut self, version: u64, row: &[u32], on_the_way: Option<Move>) {
+        self.placed_since(version, row, on_the_way, Epoch(self.epoch + 1));
+    }
+
+    /// The same; the copy is on its way since that map.
+    fn placed_since(&mut self, version: u64, row: &[u32], on_the_way: Option<Move>, since: Epoch) {
         self.epoch += 1;
         let epoch = Epoch(self.epoch);
         let mut moves = Moves::default();
@@ -27,7 +32,7 @@ impl Rig {
         };
         let standing = |disk: &DiskId| (*disk, Standing { state: DiskState::InSync, local: false });
         let standing = self.states.keys().map(standing).collect();
-        let behind = Behind { partitions: [ALL].into_iter().collect(), since: epoch, grown: epoch };
+        let behind = Behind { partitions: [ALL].into_iter().collect(), since, grown: since };
         let pool = PoolView::new(&pool, lunette_placement::partition_of, &standing, |disk| {
             on_the_way.is_some_and(|it| it.to == disk).then(|| Arc::new(behind.clone()))
         });
@@ -90,4 +95,63 @@ fn a_copy_takes_anothers_place() {
     rig.down.clear();
     rig.wait(8000);
     assert_eq!((rig.holds(OLD), rig.holds(NEW)), (vec![], vec![0, 1, 2, 3]));
+}
+
+/// Guards copies that come back to a disk while it is being swept: the map of the moment is asked before each drop, also of
+/// what was listed before.
+#[test]
+fn what_comes_back_meanwhile_is_not_dropped() {
+    let mut rig = Rig::new(3, 512);
+    // More than one request drops.
+    let all: Vec<u64> = (0..20).collect();
+    rig.size = 20 * EXTENT;
+    rig.map();
+    for extent in &all {
+        assert!(rig.write(extent * EXTENT, 4096, *extent as u8 + 1).is_ok());
+    }
+    rig.slow = |it| matches!(it.body, RequestBody::Drop { .. });
+    rig.placed(2, &[0, 1], None);
+    rig.wait(6000);
+    let [(_, Request { disk: NEW, body: RequestBody::Drop { extents, .. }, .. })] = &rig.on_the_way[..]
+    else {
+        panic!("{:?}", rig.on_the_way)
+    };
+    assert!(extents.len() < all.len(), "one by one");
+    rig.placed(2, &[0, 1], Some(Move { from: OLD, to: NEW }));
+    rig.wait(1000);
+    assert!(rig.owner.catch_ups().iter().any(|it| it.disk == NEW && it.ready.contains(ALL)));
+    rig.sent.clear();
+    rig.deliver();
+    rig.wait(1000);
+    let drops = rig.sent.iter().filter(|it| matches!(it.body, RequestBody::Drop { .. }));
+    assert_eq!(drops.count(), 0);
+    rig.placed(3, &[0, 2], None);
+    assert_eq!(rig.holds(NEW), all);
+}
+
+/// Guards the list of what a new copy needs: what a disk answers whose copy has gone meanwhile, is not believed.
+#[test]
+fn a_list_of_a_copy_that_has_gone_is_not_believed() {
+    const SOURCE: DiskId = DiskId(0);
+    let mut rig = Rig::new(4, 512);
+    for extent in 0..4 {
+        assert!(rig.write(extent * EXTENT, 8192, extent as u8 + 1).is_ok());
+    }
+    rig.placed(2, &[0, 1, 3], None);
+    rig.wait(6000);
+    assert_eq!(rig.holds(NEW), [0; 0]);
+    rig.slow = |it| it.disk == SOURCE && matches!(it.body, RequestBody::Extents { .. });
+    rig.placed(2, &[0, 1, 3], Some(Move { from: OLD, to: NEW }));
+    let since = Epoch(rig.epoch);
+    assert_eq!(rig.on_the_way.len(), 1, "the first of the row is asked: {:?}", rig.on_the_way);
+    // Its copy has moved away, and is dropped before the question comes.
+    rig.placed_since(3, &[1, 3], Some(Move { from: OLD, to: NEW }), since);
+    let (namespace, generation) = (Rig::extent(0).namespace, Generation(1));
+    let body = RequestBody::Drop { namespace, generation, extents: vec![0, 1, 2, 3] };
+    let dropped = Request { disk: SOURCE, epoch: Epoch(rig.epoch), body };
+    assert_eq!(rig.disks.get_mut(&SOURCE).unwrap().call(&dropped), Ok(ReplyBody::Done));
+    rig.deliver();
+    rig.wait(1000);
+    assert!(rig.owner.catch_ups().iter().any(|it| it.disk == NEW && it.ready.contains(ALL)));
+    assert_eq!(rig.holds(NEW), [0, 1, 2, 3]);
 }
