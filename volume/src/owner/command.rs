@@ -71,9 +71,11 @@ impl Kind {
 
 impl Owner {
     pub(super) fn submit(&mut self, tag: u64, command: device::Command) {
-        let (kind, range) = match self.check(command) {
-            Err(error) => return self.complete(tag, Err(error)),
-            Ok(checked) => checked,
+        let held = self.hand_over.is_holding().then(|| command.clone());
+        let (kind, range) = match (self.check(command), held) {
+            (Err(error), _) => return self.complete(tag, Err(error)),
+            (Ok((kind, _)), Some(command)) => return self.hand_over.hold(tag, command, kind.held_bytes()),
+            (Ok(checked), None) => checked,
         };
         let id = self.commands.insert(Command {
             tag,
@@ -146,8 +148,9 @@ impl Owner {
 
     fn has_room(&self, bytes: u64) -> Result<(), DeviceError> {
         let Limits { operations_max, bytes_max, .. } = self.config.limits;
-        let queued = self.ops.len() + self.commands.len();
-        let fits = queued < operations_max && self.held_bytes + bytes <= bytes_max;
+        let queued = self.ops.len() + self.commands.len() + self.hand_over.held_commands();
+        let held_bytes = self.held_bytes + self.hand_over.held_bytes();
+        let fits = queued < operations_max && held_bytes + bytes <= bytes_max;
         if fits { Ok(()) } else { Err(DeviceError::Busy) }
     }
 
@@ -473,5 +476,6 @@ impl Owner {
         self.flush_waiting.clear();
         self.flush = None;
         self.stop_draining(error);
+        self.end_hand_over(error);
     }
 }

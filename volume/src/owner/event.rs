@@ -51,6 +51,8 @@ pub struct Limits {
     pub survey_ms: Option<u64>,
     /// From when copies have moved away from a disk until what is left of them is looked for.
     pub sweep_ms: u64,
+    /// The longest that handing the volume over may take, and then that a map may take to name the next owner.
+    pub hand_over_ms: u64,
 }
 
 impl Default for Limits {
@@ -66,6 +68,7 @@ impl Default for Limits {
             watermark_ms: 1000,
             survey_ms: Some(30_000),
             sweep_ms: 5000,
+            hand_over_ms: 1000,
         }
     }
 }
@@ -102,6 +105,12 @@ pub enum Event {
         /// Chosen by the shell; returns in [`Action::Complete`].
         tag: u64,
     },
+    /// Give the volume away: hold what comes from now on, and say when there is nothing left for a successor to wait
+    /// for. If no map names one soon, go on as before.
+    HandOver {
+        /// Chosen by the shell; returns in [`Action::Complete`].
+        tag: u64,
+    },
     /// Another gateway is the owner by now: stop.
     Resign,
     /// The time that [`Action::SetTimer`] named has come.
@@ -120,9 +129,9 @@ pub enum Action {
         /// What.
         request: Request,
     },
-    /// A command is over, or the cache is as it was told to be.
+    /// A command is over, the cache is as it was told to be, or the volume can be given away.
     Complete {
-        /// As in [`Event::Command`] and [`Event::WriteThrough`].
+        /// As in [`Event::Command`], [`Event::WriteThrough`] and [`Event::HandOver`].
         tag: u64,
         /// How it went.
         outcome: Outcome,

@@ -52,6 +52,7 @@ impl Owner {
         }
         if self.view.deleting {
             self.stop_draining(&DeviceError::Gone);
+            self.end_hand_over(&DeviceError::Gone);
             self.refuse_waiting();
             self.purge_if_idle();
         }
@@ -87,6 +88,7 @@ impl Owner {
         }
         self.seal_all();
         self.tick_commands();
+        self.tick_hand_over();
         self.tick_reads();
         self.tick_heals();
         self.tick_catch_ups();
@@ -114,6 +116,7 @@ impl Owner {
             self.disks_due().map(|at| at.max(now + 1)),
             self.sweeps_due().map(|at| at.max(now + TICK_MS)),
             self.mark_due(),
+            self.hand_over.due().map(|at| at.max(now + 1)),
         ];
         let due = due.into_iter().flatten().min();
         if let Some(at_ms) = due
@@ -333,6 +336,30 @@ impl Owner {
             return self.tick_survey();
         }
         self.mark(seq);
+    }
+
+    /// Whether everything is on stable media, and every disk knows that nothing needs to be compared; does what is
+    /// missing.
+    pub(super) fn is_settled(&mut self) -> bool {
+        let seq = self.settled_seq();
+        if self.is_volatile() && self.flushed.is_none_or(|flushed| flushed < seq) {
+            self.begin_flush();
+            return false;
+        }
+        if !self.dirty.is_empty() || !self.all_sealed() {
+            return false;
+        }
+        // What is unreadable has to be found again, so there is no watermark.
+        if self.can_mark() && self.mark.as_ref().is_none_or(|mark| mark.seq < seq) {
+            self.mark(seq);
+        }
+        // Of the others, one that cannot be reached keeps nobody waiting.
+        let knows = |leg: &Leg| match leg.state {
+            LegState::Done => true,
+            LegState::Parked => !self.view.pool.is_counted(leg.disk),
+            LegState::Sent(_) | LegState::NoSpace => false,
+        };
+        !self.can_mark() || self.mark.as_ref().is_some_and(|mark| mark.legs.iter().all(knows))
     }
 
     fn tick_survey(&mut self) {

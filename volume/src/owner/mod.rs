@@ -43,6 +43,7 @@ mod command;
 mod disks;
 mod event;
 mod gaps;
+mod hand_over;
 mod hazard;
 mod heal;
 mod housekeeping;
@@ -70,6 +71,7 @@ use cache::Cache;
 use catch_up::CatchUps;
 use command::Command;
 use disks::Disk;
+use hand_over::HandOver;
 use hazard::Locks;
 use heal::Heals;
 use housekeeping::{Flush, Mark, Purge};
@@ -129,6 +131,7 @@ pub struct Owner {
     /// Changes up to this one are on stable media; `None` before the first flush.
     flushed: Option<u64>,
     cache: Cache,
+    hand_over: HandOver,
     flush: Option<Flush>,
     flush_waiting: Vec<usize>,
     /// The last watermark, and since when.
@@ -250,6 +253,7 @@ impl Owner {
             unflushed: BTreeMap::new(),
             flushed: None,
             cache: Cache::default(),
+            hand_over: HandOver::default(),
             flush: None,
             flush_waiting: Vec::new(),
             mark: None,
@@ -276,6 +280,7 @@ impl Owner {
             Event::Map(view) => self.see(view),
             Event::WriteBack(on) => self.set_write_back(on),
             Event::WriteThrough { tag } => self.write_through(tag),
+            Event::HandOver { tag } => self.hand_over(tag),
             Event::Resign => self.lose_ownership(),
             Event::Tick => self.timer = Some(self.now),
         }
@@ -288,6 +293,7 @@ impl Owner {
             self.drive_catch_ups();
             self.run_ready();
         }
+        self.drive_hand_over();
         self.set_timer();
         std::mem::swap(&mut self.out, out);
     }

@@ -21,6 +21,7 @@ mod atomic;
 mod cache;
 mod catch_up;
 mod commands;
+mod hand_over;
 mod moves;
 
 const VOLUME: VolumeId = VolumeId(3);

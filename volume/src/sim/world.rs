@@ -198,6 +198,7 @@ impl World {
                 watermark_ms: if rng.chance(300) { 250 } else { 20 },
                 survey_ms: None,
                 sweep_ms: if rng.chance(500) { 0 } else { rng.between(1, 100) },
+                hand_over_ms: 100,
             },
         };
         let disks = (0..count)

@@ -120,6 +120,12 @@ impl Cell {
         self.post(Event::WriteThrough { tag });
     }
 
+    /// Completes once the volume can be given to another gateway.
+    pub(super) fn hand_over(&self, tag: u64, to: &Arc<dyn Completions>) {
+        let tag = self.wait(tag, to);
+        self.post(Event::HandOver { tag });
+    }
+
     fn wait(&self, tag: u64, to: &Arc<dyn Completions>) -> u64 {
         self.waiters.lock().insert(Waiter { tag, to: Arc::clone(to) }) as u64
     }

@@ -51,13 +51,23 @@ impl Device {
     }
 
     /// See [`Volumes::write_through`](super::Volumes::write_through).
-    pub(super) fn write_through(&self, done: Flushed) {
+    pub(super) fn write_through(&self, done: Done) {
+        self.order(done, Cell::write_through);
+    }
+
+    /// See [`Volumes::hand_over`](super::Volumes::hand_over).
+    pub(super) fn hand_over(&self, done: Done) {
+        self.order(done, Cell::hand_over);
+    }
+
+    /// Has the owner do something that takes time.
+    fn order(&self, done: Done, what: fn(&Cell, u64, &Arc<dyn Completions>)) {
         let Some(cell) = self.cell() else {
             return done(Err(DeviceError::NotOwner));
         };
-        let to: Arc<dyn Completions> =
-            Arc::new(WriteThrough { generation: cell.generation(), done: Mutex::new(Some(done)) });
-        cell.write_through(0, &to);
+        let order = Order { generation: cell.generation(), done: Mutex::new(Some(done)) };
+        let to: Arc<dyn Completions> = Arc::new(order);
+        what(&cell, 0, &to);
     }
 
     /// The volume does not exist any more.
@@ -67,16 +77,16 @@ impl Device {
     }
 }
 
-/// Whom to tell under which generation everything is on stable media.
-type Flushed = Box<dyn FnOnce(Result<Generation, DeviceError>) + Send>;
+/// Whom to tell under which generation it was done.
+pub(super) type Done = Box<dyn FnOnce(Result<Generation, DeviceError>) + Send>;
 
-/// Waits for a cell to have written through.
-struct WriteThrough {
+/// Waits for a cell to have done what it was told.
+struct Order {
     generation: Generation,
-    done: Mutex<Option<Flushed>>,
+    done: Mutex<Option<Done>>,
 }
 
-impl Completions for WriteThrough {
+impl Completions for Order {
     fn complete(&self, _: u64, outcome: Outcome) {
         let done = self.done.lock().take();
         if let Some(done) = done {

@@ -153,6 +153,22 @@ impl Volumes {
         }
     }
 
+    /// Makes a volume ready for another gateway: holds the commands that come from now on, finishes the others, makes all
+    /// of it durable and known to be equal on its disks. `done` learns under which generation that is so. Then the map has
+    /// to name the next owner, and what is held is answered [`DeviceError::NotOwner`]; if none does for a second, or
+    /// it cannot be made ready in that time ([`DeviceError::Busy`]), the volume goes on being served here.
+    pub fn hand_over(
+        &self,
+        volume: VolumeId,
+        done: impl FnOnce(Result<Generation, DeviceError>) + Send + 'static,
+    ) {
+        let device = self.devices.read().get(&volume).cloned();
+        match device {
+            Some(device) => device.hand_over(Box::new(done)),
+            None => done(Err(DeviceError::Gone)),
+        }
+    }
+
     /// Disks in sync that some volume needs and that do not answer.
     #[must_use]
     pub fn unreachable(&self) -> Vec<Unreachable> {

@@ -481,3 +481,27 @@ async fn a_generation_is_owned_once() {
     assert!(write(&device, 4096, vec![4; 4096]).await.is_ok());
     assert_eq!(read(&device, 0, 4096).await, vec![1; 4096]);
 }
+
+/// Guards the way of an order to hand over: to the owner and back, with the generation; and what is held is answered with
+/// the map that names another.
+#[tokio::test]
+async fn a_volume_is_handed_over() {
+    let (volumes, _events) = Volumes::new(CLUSTER, ME, InlineFabric::new(2));
+    let told = |epoch, owner| volumes.apply_map(&map(&nowhere(2), epoch, owner, VolumeState::Active));
+    let hand_over = async || {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        volumes.hand_over(VOLUME, move |done| sender.send(done).unwrap());
+        tokio::time::timeout(Duration::from_secs(20), receiver.recv()).await.expect("in time").unwrap()
+    };
+    assert_eq!(hand_over().await, Err(DeviceError::Gone));
+    told(1, Some((ME, 7)));
+    let device = volumes.get(VOLUME).unwrap();
+    assert!(write(&device, 0, vec![1; 4096]).await.is_ok());
+    assert_eq!(hand_over().await, Ok(Generation(7)));
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let to: Arc<dyn Completions> = Arc::new(Answers(sender));
+    device.submit(Command::Read { offset: 0, len: 4096 }, 3, &to);
+    told(2, Some((GatewayId(2), 8)));
+    assert_eq!(receiver.recv().await, Some((3, Err(DeviceError::NotOwner))));
+    assert_eq!(hand_over().await, Err(DeviceError::NotOwner));
+}
