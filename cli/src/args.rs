@@ -13,7 +13,7 @@ use lunette_proto::limits::NAME_CHARS_MAX;
 use crate::size::Size;
 
 pub(crate) use cluster::{Cluster, JoinTokenMake, Member};
-pub(crate) use disk::{Disk, DiskAdd, DiskCheck, DiskDrain, DiskInspect, DiskRemove, DiskScrub};
+pub(crate) use disk::{Disk, DiskAdd, DiskCheck, DiskDrain, DiskInspect, DiskRemove, DiskReplace, DiskScrub};
 
 /// A distributed block store with an iSCSI target.
 #[derive(Debug, Parser)]
@@ -516,6 +516,8 @@ mod tests {
             "disk list",
             "disk add --node node1 /srv/disk2",
             "disk add /dev/sdb --node node1 --capacity 1TiB --json",
+            "disk replace 3 /srv/disk3 --dry-run",
+            "disk replace disk-3 /srv/disk3 --node node2 --capacity 1TiB --json",
             "disk inspect /srv/disk2",
             "disk inspect /dev/sdb --unit 7 --wal --extent volume-3:12 --json",
             "disk check /srv/disk2 --json",
@@ -592,6 +594,8 @@ mod tests {
             "disk drain",
             "disk drain x",
             "disk remove",
+            "disk replace 3",
+            "disk replace /srv/disk2",
             "cluster init",
             "cluster join-token --ttl 0",
             "cluster join-token --ttl 31d",

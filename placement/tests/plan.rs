@@ -455,6 +455,7 @@ fn from_the_cluster_map() {
             weight: 1 << 20,
             state: if id == 4 { DiskState::Out } else { DiskState::InSync },
             draining: false,
+            replaced_by: None,
         };
         map.disks.insert(disk.id, disk);
     }

@@ -1,12 +1,12 @@
-//! `lunette disk list|add|scrub|drain|remove`.
+//! `lunette disk list|add|replace|scrub|drain|remove`.
 
 use anyhow::Result;
 use lunette_control::api::admin::{
-    AddDiskRequest, Disk as Answer, DrainDiskRequest, ListDisksRequest, RemoveDiskRequest,
+    AddDiskRequest, Disk as Answer, DrainDiskRequest, ListDisksRequest, RemoveDiskRequest, ReplaceDiskRequest,
 };
 
 use super::{Connection, drain, json, scrub};
-use crate::args::{Disk, DiskAdd, DiskDrain, DiskRemove};
+use crate::args::{Disk, DiskAdd, DiskDrain, DiskRemove, DiskReplace, Drain};
 use crate::output::{Format, Table};
 use crate::size::human;
 
@@ -17,6 +17,7 @@ pub(super) async fn run(command: Disk, connection: &Connection, format: Format) 
     match command {
         Disk::List => list(connection, format).await,
         Disk::Add(add) => self::add(add, connection, format).await,
+        Disk::Replace(replace) => self::replace(replace, connection, format).await,
         Disk::Scrub(command) => scrub::run(command, connection, format).await,
         Disk::Drain(drain) => self::drain(drain, connection, format).await,
         Disk::Remove(DiskRemove { disk }) => remove(disk, connection).await,
@@ -46,6 +47,40 @@ async fn add(add: DiskAdd, connection: &Connection, format: Format) -> Result<()
         }
     };
     format.print(|| text(&disk), || json::disk(&disk));
+    Ok(())
+}
+
+async fn replace(command: DiskReplace, connection: &Connection, format: Format) -> Result<()> {
+    let DiskReplace { disk: old, path, node, capacity, dry_run } = command;
+    let request = ReplaceDiskRequest {
+        disk: old,
+        node: node.unwrap_or_default(),
+        path,
+        capacity_bytes: capacity.map_or(0, |capacity| capacity.bytes()),
+        dry_run,
+    };
+    let mut planned = None;
+    let new = loop {
+        let answer = connection.disks().replace(request.clone()).await;
+        let answer = answer.map_err(|status| connection.refused(&status))?.into_inner();
+        // What is asked for again says of the moves what it said first.
+        let moves = answer.moves.unwrap_or_default();
+        planned.get_or_insert(moves);
+        match answer.disk {
+            Some(disk) if disk.state == ADDING => {}
+            disk => break disk,
+        }
+    };
+    let moves = planned.unwrap_or_default();
+    let how = Drain { dry_run, off: false };
+    let what = new.as_ref().map_or_else(
+        || format!("disk {old}"),
+        |new| format!("disk {} of {}, {}, is in service\ndisk {old}", new.id, new.node, new.label),
+    );
+    format.print(
+        || drain::text(&what, how, &moves),
+        || serde_json::json!({ "disk": new.as_ref().map(json::disk), "moves": drain::json(&moves) }),
+    );
     Ok(())
 }
 
@@ -101,6 +136,9 @@ fn reason(disk: &Answer) -> String {
             0 => "draining, empty".to_owned(),
             copies => format!("draining, {copies} copies left"),
         });
+        if disk.replaced_by > 0 {
+            reasons.push(format!("replaced by disk {}", disk.replaced_by));
+        }
     }
     if let Some(catch_up) = &disk.catch_up {
         if catch_up.behind_partitions > 0 {

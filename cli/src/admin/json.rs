@@ -53,6 +53,7 @@ pub(super) fn disk(disk: &Disk) -> Value {
         "scrub": disk.scrub.as_ref().map(scrub),
         "catch_up": disk.catch_up.as_ref().map(catch_up), "draining": disk.draining,
         "copies": disk.copies, "arriving": disk.arriving, "leaving": disk.leaving,
+        "replaced_by": (disk.replaced_by > 0).then_some(disk.replaced_by),
     })
 }
 

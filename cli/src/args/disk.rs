@@ -15,6 +15,8 @@ pub(crate) enum Disk {
     List,
     /// Make a place of a node a disk of the cluster
     Add(DiskAdd),
+    /// Put another disk in the place of one, which is given up once its copies have moved
+    Replace(DiskReplace),
     /// Look at all data of a disk now, or say how far that is; what is damaged is repaired from other disks
     Scrub(DiskScrub),
     /// Move all copies away from a disk and put none there, so that it can be removed
@@ -37,6 +39,24 @@ pub(crate) struct DiskAdd {
     /// What it offers [default: what there is]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) capacity: Option<Size>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiskReplace {
+    /// The disk that goes, by its number in `disk list`
+    #[arg(value_parser = disk_id)]
+    pub(crate) disk: u32,
+    /// The one that comes, as for `disk add`
+    pub(crate) path: String,
+    /// The node of the one that comes [default: that of the one that goes]
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<String>,
+    /// What it offers [default: what there is]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) capacity: Option<Size>,
+    /// Only say what would move
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

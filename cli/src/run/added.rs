@@ -352,6 +352,7 @@ mod tests {
             node: NodeId(1),
             path: path.to_str().expect("text").to_owned(),
             capacity_bytes: Some(256 << 20),
+            replaces: None,
         }
     }
 

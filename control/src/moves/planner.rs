@@ -5,6 +5,7 @@
 //! | is out for less than the grace time             | stay: it returns, and misses little                           |
 //! | is out for longer                               | are made elsewhere, from the others; those with fewest first  |
 //! | is to be emptied                                | go elsewhere                                                  |
+//! | is to be emptied, for another has its place     | go elsewhere; when it has none, it is given up                |
 //! | is new, or has another weight, or another is    | are evened out, while nothing is degraded                     |
 //! | is back, or is not to be emptied after all      | stay, and moves away from it are given up                     |
 //!
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use lunette_placement::{Candidate, candidates_of};
 use lunette_proto::ids::{DiskId, Partition, PoolId};
-use lunette_proto::map::{ClusterMap, DiskState, Move, Pool, Table};
+use lunette_proto::map::{ClusterMap, Disk, DiskState, Move, Pool, Table};
 
 use super::target::{Steps, steps, target};
 use crate::state::{Command, arriving_at, check_move};
@@ -138,6 +139,7 @@ impl Planner {
             }
             look.pools.insert(pool.id, plan);
         }
+        look.commands.extend(replaced(map));
         look
     }
 
@@ -178,6 +180,22 @@ impl Planned {
         let target = target(pool, candidates).map_err(|error| error.to_string());
         Self { candidates: Arc::clone(candidates), target, reached: None }
     }
+}
+
+/// Disks whose place others have taken: they are given up.
+fn replaced(map: &ClusterMap) -> impl Iterator<Item = (Command, String)> + '_ {
+    let replaced = |disk: &&Disk| disk.draining && disk.replaced_by.is_some();
+    let mut used = BTreeSet::new();
+    if map.disks.values().any(|disk| replaced(&disk)) {
+        for pool in map.pools.values() {
+            used.extend(pool.table.rows().flat_map(|(_, row)| row.iter().copied()));
+            used.extend(pool.moves.iter().flat_map(|(_, it)| [it.from, it.to]));
+        }
+    }
+    map.disks.values().filter(replaced).filter(move |disk| !used.contains(&disk.id)).map(|disk| {
+        let why = format!("{} is given up: another disk has taken its place", disk.id);
+        (Command::RemoveDisk { disk: disk.id }, why)
+    })
 }
 
 /// Whether a copy does not count that should: then nothing moves only for evenness.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lunette_proto::ids::{DiskId, NodeId};
-use lunette_proto::map::ClusterMap;
+use lunette_proto::map::{self, ClusterMap, DiskState};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Request, Response, Status};
@@ -24,10 +24,10 @@ use super::members::unexpected;
 use crate::api::admin::disks_server::Disks;
 use crate::api::admin::{
     AddDiskRequest, Disk, DrainDiskRequest, DrainResponse, ListDisksRequest, ListDisksResponse,
-    RemoveDiskRequest, RemoveDiskResponse, ScrubDiskRequest,
+    RemoveDiskRequest, RemoveDiskResponse, ReplaceDiskRequest, ReplaceDiskResponse, ScrubDiskRequest,
 };
 use crate::health::Member;
-use crate::state::{Command, Rejection, Response as Outcome};
+use crate::state::{Change, Command, Rejection, Response as Outcome, default_weight};
 
 /// How long a call waits for a node; whoever wants to wait longer calls again.
 const ADD_WAIT: Duration = Duration::from_secs(10);
@@ -118,22 +118,11 @@ impl Context {
     }
 }
 
-#[tonic::async_trait]
-impl Disks for Context {
-    async fn list(&self, _: Request<ListDisksRequest>) -> Result<Response<ListDisksResponse>, Status> {
-        self.refresh_all().await?;
-        let disks = self.view(|view| view.disks()).await?;
-        Ok(Response::new(ListDisksResponse { disks }))
-    }
-
-    async fn add(&self, request: Request<AddDiskRequest>) -> Result<Response<Disk>, Status> {
-        let AddDiskRequest { node: name, path, capacity_bytes } = request.into_inner();
-        let command = Command::AddDisk {
-            node: name.clone(),
-            path: path.clone(),
-            capacity_bytes: (capacity_bytes > 0).then_some(capacity_bytes),
-            uuid: lunette_proto::ids::DiskUuid(uuid::Uuid::new_v4().as_u128()),
-        };
+impl Context {
+    /// Wishes for a disk, and waits until it is in service or refused.
+    async fn add_disk(&self, request: AddDiskRequest, replaces: Option<DiskId>) -> Result<Disk, Status> {
+        let command = wish(&request, replaces);
+        let AddDiskRequest { node: name, path, .. } = request;
         // What is wrong in itself is said first; then, whether the node is there to carry it out.
         let state = self.state().await?;
         let decision = state.decide(&command).map_err(|rejection| rejected(&rejection))?;
@@ -154,10 +143,82 @@ impl Disks for Context {
         // The node says more of its disk than the map: how it is, and what.
         self.attachments.refresh(node.map(Member::Node).into_iter()).await;
         let disks = self.view(|view| view.disks()).await?;
-        disks.into_iter().find(|disk| disk.id == id.0).map(Response::new).ok_or_else(|| {
+        disks.into_iter().find(|disk| disk.id == id.0).ok_or_else(|| {
             let reason = self.refusals.get(id).unwrap_or_else(|| "its log says why".to_owned());
             status(Code::FailedPrecondition, "DISK_REFUSED", format!("node {name} refuses: {reason}"))
         })
+    }
+
+    /// What would move if the disk that is wished for had taken the place of `old`.
+    async fn preview_replacement(
+        &self,
+        map: &ClusterMap,
+        old: DiskId,
+        changes: &[Change],
+    ) -> Result<DrainResponse, Status> {
+        let mut after = map.clone();
+        changes.iter().for_each(|change| change.apply(&mut after));
+        // A wish that is carried out already, or changes nothing, is one that was asked for before.
+        let wish = after.wishes().find(|wish| wish.replaces == Some(old)).cloned();
+        let (Some(wish), Some(known)) = (wish, after.disks.get(&old).cloned()) else {
+            return Ok(DrainResponse::default());
+        };
+        let capacity_bytes = wish.capacity_bytes.unwrap_or(known.capacity_bytes);
+        let new = map::Disk {
+            id: wish.id,
+            uuid: wish.uuid,
+            node: wish.node,
+            label: wish.path,
+            capacity_bytes,
+            weight: default_weight(capacity_bytes),
+            state: DiskState::InSync,
+            draining: false,
+            replaced_by: None,
+        };
+        after.disks.insert(new.id, new);
+        after.disks.insert(old, map::Disk { draining: true, ..known });
+        self.preview(after, &format!("{old} cannot be replaced")).await
+    }
+}
+
+/// The command that wishes for a disk.
+fn wish(request: &AddDiskRequest, replaces: Option<DiskId>) -> Command {
+    Command::AddDisk {
+        node: request.node.clone(),
+        path: request.path.clone(),
+        capacity_bytes: (request.capacity_bytes > 0).then_some(request.capacity_bytes),
+        uuid: lunette_proto::ids::DiskUuid(uuid::Uuid::new_v4().as_u128()),
+        replaces,
+    }
+}
+
+#[tonic::async_trait]
+impl Disks for Context {
+    async fn list(&self, _: Request<ListDisksRequest>) -> Result<Response<ListDisksResponse>, Status> {
+        self.refresh_all().await?;
+        let disks = self.view(|view| view.disks()).await?;
+        Ok(Response::new(ListDisksResponse { disks }))
+    }
+
+    async fn add(&self, request: Request<AddDiskRequest>) -> Result<Response<Disk>, Status> {
+        self.add_disk(request.into_inner(), None).await.map(Response::new)
+    }
+
+    async fn replace(
+        &self,
+        request: Request<ReplaceDiskRequest>,
+    ) -> Result<Response<ReplaceDiskResponse>, Status> {
+        let ReplaceDiskRequest { disk, node, path, capacity_bytes, dry_run } = request.into_inner();
+        let old = DiskId(disk);
+        self.refresh_all().await?;
+        let state = self.state().await?;
+        let known = state.map().disks.get(&old).ok_or_else(|| rejected(&Rejection::NoDisk(old)))?;
+        let own = state.map().nodes.get(&known.node).map(|node| node.name.clone()).unwrap_or_default();
+        let add = AddDiskRequest { node: if node.is_empty() { own } else { node }, path, capacity_bytes };
+        let decision = state.decide(&wish(&add, Some(old))).map_err(|rejection| rejected(&rejection))?;
+        let moves = self.preview_replacement(state.map(), old, &decision.changes).await?;
+        let disk = if dry_run { None } else { Some(self.add_disk(add, Some(old)).await?) };
+        Ok(Response::new(ReplaceDiskResponse { disk, moves: Some(moves) }))
     }
 
     async fn scrub(&self, request: Request<ScrubDiskRequest>) -> Result<Response<Disk>, Status> {

@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 use super::Context;
 use super::copies::PAUSE;
 use super::errors::{internal, rejected, status};
+use super::view::View;
 use crate::api::admin::DrainResponse;
 use crate::health::{Condition, Registry, condition};
 use crate::moves::{Planner, PoolPlan, Room, preview};
@@ -115,27 +116,35 @@ impl Context {
         for change in &decision.changes {
             change.apply(&mut after);
         }
-        let absent = self.plans.lock().absent.clone();
-        let rooms = self.attachments.read(|registry, now| rooms(&after, registry, now));
-        let planned = tokio::task::spawn_blocking(move || {
-            let preview = preview(&after, &absent, &rooms);
-            (preview, rooms)
-        });
-        let (planned, rooms) =
-            planned.await.map_err(|error| internal("the plan of a drain was cut off", &error))?;
-        let planned = match planned {
+        let planned = match self.preview(after, &format!("{what} cannot be drained")).await {
             Ok(planned) => planned,
-            Err(problem) if draining => {
-                let sentence = format!("{what} cannot be drained: {problem}");
-                return Err(status(Code::FailedPrecondition, "DRAIN_IMPOSSIBLE", sentence));
-            }
+            Err(problem) if draining => return Err(problem),
             // To let them be makes nothing worse.
-            Err(_) => crate::moves::Preview::default(),
+            Err(_) => DrainResponse::default(),
         };
         if !dry_run {
             self.run(command).await?;
         }
-        Ok(self.look(&state, |view| view.preview(&planned, &rooms)))
+        Ok(planned)
+    }
+
+    /// What would move if the map were like `after`; `refusal` begins the sentence that says why nothing can.
+    pub(super) async fn preview(&self, after: ClusterMap, refusal: &str) -> Result<DrainResponse, Status> {
+        let plans = Arc::clone(&self.plans.lock());
+        let absent = plans.absent.clone();
+        let rooms = self.attachments.read(|registry, now| rooms(&after, registry, now));
+        let planned = tokio::task::spawn_blocking(move || {
+            let preview = preview(&after, &absent, &rooms);
+            (preview, rooms, after)
+        });
+        let (planned, rooms, after) =
+            planned.await.map_err(|error| internal("the plan of a drain was cut off", &error))?;
+        let planned = planned.map_err(|problem| {
+            status(Code::FailedPrecondition, "DRAIN_IMPOSSIBLE", format!("{refusal}: {problem}"))
+        })?;
+        Ok(self
+            .attachments
+            .read(|registry, now| View::new(&after, registry, plans, now).preview(&planned, &rooms)))
     }
 }
 

@@ -224,6 +224,7 @@ impl View<'_> {
             copies: self.copies(disk.id).held,
             arriving: self.copies(disk.id).arriving,
             leaving: self.copies(disk.id).leaving,
+            replaced_by: disk.replaced_by.map_or(0, |by| by.0),
         };
         let wish = |wish: &map::AddedDisk| Disk {
             id: wish.id.0,

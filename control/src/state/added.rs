@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! AddDisk --> a wish: it has an id, no table may name it
-//!               |--- DiskAdded: its node serves it ---> in service; the entry says where, for the next start
+//!               |--- DiskAdded: its node serves it ---> in service; the entry says where, for the next start;
+//!               |                                         the disk that it replaces is emptied from now on
 //!               '--- RefuseDisk: its node cannot -----> as if nothing had been asked for
 //! ```
 
@@ -22,6 +23,7 @@ impl Draft<'_> {
         path: &str,
         capacity_bytes: Option<u64>,
         uuid: DiskUuid,
+        replaces: Option<DiskId>,
     ) -> Result<Response, Rejection> {
         let map = self.map;
         let known = map.nodes.values().find(|known| known.name == node);
@@ -33,11 +35,22 @@ impl Draft<'_> {
         if let Some(bytes) = capacity_bytes.filter(|bytes| *bytes < DISK_BYTES_MIN) {
             return Err(Rejection::DiskCapacity { bytes });
         }
+        if let Some(old) = replaces {
+            self.known(old)?;
+        }
         let wishes = || map.wishes().filter(|wish| wish.node == node.id);
         // Asked for twice is asked for once, for whoever has lost the answer.
-        let same = wishes().find(|wish| wish.path == path && wish.capacity_bytes == capacity_bytes);
+        let same = wishes().find(|wish| {
+            (&wish.path, wish.capacity_bytes, wish.replaces) == (&path, capacity_bytes, replaces)
+        });
         if let Some(wish) = same {
             return Ok(Response::Disk(wish.id));
+        }
+        if let Some(old) = replaces {
+            let by = map.wishes().find(|wish| wish.replaces == Some(old)).map(|wish| wish.id);
+            if let Some(by) = by.or(self.known(old)?.replaced_by) {
+                return Err(Rejection::Replaced { disk: old, by });
+            }
         }
 
         let disks = || map.disks.values().filter(|disk| disk.node == node.id);
@@ -57,7 +70,7 @@ impl Draft<'_> {
             return Err(Rejection::DiskUuid { uuid: uuid.to_string() });
         }
         let id = DiskId(take(&mut self.next.disk)?);
-        self.put(Change::PutAdded(AddedDisk { id, uuid, node: node.id, path, capacity_bytes }));
+        self.put(Change::PutAdded(AddedDisk { id, uuid, node: node.id, path, capacity_bytes, replaces }));
         Ok(Response::Disk(id))
     }
 
@@ -80,9 +93,24 @@ impl Draft<'_> {
                 // No table names a disk that is new, so it misses nothing.
                 state: DiskState::InSync,
                 draining: false,
+                replaced_by: None,
             }));
+            if let Some(old) = added.replaces {
+                self.take_place(id, old);
+            }
         }
         Ok(Response::Done)
+    }
+
+    /// A disk is in service that another is to make place for; that one may be gone by now, as may any that is empty.
+    pub(super) fn take_place(&mut self, new: DiskId, old: DiskId) {
+        let changed = self.changes.iter().rev().find_map(|change| match change {
+            Change::PutDisk(disk) if disk.id == old => Some(disk),
+            _ => None,
+        });
+        if let Some(disk) = changed.or(self.map.disks.get(&old)).cloned() {
+            self.put(Change::PutDisk(Disk { draining: true, replaced_by: Some(new), ..disk }));
+        }
     }
 
     pub(super) fn refuse_disk(&mut self, node: NodeId, id: DiskId) -> Result<Response, Rejection> {

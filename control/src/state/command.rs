@@ -169,6 +169,8 @@ pub enum Command {
         capacity_bytes: Option<u64>,
         /// The identity to format it with.
         uuid: DiskUuid,
+        /// The disk whose place it is to take.
+        replaces: Option<DiskId>,
     },
     /// A node serves a disk that was wished for.
     DiskAdded {

@@ -108,7 +108,13 @@ impl Draft<'_> {
             weight,
             state,
             draining: known.is_some_and(|known| known.draining),
+            replaced_by: known.and_then(|known| known.replaced_by),
         }));
+        if known.is_none()
+            && let Some(old) = added.and_then(|added| added.replaces)
+        {
+            self.take_place(id, old);
+        }
         Ok(id)
     }
 
@@ -180,7 +186,8 @@ impl Draft<'_> {
 }
 
 /// A disk takes a share of the load like its capacity, in MiB.
-pub(super) fn default_weight(capacity_bytes: u64) -> u32 {
+#[must_use]
+pub fn default_weight(capacity_bytes: u64) -> u32 {
     u32::try_from(capacity_bytes >> 20).unwrap_or(u32::MAX).max(1)
 }
 

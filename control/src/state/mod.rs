@@ -37,6 +37,7 @@ use serde::{Deserialize, Serialize};
 pub use change::{Change, Gap, MapDelta, check_map};
 pub use command::{Command, NewDisk, Response};
 pub use in_sync::owned_volumes;
+pub use members::default_weight;
 pub use moves::{MoveProblem, arriving_at, check_move, disks_of, is_arriving};
 pub use names::{export_iqn, normal_acl, normal_iqn};
 pub(crate) use pools::domain_of;
@@ -201,8 +202,8 @@ impl Draft<'_> {
             Command::Deny { iqn, acl } => self.deny(iqn, acl),
             Command::SetChap { iqn, chap } => self.set_chap(iqn, chap),
             Command::ClearChap { iqn } => self.clear_chap(iqn),
-            Command::AddDisk { node, path, capacity_bytes, uuid } => {
-                self.add_disk(node, path, *capacity_bytes, *uuid)
+            Command::AddDisk { node, path, capacity_bytes, uuid, replaces } => {
+                self.add_disk(node, path, *capacity_bytes, *uuid, *replaces)
             }
             Command::DiskAdded { node, disk, capacity_bytes } => {
                 self.disk_added(*node, *disk, *capacity_bytes)

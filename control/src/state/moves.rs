@@ -145,7 +145,8 @@ impl Draft<'_> {
     pub(super) fn drain_disks(&mut self, disks: &[DiskId], draining: bool) -> Result<Response, Rejection> {
         for id in disks {
             let disk = self.known(*id)?;
-            self.put(Change::PutDisk(Disk { draining, ..disk.clone() }));
+            let replaced_by = disk.replaced_by.filter(|_| draining);
+            self.put(Change::PutDisk(Disk { draining, replaced_by, ..disk.clone() }));
         }
         Ok(Response::Done)
     }

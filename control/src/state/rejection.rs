@@ -496,6 +496,14 @@ pub enum Rejection {
     /// A disk that is in service cannot be given up.
     #[error("{0} is in service; drain it first, so that it gets no copies")]
     NotDrained(DiskId),
+    /// A disk whose place is taken once.
+    #[error("{disk} is being replaced by {by} already; `lunette disk drain {} --off` calls that off", .disk.0)]
+    Replaced {
+        /// Which.
+        disk: DiskId,
+        /// By which other.
+        by: DiskId,
+    },
     /// A join token that was never made here, or long ago.
     #[error(
         "this cluster knows no such join token: it is another cluster's, or has expired long ago; make a new one with `lunette cluster join-token`"
@@ -624,6 +632,7 @@ impl Rejection {
             Self::NoPool(_) => (NotFound, "POOL_NOT_FOUND", None),
             Self::Move { .. } => (Conflict, "MOVE_REFUSED", None),
             Self::DiskHolds { .. } => (Precondition, "DISK_HOLDS_COPIES", None),
+            Self::Replaced { .. } => (Conflict, "DISK_REPLACED", None),
             Self::NotDrained(_) => (Precondition, "NOT_DRAINED", None),
             Self::NoToken => (NotFound, "TOKEN_NOT_FOUND", None),
             Self::TokenUsed => (Precondition, "TOKEN_USED", None),

@@ -277,6 +277,7 @@ fn life_of_a_wish() {
         path: path.into(),
         capacity_bytes: None,
         uuid: DiskUuid(uuid),
+        replaces: None,
     };
     let id = |state: &mut State, command: &Command| match state.apply(command).expect("right").response {
         Response::Disk(id) => id,
@@ -404,11 +405,12 @@ pub(super) fn commands() -> impl Strategy<Value = Command> {
         2 => (iqns(), names()).prop_map(|(iqn, volume)| Command::UnmapLun { iqn, volume }),
         1 => iqns().prop_map(move |iqn| Command::Allow { iqn, acl: acl() }),
         1 => iqns().prop_map(move |iqn| Command::Deny { iqn, acl: acl() }),
-        2 => (0..3u8, 20..24u128).prop_map(|(path, uuid)| Command::AddDisk {
+        2 => (0..3u8, 20..24u128, proptest::option::of((1..9u32).prop_map(DiskId))).prop_map(|(path, uuid, replaces)| Command::AddDisk {
             node: "node1".into(),
             path: format!("/{path}"),
             capacity_bytes: None,
             uuid: DiskUuid(uuid),
+            replaces,
         }),
         1 => (1..3u32, 4..9u32).prop_map(|(node, disk)| Command::DiskAdded {
             node: lunette_proto::ids::NodeId(node),

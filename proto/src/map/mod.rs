@@ -135,6 +135,8 @@ pub struct Disk {
     pub state: DiskState,
     /// It is to be emptied: its copies are moved to others, and none are put on it.
     pub draining: bool,
+    /// The disk that takes its place: once it holds nothing, it is given up.
+    pub replaced_by: Option<DiskId>,
 }
 
 /// A disk that an administrator has added by command, where its node's configuration says nothing of it.
@@ -154,6 +156,8 @@ pub struct AddedDisk {
     pub path: String,
     /// Bytes that it is to offer; `None`: what there is.
     pub capacity_bytes: Option<u64>,
+    /// The disk that is to be emptied and given up once this one is in service.
+    pub replaces: Option<DiskId>,
 }
 
 /// Whether a disk's copies count as members of the in-sync sets it belongs to.

@@ -145,3 +145,47 @@ fn a_new_node_gets_its_share() {
     until_copies(&lunette, &load, "node2", 0);
     finish(lunette, load, Some(node4), &["node1", "node3", "node4"]);
 }
+
+#[test]
+fn a_disk_takes_the_place_of_another() {
+    // Guards a replacement in the three nodes that there are: nothing is lost, the old disk is given up only when it holds
+    // nothing, and a dead one is replaced as well.
+    let lunette = start();
+    let load = load(&lunette);
+    let disks = || lunette.json(["disk", "list"]).as_array().cloned().unwrap_or_default();
+    let id = |path: &str| {
+        let is_it = |disk: &&Value| disk["path"].as_str().is_some_and(|it| it.ends_with(path));
+        disks().iter().find(is_it).and_then(|disk| disk["id"].as_u64())
+    };
+    let old = id("/node2").expect("there").to_string();
+    let path = lunette.scratch().join("another");
+    let path = path.to_str().expect("text");
+    let preview = done(&lunette, &["disk", "replace", &old, path, "--capacity", "1G", "--dry-run"]);
+    assert!(preview.starts_with(&format!("disk {old} would be drained: 4096 moves")), "{preview}");
+    assert_eq!(id("/another"), None, "a dry run adds nothing");
+    let refused = refusal(&lunette, &["disk", "replace", "99", path]);
+    assert!(refused.contains("99"), "{refused}");
+
+    done(&lunette, &["disk", "replace", &old, path, "--capacity", "1G"]);
+    let new = id("/another").expect("in service");
+    let refused = refusal(&lunette, &["disk", "replace", &old, &format!("{path}2")]);
+    assert!(refused.contains(&format!("is being replaced by disk-{new} already")), "{refused}");
+    until(&lunette, &load, "replaced", |_| id("/node2").is_none());
+    let of_new = disks().iter().find(|disk| disk["id"] == new).cloned().expect("there");
+    assert_eq!(of_new["copies"], 4096);
+    load.run(SOME);
+
+    // Its node is gone for good: another node's disk takes its place.
+    let dead = id("/node3").expect("there").to_string();
+    let node4 = lunette.add_node("node4");
+    until(&lunette, &load, "there", |lunette| disk(lunette, "node4").is_some());
+    lunette.kill_part("node3");
+    until_out(&lunette, &load, "node3");
+    let path = format!("{path}4");
+    done(&lunette, &["disk", "replace", &dead, &path, "--node", "node4", "--capacity", "1G"]);
+    until(&lunette, &load, "replaced", |_| id("/node3").is_none());
+    until(&lunette, &load, "whole", |lunette| lunette.json(["pool", "list"])[0]["degraded_partitions"] == 0);
+    load.run(SOME);
+    load.finish();
+    drop(node4);
+}

@@ -152,6 +152,7 @@ fn map(
         weight: 1,
         state: DiskState::InSync,
         draining: false,
+        replaced_by: None,
     });
     let pool = Pool {
         id: PoolId(1),

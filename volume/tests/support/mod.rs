@@ -163,6 +163,7 @@ impl Cluster {
             weight: 1,
             state: DiskState::InSync,
             draining: false,
+            replaced_by: None,
         });
         let cells =
             (0..PARTITIONS).flat_map(|row| (0..u32::from(COPIES)).map(move |at| DiskId((row + at) % NODES)));

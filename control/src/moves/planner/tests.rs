@@ -111,6 +111,7 @@ impl Bed {
             match command {
                 Command::AddMoves { moves, .. } => begun += moves.len(),
                 Command::CancelMoves { moves, .. } => cancelled += moves.len(),
+                Command::RemoveDisk { disk } => assert_eq!(self.copies(disk.0), 0),
                 other => panic!("{other:?}"),
             }
             self.state.apply(command).expect("the state takes what it proposes");
@@ -286,4 +287,45 @@ fn a_new_leader_goes_on() {
     assert!(cancelled * 10 <= under_way, "{cancelled} of {under_way} are given up");
     bed.finish();
     assert_eq!((1..=5).map(|disk| bed.copies(disk)).collect::<Vec<_>>(), [90, 0, 90, 90, 90]);
+}
+
+/// Guards a replacement: the old disk counts until its copies are made, and is given up then and only then; one that is called
+/// off stays.
+#[test]
+fn replaced() {
+    let mut bed = Bed::new(4, 4);
+    let replace = |bed: &mut Bed, old: u32, uuid: u128| {
+        let command = Command::AddDisk {
+            node: format!("node{old}"),
+            path: format!("/new{uuid}"),
+            capacity_bytes: None,
+            uuid: DiskUuid(uuid),
+            replaces: Some(DiskId(old)),
+        };
+        bed.run(command.clone());
+        let wish = bed.state.map().wishes().last().expect("wished for").clone();
+        bed.look();
+        assert!(!bed.state.map().disks[&DiskId(old)].draining, "not before the other serves");
+        bed.run(Command::DiskAdded { node: wish.node, disk: wish.id, capacity_bytes: GIB });
+        let refused = bed.state.decide(&command).expect_err("its place is taken");
+        assert!(refused.to_string().contains("already"), "{refused}");
+        bed.rooms.insert(wish.id, Room { answers: true, used_bytes: 0, capacity_bytes: GIB });
+        wish.id.0
+    };
+    let new = replace(&mut bed, 3, 77);
+    bed.look();
+    assert!(bed.copies(3) > 0 && bed.state.map().disks.contains_key(&DiskId(3)));
+    bed.finish();
+    assert_eq!((1..=4).map(|disk| bed.copies(disk)).collect::<Vec<_>>(), [90, 90, 0, 90]);
+    assert_eq!(bed.copies(new), 90);
+    assert!(!bed.state.map().disks.contains_key(&DiskId(3)), "given up");
+
+    let other = replace(&mut bed, 2, 78);
+    bed.look();
+    bed.drain(2, false);
+    bed.finish();
+    bed.drain(2, true);
+    bed.finish();
+    assert_eq!((bed.copies(2), bed.state.map().disks.contains_key(&DiskId(2))), (0, true), "only drained");
+    assert!(bed.copies(other) > 0);
 }

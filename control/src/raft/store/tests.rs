@@ -61,6 +61,7 @@ async fn added_disks_are_kept() {
         path: path.into(),
         capacity_bytes: Some(1 << 30),
         uuid: DiskUuid(uuid),
+        replaces: None,
     };
     let register = Command::RegisterNode {
         name: "node1".into(),

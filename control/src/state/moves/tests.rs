@@ -242,6 +242,7 @@ fn disks_and_nodes_that_are_given_up() {
         path: "/b".into(),
         capacity_bytes: None,
         uuid: lunette_proto::ids::DiskUuid(77),
+        replaces: None,
     };
     run(&mut state, &wish);
     let id = *state.map().added.keys().next().expect("the wish");
