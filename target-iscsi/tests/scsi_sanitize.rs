@@ -35,8 +35,8 @@ fn operation(model: &Model) -> Option<Sanitize> {
 
 /// Whoever carries out the operation comes to its end.
 fn end(model: &mut Model, has_failed: bool) {
-    let operation = shared(model).sanitize_operation().expect("one goes on");
-    model.settle(0, Box::new(Ended { operation, has_failed })).expect("it is kept");
+    let (revision, _) = shared(model).sanitize_operation().expect("one goes on");
+    model.settle(0, Box::new(Ended { revision, has_failed })).expect("it is kept");
 }
 
 /// Guards what is kept of an operation: what it does, and how it may be left.
@@ -133,9 +133,17 @@ fn failure() {
 fn ends_once() {
     let mut model = Model::new();
     sanitize(&mut model, IMMED | BLOCK_ERASE, &[]).good();
-    let other = Sanitize { kind: SanitizeKind::BlockErase, unrestricted_exit: true, has_failed: false };
-    assert!(matches!(model.settle(0, Box::new(Ended { operation: other, has_failed: false })), Ok(None)));
+    let (revision, _) = shared(&model).sanitize_operation().expect("one goes on");
+    end(&mut model, false);
+    // The same once more: whoever has just carried out the first must not end the second.
+    sanitize(&mut model, IMMED | BLOCK_ERASE, &[]).good();
+    assert!(matches!(model.settle(0, Box::new(Ended { revision, has_failed: false })), Ok(None)));
     assert!(operation(&model).is_some());
+    assert!(!shared(&model).sanitize_step(revision, || panic!("a step of an operation that has ended")));
+    let (revision, _) = shared(&model).sanitize_operation().expect("one goes on");
+    let mut steps = 0;
+    assert!(shared(&model).sanitize_step(revision, || steps += 1));
+    assert_eq!(steps, 1);
 }
 
 /// Guards SANITIZE's fields: what is reserved, lengths, and every field of the list, each with its pointer.

@@ -1,14 +1,15 @@
 //! Carries out sanitize operations: a task in the background for each unit that has one.
 //!
-//! Every gateway that exports the unit has such a task; only the one whose device is ready gets anywhere, and one that
-//! takes over begins again. The operation is over when the cluster has kept that it is.
+//! Every gateway that exports the unit has such a task; only the owner's, whose device is ready, gets anywhere, and one
+//! that takes over begins again. The operation is over when the cluster has kept that it is: what the others had to do
+//! is over then, too.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use lunette_proto::ids::VolumeId;
 use lunette_proto::map::Sanitize;
-use lunette_volume::device::{BlockDevice, Command, Completions, DeviceError, Outcome, Readiness};
+use lunette_volume::device::{Command, Completions, DeviceError, Outcome, Readiness};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -37,32 +38,43 @@ pub(super) fn begin_all(shared: &Arc<Shared>) {
     }
 }
 
-/// The unit and what it has to do.
-fn present(shared: &Shared, volume: VolumeId) -> Option<(Arc<LogicalUnit>, Sanitize)> {
+/// What a unit has to do.
+struct Work {
+    unit: Arc<LogicalUnit>,
+    operation: Sanitize,
+    /// Of the state that says so.
+    revision: u64,
+}
+
+fn present(shared: &Shared, volume: VolumeId) -> Option<Work> {
     let unit = shared.context.exports.load().unit(volume)?;
-    let operation = unit.shared.sanitize_operation()?;
-    Some((unit, operation))
+    let (revision, operation) = unit.shared.sanitize_operation()?;
+    Some(Work { unit, operation, revision })
 }
 
 async fn run(shared: Arc<Shared>, volume: VolumeId) {
     loop {
-        let (unit, operation) = {
+        let work = {
             // Locked, so that whoever begins an operation sees either this task or that it is gone.
             let mut running = shared.sanitizing.lock();
-            match present(&shared, volume) {
-                Some(present) => present,
-                None => {
-                    running.remove(&volume);
-                    return;
-                }
+            let work = present(&shared, volume);
+            if work.is_none() {
+                running.remove(&volume);
             }
+            work
         };
-        let attempt = attempt(&unit, &operation).await;
-        match attempt {
+        let Some(work) = work else {
+            // Another gateway has ended it: whoever waits for that here is to know.
+            if let Some(unit) = shared.context.exports.load().unit(volume) {
+                unit.shared.sanitize_ended();
+            }
+            return;
+        };
+        match attempt(&work).await {
             Attempt::Later => sleep(PAUSE).await,
             Attempt::Over { has_failed } => {
                 tracing::info!(%volume, has_failed, "a sanitize operation is over");
-                end(&unit, operation, has_failed).await;
+                end(&work, has_failed).await;
             }
         }
     }
@@ -77,7 +89,7 @@ enum Attempt {
     Later,
 }
 
-async fn attempt(unit: &LogicalUnit, operation: &Sanitize) -> Attempt {
+async fn attempt(Work { unit, operation, revision }: &Work) -> Attempt {
     if unit.device.readiness() != Readiness::Ready {
         return Attempt::Later;
     }
@@ -91,14 +103,11 @@ async fn attempt(unit: &LogicalUnit, operation: &Sanitize) -> Attempt {
             _ => 0,
         };
         loop {
-            if unit.shared.sanitize_operation().as_ref() != Some(operation) {
-                return Attempt::Later;
-            }
-            match submit(&*unit.device, command.clone()).await {
-                Ok(_) => break,
-                Err(DeviceError::Busy | DeviceError::TimedOut) => sleep(PAUSE).await,
-                Err(DeviceError::NotOwner | DeviceError::Gone) => return Attempt::Later,
-                Err(error) => {
+            match submit(unit, *revision, command.clone()).await {
+                None | Some(Err(DeviceError::NotOwner | DeviceError::Gone)) => return Attempt::Later,
+                Some(Ok(_)) => break,
+                Some(Err(DeviceError::Busy | DeviceError::TimedOut)) => sleep(PAUSE).await,
+                Some(Err(error)) => {
                     tracing::warn!(volume = %unit.volume, %error, "a sanitize operation fails");
                     return Attempt::Over { has_failed: true };
                 }
@@ -110,10 +119,10 @@ async fn attempt(unit: &LogicalUnit, operation: &Sanitize) -> Attempt {
 }
 
 /// Has it kept that the operation is over, however long that takes.
-async fn end(unit: &LogicalUnit, operation: Sanitize, has_failed: bool) {
-    while unit.shared.sanitize_operation().as_ref() == Some(&operation) {
+async fn end(Work { unit, revision, .. }: &Work, has_failed: bool) {
+    while unit.shared.sanitize_operation().is_some_and(|(present, _)| present == *revision) {
         let (sender, receiver) = oneshot::channel();
-        let ended = Ended { operation: operation.clone(), has_failed };
+        let ended = Ended { revision: *revision, has_failed };
         // Nobody waits for it any more when the gateway stops.
         let done = move |settled| drop(sender.send(settled));
         unit.shared.change(Box::new(ended), Box::new(done));
@@ -124,13 +133,16 @@ async fn end(unit: &LogicalUnit, operation: Sanitize, has_failed: bool) {
     unit.shared.sanitize_ended();
 }
 
-async fn submit(device: &dyn BlockDevice, command: Command) -> Outcome {
+/// What comes of a command of the operation; `None`: that has ended.
+async fn submit(unit: &LogicalUnit, revision: u64, command: Command) -> Option<Outcome> {
     let (sender, receiver) = oneshot::channel();
     let once: Arc<dyn Completions> = Arc::new(Once(Mutex::new(Some(sender))));
-    device.submit(command, 0, &once);
+    if !unit.shared.sanitize_step(revision, || unit.device.submit(command, 0, &once)) {
+        return None;
+    }
     drop(once);
     // A device that loses a command has broken its contract: as if it had not answered.
-    receiver.await.unwrap_or(Err(DeviceError::TimedOut))
+    Some(receiver.await.unwrap_or(Err(DeviceError::TimedOut)))
 }
 
 /// Where one outcome goes.

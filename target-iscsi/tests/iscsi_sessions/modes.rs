@@ -128,8 +128,8 @@ fn erase(bed: &mut Bed, host: &mut Initiator, immediate: bool) -> u32 {
 /// Whoever carries it out has come to the end of it.
 fn end_erasing(bed: &mut Bed) {
     let unit = bed.context.exports.load().unit(lunette_proto::ids::VolumeId(1)).expect("it is mapped");
-    let operation = unit.shared.sanitize_operation().expect("one goes on");
-    let ended = SanitizeEnded { operation, has_failed: false };
+    let (revision, _) = unit.shared.sanitize_operation().expect("one goes on");
+    let ended = SanitizeEnded { revision, has_failed: false };
     unit.shared.change(Box::new(ended), Box::new(|settled| assert!(settled.is_ok())));
     unit.shared.sanitize_ended();
     bed.settle();

@@ -269,10 +269,10 @@ impl World {
     pub(super) fn end_sanitize(&mut self, has_failed: bool) {
         for (id, ..) in VOLUMES {
             let unit = self.units.unit(VolumeId(id), &self.map);
-            if let Some(operation) = unit.sanitize_operation() {
+            if let Some((revision, _)) = unit.sanitize_operation() {
                 let told = Arc::clone(&unit);
                 let done = Box::new(move |_| told.sanitize_ended());
-                unit.change(Box::new(Ended { operation, has_failed }), done);
+                unit.change(Box::new(Ended { revision, has_failed }), done);
             }
         }
         self.settle();

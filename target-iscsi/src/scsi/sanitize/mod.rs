@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The operation is part of what the unit keeps, so that it is known to every gateway and goes on, from its beginning,
-//! after a restart or a takeover. While it lasts the unit does nothing else; if it fails, nothing else until it is
+//! after a restart or a takeover: at the owner alone, by a task in the background. While it lasts the unit does nothing else; if it fails, nothing else until it is
 //! begun again or, if AUSE allowed that, left.
 //!
 //! What becomes unreadable is what initiators can name. Old versions of blocks that a storage node has given up are

@@ -30,18 +30,20 @@ impl Transition for Begin {
 /// Whoever carries out an operation has come to its end.
 #[derive(Debug)]
 pub struct Ended {
-    /// Which; if it is another one by now, nothing changes.
-    pub operation: Sanitize,
+    /// Under which revision of the state it was carried out; under another one it may be another operation, and nothing
+    /// changes.
+    pub revision: u64,
     /// It has failed.
     pub has_failed: bool,
 }
 
 impl Transition for Ended {
     fn decide(&mut self, present: &UnitState) -> Result<Decision, Refusal> {
-        if present.sanitize.as_ref() != Some(&self.operation) {
+        let operation = present.sanitize.as_ref().filter(|sanitize| !sanitize.has_failed);
+        let Some(operation) = operation.filter(|_| present.revision == self.revision) else {
             return Ok(Decision::Nothing);
-        }
-        let failed = self.has_failed.then(|| Sanitize { has_failed: true, ..self.operation.clone() });
+        };
+        let failed = self.has_failed.then(|| Sanitize { has_failed: true, ..operation.clone() });
         Ok(keep(present, failed))
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct Sanitizing {
     condition: AtomicU8,
     progress: AtomicU16,
     waiting: Mutex<Vec<Done>>,
+    /// Locked while a command of the operation is given to the device, and while the operation begins or ends.
+    working: Mutex<()>,
 }
 
 const CLEAR: u8 = 0;
@@ -31,6 +33,8 @@ impl Sanitizing {
             Condition::InProgress => IN_PROGRESS,
             Condition::Failed => FAILED,
         };
+        // What is given to the device before is before whatever an initiator may give it from now on.
+        let _working = self.working.lock();
         let before = self.condition.swap(condition, Ordering::Relaxed);
         if before != IN_PROGRESS {
             self.progress.store(0, Ordering::Relaxed);
@@ -45,10 +49,25 @@ impl SharedUnit {
         self.sanitizing.condition.load(Ordering::Relaxed) != CLEAR
     }
 
-    /// The operation that goes on.
+    /// The operation that goes on, and the revision of the state which says so. While it goes on nothing else changes the
+    /// state, so another revision is another operation.
     #[must_use]
-    pub fn sanitize_operation(&self) -> Option<Sanitize> {
-        self.state().sanitize.clone().filter(|sanitize| !sanitize.has_failed)
+    pub fn sanitize_operation(&self) -> Option<(u64, Sanitize)> {
+        let state = self.state();
+        let operation = state.sanitize.clone().filter(|sanitize| !sanitize.has_failed)?;
+        Some((state.revision, operation))
+    }
+
+    /// Does a step of the operation of that revision, unless it has ended: another gateway may have ended it, and what
+    /// initiators have written since must not be lost. Gives whether it was done.
+    pub fn sanitize_step(&self, revision: u64, step: impl FnOnce()) -> bool {
+        let _working = self.sanitizing.working.lock();
+        let goes_on = self.sanitizing.condition.load(Ordering::Relaxed) == IN_PROGRESS
+            && self.state.load().revision == revision;
+        if goes_on {
+            step();
+        }
+        goes_on
     }
 
     /// How far it has come, of 65536: what REQUEST SENSE shows.
