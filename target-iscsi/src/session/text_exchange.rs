@@ -143,18 +143,21 @@ fn send_targets(value: &str, asker: &Asker<'_>, out: &mut BytesMut) {
         (name, _) => Some(name),
     };
     let exports = asker.context.exports.load();
-    let tag = asker.context.tag;
-    let addresses = portals::reachable(&asker.context.portals, asker.endpoint);
+    let addresses = portals::reachable(
+        (&asker.context.portals, asker.context.tag),
+        exports.other_portals(),
+        asker.endpoint,
+    );
     for export in exports.discoverable(&asker.claimant) {
         let iqn = &export.view.iqn;
         if wanted.is_some_and(|wanted| !wanted.eq_ignore_ascii_case(iqn)) {
             continue;
         }
         text::push(out, "TargetName", iqn);
-        for address in &addresses {
+        for (address, tag) in &addresses {
             // Without an access list nobody is admitted elsewhere than over loopback.
             if export.has_acl() || export.is_open_at(address.ip()) {
-                text::push(out, "TargetAddress", &portals::target_address(*address, tag));
+                text::push(out, "TargetAddress", &portals::target_address(*address, *tag));
             }
         }
     }
