@@ -8,15 +8,15 @@
 //! have now ([`changes`]) and report the differences as unit attentions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use lunette_proto::ids::{Epoch, VolumeId};
-use lunette_proto::map::{Chap, ClusterMap, Target, UnitState, VolumeState};
+use lunette_proto::map::{Chap, ClusterMap, Target, UnitState, Volume, VolumeState};
 use lunette_volume::device::BlockDevice;
 
-use crate::scsi::{Attention, LogicalUnit, Scope, TargetView, Units};
+use crate::scsi::{Attention, LogicalUnit, Scope, TargetPort, TargetView, UnitOwner, Units};
 
 /// Where logical units get their devices from, and what keeps their state.
 pub trait Devices: Send + Sync {
@@ -46,6 +46,9 @@ pub enum KeepError {
     /// The volume is gone.
     #[error("the volume was deleted")]
     Gone,
+    /// It is for the volume's owner to make. Nothing was changed.
+    #[error("another gateway owns the volume")]
+    NotOwner,
     /// Nobody could be asked. It may have been committed all the same.
     #[error("the control plane does not answer: {0}")]
     Unavailable(String),
@@ -57,6 +60,8 @@ pub struct Exports {
     epoch: Epoch,
     targets: BTreeMap<String, Export>,
     discovery_chap: Option<Arc<Chap>>,
+    /// Of the other gateways, by portal group tag.
+    other_portals: BTreeMap<u16, Vec<SocketAddr>>,
 }
 
 /// One target.
@@ -107,13 +112,26 @@ impl Exports {
             .values()
             .map(|target| (target.iqn.to_ascii_lowercase(), Export::new(map, target, tag, units)))
             .collect();
-        Self { epoch: map.epoch, targets, discovery_chap: map.discovery_chap.clone().map(Arc::new) }
+        let others = map.gateways.values().filter(|gateway| gateway.portal_group_tag != tag);
+        Self {
+            epoch: map.epoch,
+            targets,
+            discovery_chap: map.discovery_chap.clone().map(Arc::new),
+            other_portals: others
+                .map(|gateway| (gateway.portal_group_tag, gateway.portals.clone()))
+                .collect(),
+        }
     }
 
     /// The map's epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// The portals of the other gateways as they are bound, with their portal group tags.
+    pub fn other_portals(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
+        self.other_portals.iter().flat_map(|(tag, portals)| portals.iter().map(|portal| (*portal, *tag)))
     }
 
     /// What the initiator of a discovery session must prove; `None`: nothing.
@@ -160,19 +178,21 @@ impl Export {
                 size_bytes: volume.size_bytes,
                 block_bytes: volume.block_bytes,
                 read_only: lun.read_only,
+                owner: owner(map, volume),
                 device: units.devices().device(volume.id)?,
                 shared: units.unit(volume.id, map),
             };
             Some((*number, Arc::new(unit)))
         });
-        let mut ports: BTreeSet<u16> =
-            map.gateways.values().map(|gateway| gateway.portal_group_tag).collect();
-        ports.insert(tag);
+        // A gateway is one target port, and its tag is never given out again.
+        let port = |tag| TargetPort { group: tag, relative: tag };
+        let mut ports: BTreeSet<_> =
+            map.gateways.values().map(|gateway| port(gateway.portal_group_tag)).collect();
+        ports.insert(port(tag));
         let view = TargetView {
             iqn: target.iqn.to_ascii_lowercase(),
             portal_group_tag: tag,
-            // A gateway is one target port, and its tag is never given out again.
-            relative_port: tag,
+            relative_port: port(tag).relative,
             ports: ports.into_iter().collect(),
             luns: luns.collect(),
         };
@@ -215,6 +235,12 @@ impl Export {
     }
 }
 
+fn owner(map: &ClusterMap, volume: &Volume) -> Option<UnitOwner> {
+    let owner = volume.owner?;
+    let group = map.gateways.get(&owner.gateway)?.portal_group_tag;
+    Some(UnitOwner { group, generation: owner.generation })
+}
+
 /// What sessions must be told when their view changes, in the order of reporting.
 #[must_use]
 pub fn changes(old: &TargetView, new: &TargetView) -> Vec<(Scope, Attention)> {
@@ -227,6 +253,10 @@ pub fn changes(old: &TargetView, new: &TargetView) -> Vec<(Scope, Attention)> {
     for (lun, after) in &new.luns {
         let Some(before) = old.luns.get(lun) else { continue };
         let scope = Scope::Lun(*lun);
+        let group = |unit: &LogicalUnit| unit.owner.map(|owner| owner.group);
+        if before.volume == after.volume && group(before) != group(after) {
+            attentions.push((scope, Attention::AccessStateChanged));
+        }
         if before.size_bytes != after.size_bytes {
             attentions.push((scope, Attention::CapacityChanged));
         }

@@ -2,9 +2,9 @@
 
 mod scsi_model;
 
-use lunette_proto::ids::VolumeId;
+use lunette_proto::ids::{Generation, VolumeId};
 use lunette_proto::map::{naa, serial};
-use lunette_target_iscsi::scsi::{Attention, Nexus, Scope};
+use lunette_target_iscsi::scsi::{Attention, Nexus, Scope, UnitOwner};
 use lunette_volume::device::Readiness;
 use scsi_model::{CLUSTER, IQN, Model, cdb, nexus_id, sense_code};
 
@@ -265,6 +265,7 @@ fn readiness() {
         (Readiness::Unavailable, Some((2, 0x04, 0x0C)), 0x3),
     ] {
         model.readiness(readiness);
+        model.change(|unit| unit.owner = Some(UnitOwner { group: 4, generation: Generation(1) }));
         let end = model.run(&TEST_UNIT_READY, &[]);
         match sense {
             None => assert!(end.good().is_empty()),

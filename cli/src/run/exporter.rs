@@ -1,6 +1,6 @@
 //! One map at a time, to everything that acts on maps, in the order that keeps them consistent:
-//! ownership, then volumes, then secrets, then iSCSI targets. A LUN never shows a volume that the
-//! layer below does not know.
+//! what logical units keep, then ownership, volumes, secrets, and then iSCSI targets. A volume that is taken over serves
+//! nobody whom a reservation has shut out before that, and a LUN never shows a volume that the layer below does not know.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -96,10 +96,14 @@ impl Exporter {
         if map.epoch <= state.map.epoch {
             return;
         }
+        let gateway = self.gateway.load();
+        if let Some(gateway) = &*gateway {
+            gateway.learn(map);
+        }
         state.ownership.see(map);
         self.volumes.apply_map(&state.ownership.visible(map));
         self.secrets.apply_map(Arc::clone(map));
-        if let Some(gateway) = &*self.gateway.load() {
+        if let Some(gateway) = &*gateway {
             gateway.apply_map(map);
         }
         state.map = Arc::clone(map);

@@ -93,6 +93,7 @@ async fn flushed(volumes: &Volumes, volume: VolumeId) -> Result<Generation, Keep
     match answer.await {
         Ok(Ok(generation)) => Ok(generation),
         Ok(Err(DeviceError::Gone)) => Err(KeepError::Gone),
+        Ok(Err(DeviceError::NotOwner)) => Err(KeepError::NotOwner),
         Ok(Err(error)) => Err(KeepError::Unavailable(format!("the write cache is not flushed: {error}"))),
         Err(_) => Err(KeepError::Unavailable("the write cache is not flushed: its owner has gone".into())),
     }

@@ -8,8 +8,8 @@ use lunette_proto::ids::{ClusterId, VolumeId};
 use lunette_proto::map::NexusId;
 use lunette_target_iscsi::exports::{Change, Devices, KeepError};
 use lunette_target_iscsi::scsi::{
-    Attention, Ended, LogicalUnit, Nexus, Response, Scope, Settled, SharedUnit, Step, TargetView, Task,
-    Transition, is_copy_list, lun,
+    Attention, Ended, LogicalUnit, Nexus, Response, Scope, Settled, SharedUnit, Step, TargetPort, TargetView,
+    Task, Transition, is_copy_list, lun,
 };
 use lunette_volume::device::{BlockDevice, Command, Completions, DeviceError, Readiness};
 use parking_lot::Mutex;
@@ -153,6 +153,7 @@ impl Bed {
                 size_bytes,
                 block_bytes,
                 read_only,
+                owner: None,
                 device: Arc::new(Device),
                 shared: Arc::clone(shared),
             })
@@ -164,8 +165,8 @@ impl Bed {
             (2, unit(1, SMALL_BYTES, 512, true, &small)),
             (300, unit(3, 1 << 50, 512, false, &huge)),
         ]);
-        let view =
-            TargetView { iqn: IQN.into(), portal_group_tag: 1, relative_port: 1, ports: vec![1, 2], luns };
+        let ports = [1, 2].map(|tag| TargetPort { group: tag, relative: tag }).into();
+        let view = TargetView { iqn: IQN.into(), portal_group_tag: 1, relative_port: 1, ports, luns };
         let nexus = |last| {
             let initiator = format!("iqn.2026-11.org.example:host{last}");
             Nexus::new(NexusId { initiator, isid: [0x80, 0, 0, 0, 0, last], target: IQN.into(), tag: 1 })
@@ -286,8 +287,8 @@ impl Bed {
             7 => nexus.forget(kind.into()),
             _ => {
                 for unit in self.view.luns.values() {
-                    if let Some(operation) = unit.shared.sanitize_operation() {
-                        let ended = Ended { operation, has_failed: kind & 0x10 != 0 };
+                    if let Some((revision, _)) = unit.shared.sanitize_operation() {
+                        let ended = Ended { revision, has_failed: kind & 0x10 != 0 };
                         let _ = settle(&unit.shared, Box::new(ended));
                         unit.shared.sanitize_ended();
                     }

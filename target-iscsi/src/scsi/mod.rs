@@ -48,7 +48,7 @@ mod write_verify;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lunette_proto::ids::{ClusterId, VolumeId};
+use lunette_proto::ids::{ClusterId, Generation, VolumeId};
 use lunette_volume::device::BlockDevice;
 
 pub use nexus::{Attention, Nexus, Scope};
@@ -74,10 +74,28 @@ pub struct TargetView {
     pub portal_group_tag: u16,
     /// RELATIVE TARGET PORT IDENTIFIER (SPC-4 7.8.6.8), from 1, unique over all gateways.
     pub relative_port: u16,
-    /// The relative target ports of the target, over all gateways.
-    pub ports: Vec<u16>,
+    /// The target's ports over all gateways, each in a target port group of its own, with this one among them.
+    pub ports: Vec<TargetPort>,
     /// Logical units by LUN.
     pub luns: BTreeMap<u16, Arc<LogicalUnit>>,
+}
+
+/// A target port: a gateway, as one target is seen through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TargetPort {
+    /// Its portal group tag, which is its TARGET PORT GROUP as well.
+    pub group: u16,
+    /// Its RELATIVE TARGET PORT IDENTIFIER.
+    pub relative: u16,
+}
+
+/// Which gateway serves a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitOwner {
+    /// Its target port group.
+    pub group: u16,
+    /// Under which generation of the volume.
+    pub generation: Generation,
 }
 
 /// A volume as one target shows it.
@@ -95,6 +113,8 @@ pub struct LogicalUnit {
     pub block_bytes: u32,
     /// Write protected through this map.
     pub read_only: bool,
+    /// Which gateway serves it by the map; `None`: none that exists.
+    pub owner: Option<UnitOwner>,
     /// What carries out reads and writes.
     pub device: Arc<dyn BlockDevice>,
     /// What all sessions of the gateway share about it, through whichever target.

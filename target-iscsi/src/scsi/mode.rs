@@ -2,7 +2,7 @@
 //!
 //! Changeable are D_SENSE and SWP of the Control page, which belong to the target port (VPD page 87h says so) and last
 //! until a reset, and WCE of the Caching page, which belongs to the volume. Other nexuses learn of a change by a unit
-//! attention. Nothing is saved separately.
+//! attention. Nothing is saved separately. The write cache is the owner's, so that only through it WCE is changed.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use lunette_volume::device::Data;
 
 use super::cdb::Cdb;
 use super::mode_pages::{CACHING, CONTROL, PAGES, Page, Row};
+use super::ports;
 use super::request::{Answer, Capacity, Plan, Request, be16, be32, be64, parameter_data};
 use super::sense::{Failure, Sense};
 use super::task::{Job, Progress};
@@ -121,8 +122,13 @@ fn select(request: &mut Request<'_>, len: u16, ten: bool) -> Answer {
     if len == 0 {
         return Ok(Plan::Good);
     }
-    let select =
-        ModeSelect { shared: Arc::clone(&request.unit.shared), capacity: request.unit.capacity(), len, ten };
+    let select = ModeSelect {
+        shared: Arc::clone(&request.unit.shared),
+        capacity: request.unit.capacity(),
+        not_owner: ports::not_owner(request.view, request.unit),
+        len,
+        ten,
+    };
     Ok(Plan::Collect(Job::ModeSelect(select), len.into()))
 }
 
@@ -130,6 +136,8 @@ fn select(request: &mut Request<'_>, len: u16, ten: bool) -> Answer {
 pub(super) struct ModeSelect {
     shared: Arc<SharedUnit>,
     capacity: Capacity,
+    /// This is a standby path: the write cache is not here.
+    not_owner: Option<Sense>,
     len: u16,
     ten: bool,
 }
@@ -141,6 +149,11 @@ impl ModeSelect {
             return Err(Sense::PARAMETER_LIST_LENGTH.into());
         }
         let select = self.parse(&list[..usize::from(self.len)])?;
+        let modes = self.shared.modes.load();
+        let changes_cache = (modes ^ select.applied_to(modes)) & Modes::WCE != 0;
+        if let Some(sense) = self.not_owner.filter(|_| changes_cache) {
+            return Err(sense.into());
+        }
         Ok(Progress::Change(Box::new(select)))
     }
 

@@ -152,6 +152,15 @@ impl Nexus {
         is_protected || unit.shared.is_sanitizing() || !unit.shared.allows(&self.id, access)
     }
 
+    /// The logical unit at `lun` is served under another generation, here or elsewhere: what this nexus held of it
+    /// through this gateway alone has ended with the one before.
+    pub fn owner_changed(&mut self, lun: u16) {
+        let Some(unit) = self.units.get_mut(&lun) else { return };
+        if unit.hold.take().is_some() {
+            unit.establish(Attention::NexusLoss);
+        }
+    }
+
     /// The logical unit at `lun` is gone: another one that is mapped there starts afresh.
     pub fn forget(&mut self, lun: u16) {
         self.units.remove(&lun);

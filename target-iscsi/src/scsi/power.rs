@@ -1,11 +1,12 @@
 //! Readiness: TEST UNIT READY (SPC-4 6.47) and START STOP UNIT (SBC-3 5.25).
 
+use super::ports;
 use super::request::{Answer, Plan, Request};
 use super::sense::Sense;
 
-/// Tells what the device says of itself, so that a path checker sees the truth.
+/// Tells how the unit is served here, so that a path checker sees the truth.
 pub(super) fn test_unit_ready(request: &mut Request<'_>) -> Answer {
-    match Sense::not_ready(request.unit.device.readiness()) {
+    match Sense::not_ready(ports::readiness(request.view, request.unit)) {
         None => Ok(Plan::Good),
         Some(sense) => Err(sense.into()),
     }

@@ -39,20 +39,50 @@ pub(super) struct Row {
     pub(super) writes: bool,
     /// What it is to a reservation of another nexus; see [`Row::access`].
     access: Access,
+    /// It is not carried out on a standby path, though it may not need the medium (SPC-4 5.15.2.4.4). Others that are
+    /// not need the device, which knows.
+    pub(super) only_active: bool,
     pub(super) handler: fn(&mut Request<'_>) -> Answer,
 }
 
 const fn row(name: &'static str, usage: &'static [u8], handler: fn(&mut Request<'_>) -> Answer) -> Row {
-    Row { opcode: usage[0], service_action: None, name, usage, writes: false, access: Access::Read, handler }
+    Row {
+        opcode: usage[0],
+        service_action: None,
+        name,
+        usage,
+        writes: false,
+        access: Access::Read,
+        only_active: false,
+        handler,
+    }
 }
 
 const fn writer(name: &'static str, usage: &'static [u8], handler: fn(&mut Request<'_>) -> Answer) -> Row {
-    Row { opcode: usage[0], service_action: None, name, usage, writes: true, access: Access::Write, handler }
+    Row {
+        opcode: usage[0],
+        service_action: None,
+        name,
+        usage,
+        writes: true,
+        access: Access::Write,
+        only_active: false,
+        handler,
+    }
 }
 
 const fn action(name: &'static str, usage: &'static [u8], handler: fn(&mut Request<'_>) -> Answer) -> Row {
     let service_action = Some(usage[1] & 0x1F);
-    Row { opcode: usage[0], service_action, name, usage, writes: false, access: Access::Read, handler }
+    Row {
+        opcode: usage[0],
+        service_action,
+        name,
+        usage,
+        writes: false,
+        access: Access::Read,
+        only_active: false,
+        handler,
+    }
 }
 
 /// NACA, the one bit of the CONTROL byte that is looked at (SAM-5 5.2).
@@ -66,10 +96,10 @@ pub(super) static COMMANDS: [Row; 67] = [
     writer("WRITE(6)", &[0x0A, 0x1F, 0xFF, 0xFF, 0xFF, C], read_write::write_6),
     row("INQUIRY", &[0x12, 0x03, 0xFF, 0xFF, 0xFF, C], inquiry::handle).with(Access::Always),
     row("MODE SELECT(6)", &[0x15, 0x13, 0, 0, 0xFF, C], mode::select_6).with(Access::Write),
-    row("RESERVE(6)", &[0x16, 0x1F, 0, 0, 0, C], reservation::reserve_6).with(Access::Always),
-    row("RELEASE(6)", &[0x17, 0x1F, 0, 0, 0, C], reservation::release_6).with(Access::Always),
+    row("RESERVE(6)", &[0x16, 0x1F, 0, 0, 0, C], reservation::reserve_6).with(Access::Always).only_active(),
+    row("RELEASE(6)", &[0x17, 0x1F, 0, 0, 0, C], reservation::release_6).with(Access::Always).only_active(),
     row("MODE SENSE(6)", &[0x1A, 0x08, 0xFF, 0xFF, 0xFF, C], mode::sense_6),
-    row("START STOP UNIT", &[0x1B, 0x01, 0, 0x0F, 0xF7, C], power::start_stop_unit).with(Access::Write),
+    row("START STOP UNIT", &[0x1B, 0x01, 0, 0x0F, 0xF7, C], power::start_stop_unit).with(Access::Write).only_active(),
     row("RECEIVE DIAGNOSTIC RESULTS", &[0x1C, 0x01, 0xFF, 0xFF, 0xFF, C], diagnostics::receive_results),
     row("SEND DIAGNOSTIC", &[0x1D, 0xE4, 0, 0xFF, 0xFF, C], diagnostics::send).with(Access::Write),
     row("READ CAPACITY(10)", &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, C], capacity::read_capacity_10).with(Access::Always),
@@ -77,18 +107,18 @@ pub(super) static COMMANDS: [Row; 67] = [
     writer("WRITE(10)", &[0x2A, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], read_write::write_10),
     writer("WRITE AND VERIFY(10)", &[0x2E, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], write_verify::write_and_verify_10),
     row("VERIFY(10)", &[0x2F, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], verify::verify_10),
-    row("PRE-FETCH(10)", &[0x34, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], read_write::pre_fetch_10),
+    row("PRE-FETCH(10)", &[0x34, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], read_write::pre_fetch_10).only_active(),
     row("SYNCHRONIZE CACHE(10)", &[0x35, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], read_write::synchronize_cache_10).with(Access::Write),
-    row("READ DEFECT DATA(10)", &[0x37, 0, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, C], defects::read_defect_data_10),
+    row("READ DEFECT DATA(10)", &[0x37, 0, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, C], defects::read_defect_data_10).only_active(),
     writer("WRITE SAME(10)", &[0x41, 0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, C], provisioning::write_same_10),
     writer("UNMAP", &[0x42, 0x01, 0, 0, 0, 0, 0, 0xFF, 0xFF, C], provisioning::unmap),
-    action("SANITIZE, OVERWRITE", &[0x48, 0xE1, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, C], sanitize::overwrite).writing(),
-    action("SANITIZE, BLOCK ERASE", &[0x48, 0xE2, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, C], sanitize::block_erase).writing(),
-    action("SANITIZE, EXIT FAILURE MODE", &[0x48, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, C], sanitize::exit_failure_mode).with(Access::Write),
+    action("SANITIZE, OVERWRITE", &[0x48, 0xE1, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, C], sanitize::overwrite).writing().only_active(),
+    action("SANITIZE, BLOCK ERASE", &[0x48, 0xE2, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, C], sanitize::block_erase).writing().only_active(),
+    action("SANITIZE, EXIT FAILURE MODE", &[0x48, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, C], sanitize::exit_failure_mode).with(Access::Write).only_active(),
     row("LOG SENSE", &[0x4D, 0x03, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0xFF, 0xFF, C], log::sense).with(Access::Status),
     row("MODE SELECT(10)", &[0x55, 0x13, 0, 0, 0, 0, 0, 0xFF, 0xFF, C], mode::select_10).with(Access::Write),
-    row("RESERVE(10)", &[0x56, 0x13, 0, 0, 0, 0, 0, 0, 0, C], reservation::reserve_10).with(Access::Always),
-    row("RELEASE(10)", &[0x57, 0x13, 0, 0, 0, 0, 0, 0, 0, C], reservation::release_10).with(Access::Always),
+    row("RESERVE(10)", &[0x56, 0x13, 0, 0, 0, 0, 0, 0, 0, C], reservation::reserve_10).with(Access::Always).only_active(),
+    row("RELEASE(10)", &[0x57, 0x13, 0, 0, 0, 0, 0, 0, 0, C], reservation::release_10).with(Access::Always).only_active(),
     row("MODE SENSE(10)", &[0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, C], mode::sense_10),
     action("PERSISTENT RESERVE IN, READ KEYS", &[0x5E, 0x00, 0, 0, 0, 0, 0, 0xFF, 0xFF, C], reservation::read_keys).with(Access::Persistent),
     action("PERSISTENT RESERVE IN, READ RESERVATION", &[0x5E, 0x01, 0, 0, 0, 0, 0, 0xFF, 0xFF, C], reservation::read_reservation).with(Access::Persistent),
@@ -102,7 +132,7 @@ pub(super) static COMMANDS: [Row; 67] = [
     action("PERSISTENT RESERVE OUT, PREEMPT AND ABORT", &[0x5F, 0x05, 0xFF, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, C], reservation::preempt_and_abort).with(Access::Persistent),
     action("PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", &[0x5F, 0x06, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, C], reservation::register_and_ignore).with(Access::Persistent),
     action("PERSISTENT RESERVE OUT, REGISTER AND MOVE", &[0x5F, 0x07, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, C], reservation::register_and_move).with(Access::Persistent),
-    action("EXTENDED COPY(LID1)", &[0x83, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], copy::extended_copy).with(Access::Write),
+    action("EXTENDED COPY(LID1)", &[0x83, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], copy::extended_copy).with(Access::Write).only_active(),
     action("RECEIVE COPY STATUS(LID1)", &[0x84, 0x00, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], copy::status),
     action("RECEIVE COPY OPERATING PARAMETERS", &[0x84, 0x03, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], copy::operating_parameters),
     action("RECEIVE COPY FAILURE DETAILS(LID1)", &[0x84, 0x04, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], copy::failure_details),
@@ -112,7 +142,7 @@ pub(super) static COMMANDS: [Row; 67] = [
     writer("ORWRITE(16)", &[0x8B, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::or_write_16),
     writer("WRITE AND VERIFY(16)", &[0x8E, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], write_verify::write_and_verify_16),
     row("VERIFY(16)", &[0x8F, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], verify::verify_16),
-    row("PRE-FETCH(16)", &[0x90, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::pre_fetch_16),
+    row("PRE-FETCH(16)", &[0x90, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::pre_fetch_16).only_active(),
     row("SYNCHRONIZE CACHE(16)", &[0x91, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::synchronize_cache_16).with(Access::Write),
     writer("WRITE SAME(16)", &[0x93, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], provisioning::write_same_16),
     writer("WRITE ATOMIC(16)", &[0x9C, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], write_atomic::write_atomic_16),
@@ -126,7 +156,7 @@ pub(super) static COMMANDS: [Row; 67] = [
     writer("WRITE(12)", &[0xAA, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], read_write::write_12),
     writer("WRITE AND VERIFY(12)", &[0xAE, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], write_verify::write_and_verify_12),
     row("VERIFY(12)", &[0xAF, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], verify::verify_12),
-    row("READ DEFECT DATA(12)", &[0xB7, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], defects::read_defect_data_12),
+    row("READ DEFECT DATA(12)", &[0xB7, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, C], defects::read_defect_data_12).only_active(),
 ];
 
 /// Opcode -> its first row, or `ABSENT`.
@@ -201,6 +231,12 @@ impl Row {
     /// For what neither reads the medium nor is a [`writer`]: what it is to a reservation of another nexus.
     const fn with(mut self, access: Access) -> Self {
         self.access = access;
+        self
+    }
+
+    /// It is not carried out on a standby path.
+    const fn only_active(mut self) -> Self {
+        self.only_active = true;
         self
     }
 

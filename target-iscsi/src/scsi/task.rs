@@ -15,13 +15,13 @@ use super::mode::ModeSelect;
 use super::provisioning::{Unmap, WriteSame};
 use super::read_write::{Read, Write};
 use super::request::{Answer, Plan, Request};
-use super::reservation::ReserveOut;
+use super::reservation::{Access, ReserveOut};
 use super::sanitize::SanitizeOut;
 use super::sense::{Failure, Sense, SenseFormat};
 use super::unit::{Modes, Settled, Transition};
 use super::verify::Verify;
 use super::write_verify::WriteVerify;
-use super::{LogicalUnit, Nexus, TargetView, inquiry, report_luns, request_sense, table};
+use super::{LogicalUnit, Nexus, TargetView, inquiry, ports, report_luns, request_sense, table};
 
 /// GOOD (SAM-5 5.3.1).
 pub const GOOD: u8 = 0x00;
@@ -105,6 +105,7 @@ pub struct Task {
     job: Job,
     format: SenseFormat,
     block_bytes: u32,
+    access: Access,
     /// A part of the command has changed the medium, so it has not failed without effect any more.
     changed: bool,
     opcode: u8,
@@ -150,6 +151,7 @@ impl Task {
             job: Job::Ended,
             format: SenseFormat::Fixed,
             block_bytes: 0,
+            access: Access::Always,
             changed: false,
             opcode: cdb.opcode(),
             service_action: cdb.service_action(),
@@ -272,6 +274,12 @@ impl Task {
         self.go_on(progress)
     }
 
+    /// Whether no reservation of its logical unit forbids the command now.
+    #[must_use]
+    pub fn is_allowed(&self, nexus: &Nexus, unit: &LogicalUnit) -> bool {
+        unit.shared.allows(nexus.id(), self.access)
+    }
+
     /// Whether commands of this task go to one of these volumes, which it was not sent to.
     #[must_use]
     pub fn works_on(&self, volumes: &[VolumeId]) -> bool {
@@ -312,12 +320,18 @@ impl Task {
             return Err(attention.sense().into());
         }
         let row = table::find(cdb)?;
-        if !unit.shared.allows(nexus.id(), row.access(cdb)) {
+        self.access = row.access(cdb);
+        if !unit.shared.allows(nexus.id(), self.access) {
             return Err(Failure::Conflict);
         }
         if let Some(sense) = unit.shared.sanitize_sense()
             && !table::precedes_attention(row.opcode)
             && !(row.opcode == table::SANITIZE && sense == Sense::SANITIZE_FAILED)
+        {
+            return Err(sense.into());
+        }
+        if row.only_active
+            && let Some(sense) = ports::not_owner(view, unit)
         {
             return Err(sense.into());
         }

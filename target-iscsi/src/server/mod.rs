@@ -147,13 +147,18 @@ impl Gateway {
         &self.shared.context.portals
     }
 
-    /// Exports what `map` says from now on. Sessions learn what changed for them; those whose target
-    /// is gone, or who are no longer admitted, are closed. A map older than the present one is
-    /// ignored. `devices` must already know what `map` names.
-    pub fn apply_map(&self, map: &ClusterMap) {
+    /// Takes over what `map` says is kept of the logical units. To be called before `devices` follow the map: a device
+    /// that becomes active by it must not serve whom a reservation has shut out meanwhile.
+    pub fn learn(&self, map: &ClusterMap) {
         for changed in self.units.learn(map) {
             self.shared.tell(&changed);
         }
+    }
+
+    /// Exports what `map` says from now on; [`learn`](Self::learn) has taken over its part before. Sessions learn what
+    /// changed for them; those whose target is gone, or who are no longer admitted, are closed. A map older than the
+    /// present one is ignored. `devices` must already know what `map` names.
+    pub fn apply_map(&self, map: &ClusterMap) {
         let exports = Arc::new(Exports::new(map, self.config.tag, &self.units));
         self.shared.context.exports.rcu(|present| {
             if present.epoch() > exports.epoch() { Arc::clone(present) } else { Arc::clone(&exports) }

@@ -205,8 +205,10 @@ impl Session {
         io: &mut Io,
     ) {
         for (lun, unit) in self.view.iter().flat_map(|old| &old.luns) {
-            if view.luns.get(lun).is_none_or(|other| other.volume != unit.volume) {
-                self.nexus.forget(*lun);
+            match view.luns.get(lun).filter(|other| other.volume == unit.volume) {
+                None => self.nexus.forget(*lun),
+                Some(other) if other.owner != unit.owner => self.nexus.owner_changed(*lun),
+                Some(_) => {}
             }
         }
         self.view = Some(view);

@@ -1,5 +1,6 @@
 //! Whether a command that is due may still be submitted: what the session sees, and may write, can have
-//! changed since the task began.
+//! changed since the task began, and so can have its reservations: a gateway that did not own the volume learns of those
+//! later than the initiators whom others have told.
 
 use std::sync::Arc;
 
@@ -23,7 +24,9 @@ pub(super) fn device(
     let writes = writes(command);
     let Some((lun, unit)) = &active.elsewhere else {
         // Data may come long after the command. BUSY, for trying again tells what has changed.
-        let is_permitted = shows(view, own_lun, own, writes) && !own.shared.is_sanitizing();
+        let is_permitted = shows(view, own_lun, own, writes)
+            && !own.shared.is_sanitizing()
+            && active.task.is_allowed(nexus, own);
         return if is_permitted { Ok(Arc::clone(&own.device)) } else { Err(DeviceError::Busy) };
     };
     let is_permitted = shows(view, own_lun, own, false)

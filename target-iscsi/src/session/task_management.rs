@@ -4,6 +4,9 @@
 //! session and in others, and none of them gets a SCSI Response: after "function complete" nothing
 //! that was aborted can take effect. Outstanding R2Ts need not be waited for, since their transfer
 //! tags are never given out again: Data-Out that still comes for them is dropped.
+//!
+//! The tasks of a unit are at its owner. A function that concerns those of other nexuses is rejected by a gateway that
+//! does not own the unit: it could not say that they are over.
 
 use std::sync::Arc;
 
@@ -12,7 +15,7 @@ use lunette_proto::iscsi::codes::{logout_response, reject, tmf, tmf_response};
 use lunette_proto::iscsi::initiator::TaskManagement;
 use lunette_proto::iscsi::target::TaskManagementResponse;
 use lunette_proto::iscsi::{Pdu, Request};
-use lunette_volume::device::Data;
+use lunette_volume::device::{Data, Readiness};
 
 use super::connection::Io;
 use super::full::Session;
@@ -95,6 +98,9 @@ impl Session {
                 let Some((lun, unit)) = self.unit(request.lun) else {
                     return respond(tmf_response::NO_LUN, io);
                 };
+                if request.function != tmf::ABORT_TASK_SET && is_elsewhere(&unit) {
+                    return respond(tmf_response::REJECTED, io);
+                }
                 let address = request.lun;
                 self.window.drop_held(|pdu| is_command_to(pdu, address));
                 let mut waits = self.abort(io, |active| decode(active.lun) == Address::Unit(lun));
@@ -114,6 +120,9 @@ impl Session {
                 self.begin(Function { waits, peers, end: End::Respond(tag) }, io);
             }
             tmf::TARGET_WARM_RESET | tmf::TARGET_COLD_RESET => {
+                if self.view.iter().flat_map(|view| view.luns.values()).any(|unit| is_elsewhere(unit)) {
+                    return respond(tmf_response::REJECTED, io);
+                }
                 let (attention, end) = if request.function == tmf::TARGET_COLD_RESET {
                     (Attention::TargetReset, End::RespondAndDrop(tag))
                 } else {
@@ -236,6 +245,11 @@ impl Session {
         io.actions.push_back(Action::Reset { token, volumes, attention });
         token
     }
+}
+
+/// Whether another gateway serves the unit.
+fn is_elsewhere(unit: &LogicalUnit) -> bool {
+    unit.device.readiness() == Readiness::NotOwner
 }
 
 fn is_command_to(pdu: &Pdu, lun: u64) -> bool {

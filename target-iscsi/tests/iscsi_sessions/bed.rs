@@ -1,6 +1,6 @@
 //! A gateway without sockets: connections, their registry and devices, driven step by step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use lunette_target_iscsi::session::{
     Action, Connection, ConnectionId, Context, Endpoint, Event, Guard, Inherited, Random, Registry, Secrets,
     Ticket, Verdict,
 };
-use lunette_volume::device::{BlockDevice, Completions, Outcome};
+use lunette_volume::device::{BlockDevice, Command, Completions, DeviceError, Outcome, Readiness};
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
@@ -61,9 +61,48 @@ impl Secrets for Plain {
     }
 }
 
+/// The volumes as one gateway sees them.
 pub(crate) struct Disks {
     pub(crate) models: BTreeMap<VolumeId, Arc<Model>>,
-    pub(crate) keeper: Keeper,
+    pub(crate) keeper: Arc<Keeper>,
+    /// Those that this gateway does not own.
+    elsewhere: Arc<Mutex<BTreeSet<VolumeId>>>,
+}
+
+impl Disks {
+    pub(crate) fn new(models: BTreeMap<VolumeId, Arc<Model>>, keeper: Arc<Keeper>) -> Self {
+        Self { models, keeper, elsewhere: Arc::default() }
+    }
+
+    /// Follows a map as the gateway with that tag; a map without gateways is of the one that there is.
+    fn follow(&self, map: &ClusterMap, tag: u16) {
+        let owner = |volume: &Volume| map.gateways.get(&volume.owner?.gateway);
+        let is_elsewhere =
+            |volume: &&Volume| owner(volume).is_none_or(|gateway| gateway.portal_group_tag != tag);
+        let elsewhere = map.volumes.values().filter(is_elsewhere).map(|volume| volume.id);
+        *self.elsewhere.lock() = if map.gateways.is_empty() { BTreeSet::new() } else { elsewhere.collect() };
+    }
+}
+
+/// A volume through one gateway.
+struct Through {
+    volume: VolumeId,
+    model: Arc<Model>,
+    elsewhere: Arc<Mutex<BTreeSet<VolumeId>>>,
+}
+
+impl BlockDevice for Through {
+    fn submit(&self, command: Command, tag: u64, to: &Arc<dyn Completions>) {
+        match self.readiness() {
+            Readiness::NotOwner => to.complete(tag, Err(DeviceError::NotOwner)),
+            _ => self.model.submit(command, tag, to),
+        }
+    }
+
+    fn readiness(&self) -> Readiness {
+        let is_elsewhere = self.elsewhere.lock().contains(&self.volume);
+        if is_elsewhere { Readiness::NotOwner } else { self.model.readiness() }
+    }
 }
 
 type Kept = Box<dyn FnOnce(Result<(), KeepError>) + Send>;
@@ -159,7 +198,8 @@ impl KeeperState {
 
 impl Devices for Disks {
     fn device(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
-        Some(Arc::clone(self.models.get(&volume)?) as _)
+        let model = Arc::clone(self.models.get(&volume)?);
+        Some(Arc::new(Through { volume, model, elsewhere: Arc::clone(&self.elsewhere) }))
     }
 
     fn keep(&self, volume: VolumeId, change: Change, done: Kept) {
@@ -257,13 +297,19 @@ impl Bed {
         let models = map.volumes.keys().map(|id| (*id, Model::new(VOLUME_BYTES))).collect();
         let keeper = Keeper::default();
         keeper.0.lock().units.clone_from(&map.units);
-        let disks = Arc::new(Disks { models, keeper });
+        Self::gateway(map, 1, Disks::new(models, Arc::new(keeper)))
+    }
+
+    /// The gateway with that tag.
+    pub(crate) fn gateway(map: ClusterMap, tag: u16, disks: Disks) -> Self {
+        disks.follow(&map, tag);
+        let disks = Arc::new(disks);
         let units = Units::new(Arc::clone(&disks) as _);
         let secrets = Arc::new(Plain::default());
         let context = Context {
-            tag: 1,
+            tag,
             portals: vec!["127.0.0.1:3260".parse().unwrap()],
-            exports: ArcSwap::from_pointee(Exports::new(&map, 1, &units)),
+            exports: ArcSwap::from_pointee(Exports::new(&map, tag, &units)),
             secrets: Arc::clone(&secrets) as _,
             guard: Guard::default(),
         };
@@ -414,7 +460,9 @@ impl Bed {
                 peer.inbox.0.lock().push(Post::Event(Event::Changed { changed, ticket: None }));
             }
         }
-        self.context.exports.store(Arc::new(Exports::new(&self.map, 1, &self.units)));
+        let tag = self.context.tag;
+        self.disks.follow(&self.map, tag);
+        self.context.exports.store(Arc::new(Exports::new(&self.map, tag, &self.units)));
         for peer in self.peers.values() {
             peer.inbox.0.lock().push(Post::Event(Event::ExportsChanged));
         }

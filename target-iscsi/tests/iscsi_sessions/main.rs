@@ -13,6 +13,7 @@ mod drain;
 mod exhaustion;
 mod exports;
 mod fuzz;
+mod gateways;
 mod hostile;
 mod initiator;
 mod login;

@@ -119,7 +119,7 @@ fn start_with(
     let mut map = map();
     map.volumes.remove(&VolumeId(2));
     map.units = keeper.units();
-    let devices = Arc::new(Disks { models: [(VolumeId(1), Arc::clone(disk))].into(), keeper });
+    let devices = Arc::new(Disks::new([(VolumeId(1), Arc::clone(disk))].into(), Arc::new(keeper)));
     let portals = portals.iter().map(|portal| portal.parse().unwrap()).collect();
     let config = GatewayConfig { id: GatewayId(1), name: "one".into(), tag: 1, portals };
     let gateway = Gateway::start(config, Arc::clone(&devices) as _, Arc::new(None_), &map)?;
@@ -394,5 +394,47 @@ fn sanitizes() {
     assert_eq!(host.command(next(), [0; 16], false, 0, &[]).0, 2);
     assert_eq!(host.command(next(), sanitize(0x1f, 0), false, 0, &[]).0, 0);
     assert_eq!(host.command(next(), [0; 16], false, 0, &[]).0, 0);
+    runtime.block_on(gateway.stop());
+}
+
+/// Guards a unit whose sanitize operation another gateway has ended: who waits for it here is answered, and what
+/// initiators have written since is not overwritten by what this gateway had still to do.
+#[test]
+fn sanitize_ended_by_another_gateway() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let disk = Model::new(VOLUME_BYTES);
+    let (gateway, disks) = start_with(&["127.0.0.1:0"], &disk, Keeper::default()).unwrap();
+    let mut host = Wire::connect(gateway.portals()[0]);
+    host.login();
+    assert_eq!(host.command(0, [0; 16], false, 0, &[]).0, 2, "POWER ON");
+    disk.fill(0xee);
+    disk.hold();
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[1], cdb[8]) = (0x48, 0x01, 5);
+    let command = ScsiCommand {
+        is_final: true,
+        write: true,
+        task_tag: 1,
+        expected_len: 5,
+        cmd_sn: Serial(1),
+        cdb,
+        ..ScsiCommand::default()
+    };
+    host.send(command.encode(), &[0x01, 0, 0, 1, 0xaa]);
+    while disk.held() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    disks.keeper.change(1, |unit| unit.sanitize = None);
+    let mut map = map();
+    map.volumes.remove(&VolumeId(2));
+    (map.epoch, map.units) = (Epoch(2), disks.keeper.units());
+    gateway.learn(&map);
+    gateway.apply_map(&map);
+    disk.release();
+    let Some((Reply::ScsiResponse(response), _)) = host.next() else { panic!() };
+    assert_eq!((response.task_tag, response.status), (1, 0));
+    assert_eq!(disk.read(0, 1), [0xaa], "what it was about then");
+    assert_eq!(disk.read(8 << 20, 8 << 20), vec![0xee; 8 << 20]);
     runtime.block_on(gateway.stop());
 }

@@ -9,7 +9,7 @@ use lunette_proto::ids::{ClusterId, VolumeId};
 use lunette_proto::map::NexusId;
 use lunette_target_iscsi::exports::{Change, Devices, KeepError};
 use lunette_target_iscsi::scsi::{
-    Ended, LogicalUnit, Nexus, Response, Settled, SharedUnit, Step, TargetView, Task, Transition,
+    Ended, LogicalUnit, Nexus, Response, Settled, SharedUnit, Step, TargetPort, TargetView, Task, Transition,
 };
 use lunette_volume::device::{
     BlockDevice, Command, Completions, DEALLOCATED, Data, DeviceError, MAPPED, MAPPING_BYTES_MAX, Outcome,
@@ -78,7 +78,7 @@ impl Model {
             iqn: IQN.into(),
             portal_group_tag: 3,
             relative_port: 0x0102,
-            ports: vec![0x0102],
+            ports: vec![TargetPort { group: 3, relative: 0x0102 }],
             luns: BTreeMap::from([(0, Arc::new(unit))]),
         };
         let content = vec![0; usize::try_from(size_bytes.min(32 << 20)).expect("at most 32 MiB")];
@@ -147,8 +147,8 @@ impl Model {
                 }
                 Step::Await => {
                     let unit = Arc::clone(&self.view.luns[&((lun >> 48) as u16 & 0x3FFF)].shared);
-                    let operation = unit.sanitize_operation().expect("it is waited for");
-                    let ended = Ended { operation, has_failed: self.sanitize_fails };
+                    let (revision, _) = unit.sanitize_operation().expect("it is waited for");
+                    let ended = Ended { revision, has_failed: self.sanitize_fails };
                     self.settle(lun, Box::new(ended)).expect("it is kept");
                     let (sender, receiver) = std::sync::mpsc::channel();
                     unit.when_sanitized(Box::new(move |settled| {
@@ -360,6 +360,7 @@ pub(crate) fn unit(size_bytes: u64, block_bytes: u32, readiness: Readiness) -> L
         size_bytes,
         block_bytes,
         read_only: false,
+        owner: None,
         device: Arc::new(Device(readiness)),
         shared: shared(VolumeId(0x1122)),
     }

@@ -124,6 +124,7 @@ mod tests {
             size_bytes: 1 << 40,
             block_bytes,
             read_only: false,
+            owner: None,
             device: Arc::new(Nothing),
             shared: Arc::new(SharedUnit::new(VolumeId(volume), Arc::default(), Arc::new(Nothing))),
         };

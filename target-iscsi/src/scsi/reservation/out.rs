@@ -98,7 +98,7 @@ fn collect(request: &mut Request<'_>, action: ServiceAction) -> Answer {
         action,
         unit: Arc::clone(&request.unit.shared),
         nexus: request.nexus.id().clone(),
-        ports: request.view.ports.clone(),
+        ports: request.view.ports.iter().map(|port| port.relative).collect(),
         scope_and_type: scope_and_type(request),
         list_len: len,
     };

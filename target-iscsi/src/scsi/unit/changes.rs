@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use lunette_proto::map::UnitState;
+use lunette_volume::device::DeviceError;
 use parking_lot::Mutex;
 
 use super::{Changed, Decision, Notice, Proposal, Refusal, Settled, SharedUnit, Transition};
@@ -189,6 +190,7 @@ impl SharedUnit {
                     Err(Failure::Busy)
                 }
                 Err(KeepError::Gone) => Err(Sense::LUN_NOT_SUPPORTED.into()),
+                Err(KeepError::NotOwner) => Err(Failure::of_device(&DeviceError::NotOwner, 0)),
                 // It may have been kept: not BUSY, which promises that it was not.
                 Err(KeepError::Unavailable(reason)) => {
                     // Those behind it have not been asked for: they need not wait as long, one after the other.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use lunette_volume::device::DeviceError;
 use parking_lot::Mutex;
 
 use super::changes::Waiting;
@@ -150,6 +151,7 @@ impl Answer {
                 }
                 Err(KeepError::Conflict) => Err(Failure::Busy),
                 Err(KeepError::Gone) => Err(Sense::LUN_NOT_SUPPORTED.into()),
+                Err(KeepError::NotOwner) => Err(Failure::of_device(&DeviceError::NotOwner, 0)),
                 // It may have been kept: not BUSY, which promises that it was not. A map will tell.
                 Err(KeepError::Unavailable(reason)) => {
                     tracing::warn!(volume = %self.unit.volume, reason, "a change of the write cache is in doubt");
