@@ -178,7 +178,8 @@ fn a_disk_takes_the_place_of_another() {
     // Its node is gone for good: another node's disk takes its place.
     let dead = id("/node3").expect("there").to_string();
     let node4 = lunette.add_node("node4");
-    until(&lunette, &load, "there", |lunette| disk(lunette, "node4").is_some());
+    let is_there = |lunette: &Lunette| disk(lunette, "node4").is_some_and(|disk| disk["state"] == "in-sync");
+    until(&lunette, &load, "there", is_there);
     lunette.kill_part("node3");
     until_out(&lunette, &load, "node3");
     let path = format!("{path}4");
