@@ -191,6 +191,8 @@ impl Load {
     pub(crate) fn finish(mut self) {
         self.end();
         self.check();
+        // Now it is this that looks for a path.
+        self.shared.stop.store(false, Ordering::SeqCst);
         let verify = || {
             let mut session = self.shared.open(0)?;
             for extent in 0..EXTENTS {
