@@ -261,6 +261,8 @@ pub(crate) enum Volume {
     Resize(VolumeResize),
     /// Turn the write cache of a volume on or off
     Set(VolumeSet),
+    /// Have another gateway own a volume; what is under way on it is finished first
+    Own(VolumeOwn),
     /// Delete a volume and its data
     Delete(VolumeDelete),
 }
@@ -317,6 +319,15 @@ pub(crate) struct VolumeSet {
 pub(crate) enum OnOff {
     On,
     Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeOwn {
+    /// Its name
+    pub(crate) name: String,
+    /// The gateway that is to own it
+    #[arg(long, value_name = "G")]
+    pub(crate) gateway: String,
 }
 
 #[derive(Debug, Args)]

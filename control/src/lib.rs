@@ -12,6 +12,7 @@
 //! - [`seal`]: secrets at rest;
 //! - [`join`]: tokens that bring the cluster's key to a machine;
 //! - [`health`]: who is there, and what that means;
+//! - [`owners`]: which gateway owns which volume;
 //! - [`moves`]: where copies should lie, and how they get there;
 //! - `server`: the gRPC services; [`client`]: how nodes, gateways and tools reach them;
 //! - [`api`]: the gRPC API, generated.
@@ -22,6 +23,7 @@ mod control;
 pub mod health;
 pub mod join;
 pub mod moves;
+pub mod owners;
 pub mod published;
 pub mod raft;
 pub mod seal;

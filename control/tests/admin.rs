@@ -38,7 +38,7 @@ async fn volumes() {
     assert_eq!(made.exports, [Export { target: IQN.into(), lun: 0, read_only: false }]);
     assert_eq!(made.naa.len(), 32);
     assert!(made.naa.starts_with('6'));
-    assert_eq!((made.owner.as_str(), made.generation, made.state.as_str()), ("", 0, "active"));
+    assert_eq!((made.owner.as_str(), made.generation, made.state.as_str()), ("", 0, "unavailable"));
     let got = volumes.get(GetVolumeRequest { name: "v".into() }).await.expect("there").into_inner();
     assert_eq!(got, made);
     let resize = ResizeVolumeRequest { name: "v".into(), size_bytes: 2 << 30 };

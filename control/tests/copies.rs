@@ -8,7 +8,7 @@ use std::time::Duration;
 use lunette_control::api::admin::status_response::Health;
 use lunette_control::api::admin::{CreateVolumeRequest, StatusRequest, StatusResponse};
 use lunette_control::api::cluster::unreachable_disk::Trouble;
-use lunette_control::api::cluster::{CatchUpReport, OwnedVolume, TakeOwnershipRequest, UnreachableDisk};
+use lunette_control::api::cluster::{CatchUpReport, OwnedVolume, UnreachableDisk};
 use lunette_control::client::Attachment;
 use lunette_proto::ids::{DiskId, Partition, PoolId, VolumeId};
 use lunette_proto::map::{ClusterMap, DiskState, Partitions};
@@ -28,8 +28,6 @@ impl Bed {
         let mut plane = Plane::with_pool().await;
         let volume = CreateVolumeRequest { name: "v".into(), size_bytes: 4096, ..Default::default() };
         plane.admin.volumes.create(volume).await.expect("creates");
-        let take = TakeOwnershipRequest { gateway: 1, volumes: vec![1] };
-        plane.plane().take_ownership(PATIENCE, &take).await.expect("takes");
         let mut bed = Self { plane, nodes: vec![None, None, None], gateway: Arc::default(), attached: None };
         bed.attach();
         bed.until(|status| status.health() == Health::Healthy).await;

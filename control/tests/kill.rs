@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use lunette_control::api::admin::{CreatePoolRequest, CreateVolumeRequest};
-use lunette_control::api::cluster::TakeOwnershipRequest;
+use lunette_control::api::cluster::{OwnedVolume, TakeOwnershipRequest};
 use lunette_control::client::connect;
 use lunette_control::state;
-use lunette_proto::ids::{DiskId, Partition, PoolId};
+use lunette_proto::ids::{DiskId, Partition, PoolId, VolumeId};
 use lunette_proto::map::{ClusterMap, DiskState};
 use support::{PATIENCE, Plane, node};
 
@@ -57,7 +57,8 @@ async fn leave_and_return_for_ever(folder: &Path) {
     let volume = CreateVolumeRequest { name: "v".into(), size_bytes: 4096, ..Default::default() };
     let _ = admin.volumes.create(volume).await;
     // Without an owner the leader would let the disk catch up by itself.
-    let take = TakeOwnershipRequest { gateway, volumes: vec![1] };
+    let generation = control.map().volumes[&VolumeId(1)].generation.0;
+    let take = TakeOwnershipRequest { gateway, volumes: vec![OwnedVolume { volume: 1, generation }] };
     plane.take_ownership(PATIENCE, &take).await.expect("takes");
     let disk = DiskId(2);
     loop {

@@ -9,7 +9,7 @@ use lunette_control::api::admin::status_response::Health;
 use lunette_control::api::admin::*;
 use lunette_control::api::cluster::map_update::Update;
 use lunette_control::api::cluster::{
-    CatchUpReport, ControlMembers, GatewayReport, NodeReport, Report, TakeOwnershipRequest,
+    CatchUpReport, ControlMembers, GatewayReport, NodeReport, OwnedVolume, Report, TakeOwnershipRequest,
     VolumePurgedRequest, WatchMapRequest, order, report,
 };
 use lunette_control::client::{Attachment, MapWatcher};
@@ -81,15 +81,25 @@ async fn ownership() {
     volume(&mut plane, "b").await;
     let control = plane.plane();
     let before = plane.control.map().epoch;
-    let take = TakeOwnershipRequest { gateway: 1, volumes: vec![1, 2] };
+    let request = |volumes: &[(u64, u64)]| {
+        let owned =
+            |(volume, generation): &(u64, u64)| OwnedVolume { volume: *volume, generation: *generation };
+        TakeOwnershipRequest { gateway: 1, volumes: volumes.iter().map(owned).collect() }
+    };
+    let take = request(&[(1, 0), (2, 0)]);
     let taken = control.take_ownership(PATIENCE, &take).await.expect("takes");
     assert_eq!(taken.epoch, before.0 + 1);
     let map = plane.control.map();
     assert!(map.volumes.values().all(|volume| volume.generation.0 == 1 && volume.owner.is_some()));
-    let unknown = TakeOwnershipRequest { gateway: 1, volumes: vec![1, 9] };
-    let status = control.take_ownership(PATIENCE, &unknown).await.expect_err("no such volume");
-    assert_eq!((status.code(), reason(&status)), (Code::NotFound, "VOLUME_NOT_FOUND".into()));
-    assert_eq!(plane.control.map(), map, "all or nothing");
+    // Told twice; of another generation; of what there is not.
+    for late in [take, request(&[(1, 0), (2, 7), (9, 0)])] {
+        let taken = control.take_ownership(PATIENCE, &late).await.expect("is told what there is");
+        assert_eq!((taken.epoch, plane.control.map()), (map.epoch.0, map.clone()));
+    }
+    let nobody = TakeOwnershipRequest { gateway: 9, ..request(&[(1, 1)]) };
+    let status = control.take_ownership(PATIENCE, &nobody).await.expect_err("no such gateway");
+    assert_eq!((status.code(), reason(&status)), (Code::NotFound, "GATEWAY_NOT_FOUND".into()));
+    assert_eq!(plane.control.map(), map);
 
     let delete = DeleteVolumeRequest { name: "a".into(), force: true };
     plane.admin.volumes.delete(delete).await.expect("deletes");
@@ -195,9 +205,9 @@ async fn health() {
     let lack =
         "pool default: 64 of 64 partitions have fewer than 3 copies in sync, at least 2 each".to_owned();
     assert_eq!(failed.reasons, [lack, "disk-1 of node node1 has failed".to_owned()]);
-    // Nobody has written, so there is nothing to catch up with.
     *nodes[0].failed.lock() = false;
-    status(&mut plane, |status| status.health() == Health::Healthy).await;
+    // Until the owner says that its copies are equal.
+    status(&mut plane, |status| status.disks[0].state == "catching-up").await;
     gateway.stop().await;
     let unserved = status(&mut plane, |status| !status.gateways[0].up).await;
     assert!(unserved.reasons[0].starts_with("no gateway is up"), "{:?}", unserved.reasons);

@@ -10,7 +10,7 @@ use lunette_control::api::admin::{
     CreateVolumeRequest, DrainDiskRequest, DrainNodeRequest, DrainResponse, RemoveDiskRequest,
     RemoveNodeRequest, StatusRequest, StatusResponse,
 };
-use lunette_control::api::cluster::{CatchUpReport, OwnedVolume, TakeOwnershipRequest};
+use lunette_control::api::cluster::{CatchUpReport, OwnedVolume};
 use lunette_control::client::Attachment;
 use lunette_proto::ids::VolumeId;
 use lunette_proto::map::ClusterMap;
@@ -31,8 +31,6 @@ impl Bed {
         let mut plane = Plane::with_pool().await;
         let volume = CreateVolumeRequest { name: "v".into(), size_bytes: 4096, ..Default::default() };
         plane.admin.volumes.create(volume).await.expect("creates");
-        let take = TakeOwnershipRequest { gateway: 1, volumes: vec![1] };
-        plane.plane().take_ownership(PATIENCE, &take).await.expect("takes");
         let mut bed = Self { plane, nodes: Vec::new(), gateway: Arc::default(), attached: None };
         bed.attach(3);
         bed.until(|status| status.health() == Health::Healthy).await;

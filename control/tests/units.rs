@@ -8,8 +8,8 @@ use std::sync::Arc;
 use lunette_control::api::admin::*;
 use lunette_control::api::cluster::keep_unit_request::Change;
 use lunette_control::api::cluster::{
-    GatewayReport, KeepUnitRequest, KeptState, KeptWriteBack, Report, SessionReport, TakeOwnershipRequest,
-    report,
+    GatewayReport, KeepUnitRequest, KeptState, KeptWriteBack, OwnedVolume, Report, SessionReport,
+    TakeOwnershipRequest, report,
 };
 use lunette_control::client::{Attached, Attachment, ControlPlane, MapWatcher, kept_state};
 use lunette_proto::ids::{Epoch, VolumeId};
@@ -45,7 +45,7 @@ fn unit(revision: u64, key: u64) -> UnitState {
 }
 
 async fn keep(control: &ControlPlane, change: Change) -> Result<Epoch, Status> {
-    let request = KeepUnitRequest { volume: ID.0, change: Some(change) };
+    let request = KeepUnitRequest { volume: ID.0, change: Some(change), gateway: 0 };
     control.keep_unit(PATIENCE, &request).await.map(|kept| Epoch(kept.epoch))
 }
 
@@ -114,7 +114,7 @@ async fn refused() {
         assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, want));
         assert!(field(&status).is_some());
     }
-    let nothing = KeepUnitRequest { volume: ID.0, change: None };
+    let nothing = KeepUnitRequest { volume: ID.0, change: None, gateway: 0 };
     let status = control.keep_unit(PATIENCE, &nothing).await.expect_err("refused");
     assert_eq!(reason(&status), "CHANGE_MISSING");
     assert!(plane.control.map().units.is_empty());
@@ -159,7 +159,8 @@ async fn write_cache() {
     let volumes = &mut plane.admin.volumes;
     assert!(!volumes.set_write_back(set(false, false)).await.expect("unused").into_inner().write_back);
     assert!(volumes.set_write_back(set(true, false)).await.expect("unused").into_inner().write_back);
-    let take = TakeOwnershipRequest { gateway: 1, volumes: vec![ID.0] };
+    let owned = OwnedVolume { volume: ID.0, generation: 0 };
+    let take = TakeOwnershipRequest { gateway: 1, volumes: vec![owned] };
     control.take_ownership(PATIENCE, &take).await.expect("takes");
     let down = volumes.set_write_back(set(false, false)).await.expect_err("its owner is not there");
     assert_eq!((down.code(), reason(&down)), (Code::Unavailable, "GATEWAY_DOWN".into()));

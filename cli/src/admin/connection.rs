@@ -12,7 +12,7 @@ use lunette_control::api::admin::pools_client::PoolsClient;
 use lunette_control::api::admin::sessions_client::SessionsClient;
 use lunette_control::api::admin::targets_client::TargetsClient;
 use lunette_control::api::admin::volumes_client::VolumesClient;
-use lunette_control::api::admin::{GetVolumeRequest, LeaderRequest, ListSessionsRequest, StatusRequest};
+use lunette_control::api::admin::{LeaderRequest, ListSessionsRequest};
 use lunette_control::client::AdminClients;
 use tokio::time::Instant;
 use tonic::Status;
@@ -34,10 +34,6 @@ const MEMBERS_MAX: usize = 16;
 const HOPS_MAX: usize = 3;
 /// An answer takes milliseconds; with no quorum the server itself says so earlier.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A gateway takes a new volume within milliseconds.
-const OWNED_TIMEOUT: Duration = Duration::from_secs(3);
-const OWNED_POLL: Duration = Duration::from_millis(5);
 
 /// `http://HOST:PORT` of a control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,23 +200,6 @@ impl Connection {
     pub(crate) async fn settle(&self) {
         // It is changed in any case; a gateway that cannot be asked now will follow.
         let _ = self.sessions().list(ListSessionsRequest {}).await;
-    }
-
-    /// Waits until a gateway owns a new volume, if there is a gateway, so that whoever logs in next finds
-    /// it ready. Gives up quietly: it will be owned as soon as there is a gateway.
-    pub(crate) async fn owned(&self, volume: &str) {
-        let owned = async {
-            let status = self.cluster().status(StatusRequest {}).await.ok()?.into_inner();
-            status.gateways.iter().any(|gateway| gateway.up).then_some(())?;
-            loop {
-                let request = GetVolumeRequest { name: volume.to_owned() };
-                if !self.volumes().get(request).await.ok()?.into_inner().owner.is_empty() {
-                    return Some(());
-                }
-                tokio::time::sleep(OWNED_POLL).await;
-            }
-        };
-        let _ = tokio::time::timeout(OWNED_TIMEOUT, owned).await;
     }
 
     pub(crate) fn cluster(&self) -> ClusterClient<Channel> {

@@ -1,13 +1,13 @@
-//! `lunette volume create|list|show|resize|set|delete`.
+//! `lunette volume create|list|show|resize|set|own|delete`.
 
 use anyhow::{Context, Result};
 use lunette_control::api::admin::{
-    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesRequest, ResizeVolumeRequest,
-    SetWriteBackRequest, Volume as Answer,
+    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesRequest, OwnVolumeRequest,
+    ResizeVolumeRequest, SetWriteBackRequest, Volume as Answer,
 };
 
 use super::{Connection, json};
-use crate::args::{Name, OnOff, Volume, VolumeCreate, VolumeDelete, VolumeResize, VolumeSet};
+use crate::args::{Name, OnOff, Volume, VolumeCreate, VolumeDelete, VolumeOwn, VolumeResize, VolumeSet};
 use crate::output::{Format, Table, fields, yes};
 use crate::size::human;
 
@@ -18,6 +18,7 @@ pub(super) async fn run(command: Volume, connection: &Connection, format: Format
         Volume::Show(Name { name }) => show(name, connection, format).await,
         Volume::Resize(resize) => self::resize(resize, connection, format).await,
         Volume::Set(set) => self::set(set, connection, format).await,
+        Volume::Own(own) => self::own(own, connection, format).await,
         Volume::Delete(delete) => self::delete(delete, connection).await,
     }
 }
@@ -36,7 +37,6 @@ async fn create(create: VolumeCreate, connection: &Connection, format: Format) -
     };
     let answer = connection.volumes().create(request).await;
     let volume = answer.map_err(|status| connection.refused(&status))?.into_inner();
-    connection.owned(&volume.name).await;
     connection.settle().await;
     // An export has a name that the caller needs; without one, success says enough.
     let targets = || volume.exports.iter().map(|export| format!("{}\n", export.target)).collect();
@@ -74,6 +74,16 @@ async fn set(set: VolumeSet, connection: &Connection, format: Format) -> Result<
     let volume = answer.map_err(|status| connection.refused(&status))?.into_inner();
     connection.settle().await;
     format.print_json_only(|| json::volume(&volume));
+    Ok(())
+}
+
+async fn own(own: VolumeOwn, connection: &Connection, format: Format) -> Result<()> {
+    let request = OwnVolumeRequest { name: own.name, gateway: own.gateway };
+    let answer = connection.volumes().own(request).await;
+    let volume = answer.map_err(|status| connection.refused(&status))?.into_inner();
+    connection.settle().await;
+    let text = || fields(&[("owner", volume.owner.clone()), ("generation", volume.generation.to_string())]);
+    format.print(text, || json::volume(&volume));
     Ok(())
 }
 

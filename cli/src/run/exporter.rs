@@ -4,13 +4,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 use lunette_control::api::cluster::report::Member;
 use lunette_control::api::cluster::{GatewayReport, Report, SessionReport};
 use lunette_control::client::{Attached, ControlPlane};
 use lunette_control::seal::Sealer;
-use lunette_proto::ids::{Epoch, GatewayId, VolumeId};
+use lunette_proto::ids::{Epoch, GatewayId, Generation, VolumeId};
 use lunette_proto::map::{ClusterMap, Volume, VolumeState};
 use lunette_target_iscsi::exports::{Change, Devices};
 use lunette_target_iscsi::server::{Gateway, SessionInfo, StartError};
@@ -20,6 +21,7 @@ use lunette_volume::volumes::Volumes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::giver::Giver;
 use super::keeper::{Done, Keeper};
 use super::ownership::Ownership;
 use super::reports::{catch_ups, complaint};
@@ -30,6 +32,9 @@ pub(crate) struct Exporter {
     id: GatewayId,
     volumes: Arc<Volumes>,
     keeper: Arc<Keeper>,
+    giver: Giver,
+    /// It is about to stop.
+    leaving: AtomicBool,
     secrets: Arc<ClusterSecrets>,
     gateway: ArcSwapOption<Gateway>,
     state: Mutex<State>,
@@ -51,7 +56,9 @@ impl Exporter {
         let map = Arc::<ClusterMap>::default();
         Self {
             id,
-            keeper: Arc::new(Keeper::new(control, Arc::clone(&volumes))),
+            keeper: Arc::new(Keeper::new(id, control.clone(), Arc::clone(&volumes))),
+            giver: Giver::new(control, Arc::clone(&volumes)),
+            leaving: AtomicBool::new(false),
             volumes,
             secrets: Arc::new(ClusterSecrets::new(sealer, Arc::clone(&map))),
             gateway: ArcSwapOption::empty(),
@@ -76,6 +83,16 @@ impl Exporter {
         let gateway = open(devices, secrets, &state.map)?;
         self.gateway.store(Some(Arc::new(gateway)));
         Ok(())
+    }
+
+    /// Says in every report from now on that it is to own nothing more.
+    pub(crate) fn begin_to_leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Hands its volumes over, if there is another gateway; returns when that is done, or took too long.
+    pub(crate) async fn hand_all_over(&self) {
+        self.giver.give_all(self.id).await;
     }
 
     /// Closes the portals and all sessions, once what their devices have is answered.
@@ -109,8 +126,8 @@ impl Exporter {
         state.map = Arc::clone(map);
     }
 
-    /// The volumes to take over.
-    pub(crate) fn wanted(&self) -> Vec<VolumeId> {
+    /// The volumes of an earlier life, which are to be taken.
+    pub(crate) fn wanted(&self) -> Vec<(VolumeId, Generation)> {
         let state = self.state.lock();
         state.ownership.wanted(&state.map)
     }
@@ -131,7 +148,12 @@ impl Exporter {
         })
     }
 
-    /// The map's epoch, if all that there is to own under it is owned.
+    /// Whether every volume has an owner, be it here or elsewhere.
+    pub(crate) fn is_all_owned(&self) -> bool {
+        self.state.lock().map.volumes.values().all(|volume| volume.owner.is_some())
+    }
+
+    /// The map's epoch, if nothing under it is an earlier life's.
     pub(crate) fn complete(&self) -> Option<Epoch> {
         let state = self.state.lock();
         state.ownership.is_complete(&state.map).then_some(state.map.epoch)
@@ -176,6 +198,7 @@ impl Attached for Reporter {
     fn report(&self) -> Report {
         let map = Arc::clone(&self.maps.borrow());
         self.exporter.apply(&map);
+        let map = Arc::clone(&self.exporter.state.lock().map);
         let sessions =
             self.exporter.gateway.load().as_ref().map(|gateway| gateway.sessions()).unwrap_or_default();
         let volumes = &self.exporter.volumes;
@@ -186,6 +209,8 @@ impl Attached for Reporter {
                 hopeless_blocks: volumes.hopeless_blocks(),
                 unreachable: volumes.unreachable().iter().map(complaint).collect(),
                 catch_ups: catch_ups(&map, volumes.catch_ups()),
+                epoch: map.epoch.0,
+                leaving: self.exporter.leaving.load(Ordering::Relaxed),
             })),
         }
     }
@@ -205,6 +230,11 @@ impl Attached for Reporter {
             }
         };
         self.exporter.keeper.keep(volume, Change::WriteBack(false), Box::new(done));
+    }
+
+    fn hand_over(&self, volume: VolumeId, to: GatewayId) {
+        tracing::info!(%volume, %to, "told to hand a volume over");
+        self.exporter.giver.give(volume, to);
     }
 }
 

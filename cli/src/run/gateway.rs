@@ -3,10 +3,11 @@
 //! ```text
 //! control plane --map--> Exporter: ownership --> volumes --> secrets --> iSCSI targets
 //!        ^                              |           |            (in this order)
-//!        |<---- take ownership ---------'           |
+//!        |<---- what was owned before --'           |
 //!        |<---- purged -----------------------------'
 //!        |<---- what logical units keep ------------------------------'
-//!        '<---- reports: sessions, disks that do not answer; orders: kick, flush a write cache
+//!        |<---- what is handed over -------'
+//!        '<---- reports: sessions, disks that do not answer; orders: kick, flush a write cache, hand over
 //! ```
 
 use std::net::SocketAddr;
@@ -15,9 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use lunette_control::api::cluster::{RegisterGatewayRequest, TakeOwnershipRequest, VolumePurgedRequest};
+use lunette_control::api::cluster::{
+    OwnedVolume, RegisterGatewayRequest, TakeOwnershipRequest, VolumePurgedRequest,
+};
 use lunette_control::client::{Attachment, ControlPlane, MapWatcher};
-use lunette_proto::ids::{Epoch, GatewayId, VolumeId};
+use lunette_proto::ids::{Epoch, GatewayId, Generation, VolumeId};
 use lunette_proto::map::ClusterMap;
 use lunette_target_iscsi::server::{Gateway, GatewayConfig as TargetConfig};
 use lunette_volume::fabric::{Fabric, TcpFabric};
@@ -90,7 +93,8 @@ pub(crate) struct GatewayMember {
 }
 
 impl GatewayMember {
-    /// Announces the gateway, takes its volumes, and then opens the portals.
+    /// Announces the gateway, takes what it owned before, opens the portals, and then serves what it is given. Returns once
+    /// every volume has an owner, and those that are its own serve.
     pub(crate) async fn start(parts: GatewayParts<'_>, stop: &CancellationToken) -> Result<Self> {
         let control = control_plane(parts.admin)?;
         let request = RegisterGatewayRequest {
@@ -130,14 +134,22 @@ impl GatewayMember {
             () = stop.cancelled() => return Err(anyhow!("stopped before the volumes were taken over")),
         }
         tokio::select! {
-            () = ready(&exporter) => {}
+            () = until(|| exporter.is_ready()) => {}
             () = stop.cancelled() => return Err(anyhow!("stopped before the volumes were ready")),
         }
         let config = TargetConfig { id, name: parts.name, tag, portals: parts.portals };
         exporter.open_portals(|devices, secrets, map| Gateway::start(config, devices, secrets, map))?;
         let reporter = Arc::new(Reporter::new(id, Arc::clone(&exporter), watcher.subscribe()));
         let attachment = Attachment::start(control, reporter);
-        Ok(Self { exporter, follower, stop: stop_following, watcher, attachment })
+        let gateway = Self { exporter, follower, stop: stop_following, watcher, attachment };
+        // From now on it is given volumes.
+        tokio::select! {
+            () = until(|| gateway.exporter.is_all_owned() && gateway.exporter.is_ready()) => Ok(gateway),
+            () = stop.cancelled() => {
+                gateway.close().await;
+                Err(anyhow!("stopped before the volumes had owners"))
+            }
+        }
     }
 
     /// Where iSCSI is served.
@@ -145,8 +157,11 @@ impl GatewayMember {
         self.exporter.portals()
     }
 
-    /// Finishes what is in flight, closes the sessions, and leaves.
+    /// Gives its volumes to other gateways, finishes what is in flight, closes the sessions, and leaves.
     pub(crate) async fn close(self) {
+        self.exporter.begin_to_leave();
+        self.attachment.report_now();
+        self.exporter.hand_all_over().await;
         self.exporter.close_portals().await;
         self.stop.cancel();
         if let Err(error) = self.follower.await {
@@ -159,14 +174,14 @@ impl GatewayMember {
 
 /// Waits until all volumes serve, so that the first login after a start finds its disk ready; but
 /// not for ever: a volume that waits for a node must not keep the others from being served.
-async fn ready(exporter: &Exporter) {
+async fn until(holds: impl Fn() -> bool) {
     let all = async {
-        while !exporter.is_ready() {
+        while !holds() {
             tokio::time::sleep(READY_POLL).await;
         }
     };
     if tokio::time::timeout(READY_TIMEOUT, all).await.is_err() {
-        tracing::warn!("not all volumes are ready yet; opening the portals");
+        tracing::warn!("not all volumes are ready yet; going on without them");
     }
 }
 
@@ -192,7 +207,6 @@ impl Follower {
                     taking = None;
                     match taken {
                         Ok(epoch) => self.exporter.taken(epoch),
-                        // A volume that was deleted meanwhile spoils the batch; the next map lacks it.
                         Err(status) => {
                             tracing::warn!(reason = status.message(), "volumes could not be taken over; again");
                         }
@@ -226,8 +240,16 @@ async fn finished(taking: &mut Option<JoinHandle<Result<Epoch, Status>>>) -> Res
     }
 }
 
-async fn take(control: ControlPlane, gateway: GatewayId, volumes: Vec<VolumeId>) -> Result<Epoch, Status> {
-    let volumes: Vec<u64> = volumes.into_iter().map(|volume| volume.0).collect();
+async fn take(
+    control: ControlPlane,
+    gateway: GatewayId,
+    volumes: Vec<(VolumeId, Generation)>,
+) -> Result<Epoch, Status> {
+    let owned = |(volume, generation): (VolumeId, Generation)| OwnedVolume {
+        volume: volume.0,
+        generation: generation.0,
+    };
+    let volumes: Vec<OwnedVolume> = volumes.into_iter().map(owned).collect();
     tracing::debug!(volumes = volumes.len(), "taking volumes over");
     let request = TakeOwnershipRequest { gateway: gateway.0, volumes };
     match control.take_ownership(REQUEST_PATIENCE, &request).await {

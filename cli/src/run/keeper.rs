@@ -12,7 +12,7 @@ use std::time::Duration;
 use lunette_control::api::cluster::keep_unit_request::Change as Kept;
 use lunette_control::api::cluster::{KeepUnitRequest, KeptWriteBack};
 use lunette_control::client::{ControlPlane, kept_state};
-use lunette_proto::ids::{Generation, VolumeId};
+use lunette_proto::ids::{GatewayId, Generation, VolumeId};
 use lunette_target_iscsi::exports::{Change, KeepError};
 use lunette_volume::device::DeviceError;
 use lunette_volume::volumes::Volumes;
@@ -31,6 +31,7 @@ pub(crate) type Done = Box<dyn FnOnce(Result<(), KeepError>) + Send>;
 
 /// See the module.
 pub(crate) struct Keeper {
+    id: GatewayId,
     control: ControlPlane,
     volumes: Arc<Volumes>,
     runtime: Handle,
@@ -39,21 +40,21 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     /// Has to be called inside the runtime on which it is to work.
-    pub(crate) fn new(control: ControlPlane, volumes: Arc<Volumes>) -> Self {
+    pub(crate) fn new(id: GatewayId, control: ControlPlane, volumes: Arc<Volumes>) -> Self {
         let room = Arc::new(Semaphore::new(INFLIGHT_MAX));
-        Self { control, volumes, runtime: Handle::current(), room }
+        Self { id, control, volumes, runtime: Handle::current(), room }
     }
 
     /// Commits a change, and then calls `done`, from a task. Does not block.
     pub(crate) fn keep(&self, volume: VolumeId, change: Change, done: Done) {
         let answer = Answer(Some(done));
         let permit = Arc::clone(&self.room).try_acquire_owned();
-        let (control, volumes) = (self.control.clone(), Arc::clone(&self.volumes));
+        let (id, control, volumes) = (self.id, self.control.clone(), Arc::clone(&self.volumes));
         self.runtime.spawn(async move {
             let result = match permit {
                 Err(_) => Err(KeepError::Unavailable(format!("{INFLIGHT_MAX} changes are under way"))),
                 Ok(_permit) => {
-                    let kept = timeout(PATIENCE, commit(&control, &volumes, volume, change)).await;
+                    let kept = timeout(PATIENCE, commit(id, &control, &volumes, volume, change)).await;
                     kept.unwrap_or_else(|_| {
                         Err(KeepError::Unavailable(format!("it took longer than {PATIENCE:?}")))
                     })
@@ -65,6 +66,7 @@ impl Keeper {
 }
 
 async fn commit(
+    id: GatewayId,
     control: &ControlPlane,
     volumes: &Volumes,
     volume: VolumeId,
@@ -78,7 +80,7 @@ async fn commit(
             Kept::WriteBack(KeptWriteBack { on: false, generation })
         }
     };
-    let request = KeepUnitRequest { volume: volume.0, change: Some(change) };
+    let request = KeepUnitRequest { volume: volume.0, change: Some(change), gateway: id.0 };
     match control.keep_unit(PATIENCE, &request).await {
         Ok(_) => Ok(()),
         Err(status) => Err(refusal(&status)),

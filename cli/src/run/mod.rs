@@ -10,6 +10,7 @@ pub(crate) mod added;
 pub(crate) mod control;
 pub(crate) mod exporter;
 pub(crate) mod gateway;
+mod giver;
 pub(crate) mod keeper;
 mod member;
 pub(crate) mod node;

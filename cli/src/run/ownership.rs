@@ -1,4 +1,5 @@
-//! Which volumes a gateway is to take, from the map alone.
+//! Which volumes a gateway takes by itself, from the map alone: those that it owned in an earlier life. All others it is
+//! given.
 //!
 //! A generation belongs to one life of one process: sequence numbers start again with each, so a
 //! volume that this gateway owned in an earlier life is taken again, under a new generation, before
@@ -7,11 +8,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lunette_control::state::limits::OWNERS_PER_COMMAND_MAX;
 use lunette_proto::ids::{Epoch, GatewayId, Generation, VolumeId};
 use lunette_proto::map::{ClusterMap, Volume};
-
-/// Volumes that one request takes; a larger batch would be a larger log entry than Raft likes.
-const BATCH_MAX: usize = 4096;
 
 /// What a gateway owns and wants to own. Knows nothing of clocks, requests and answers.
 #[derive(Debug)]
@@ -37,17 +36,14 @@ impl Ownership {
         }
     }
 
-    /// The volumes to ask for under `map`: those that nobody owns who exists, or an earlier life.
+    /// The volumes to ask for under `map`, with the generations of an earlier life.
     /// None while an answer to the last request is still on its way through the map.
-    pub(crate) fn wanted(&self, map: &ClusterMap) -> Vec<VolumeId> {
+    pub(crate) fn wanted(&self, map: &ClusterMap) -> Vec<(VolumeId, Generation)> {
         if map.epoch < self.asked {
             return Vec::new();
         }
-        let free = |volume: &&Volume| match volume.owner {
-            None => true,
-            Some(owner) => !map.gateways.contains_key(&owner.gateway) || self.is_earlier(volume),
-        };
-        map.volumes.values().filter(free).take(BATCH_MAX).map(|volume| volume.id).collect()
+        let earlier = map.volumes.values().filter(|volume| self.is_earlier(volume));
+        earlier.take(OWNERS_PER_COMMAND_MAX).map(|volume| (volume.id, volume.generation)).collect()
     }
 
     /// The request was committed with this epoch.
@@ -90,7 +86,6 @@ mod tests {
 
     const ME: GatewayId = GatewayId(1);
     const OTHER: GatewayId = GatewayId(2);
-    const GONE: GatewayId = GatewayId(3);
 
     fn volume(id: u64, owner: Option<GatewayId>, generation: u64) -> Volume {
         let generation = Generation(generation);
@@ -122,16 +117,16 @@ mod tests {
     fn an_earlier_life_is_fenced_before_anything_is_served() {
         // Guards invariant 1: a restarted gateway must not write under the generation of its earlier life.
         let mut ownership = Ownership::new(ME);
-        let first = map(5, vec![volume(1, Some(ME), 7), volume(2, Some(OTHER), 3), volume(3, Some(GONE), 9)]);
+        let first = map(5, vec![volume(1, Some(ME), 7), volume(2, Some(OTHER), 3), volume(3, None, 0)]);
         ownership.see(&first);
-        assert_eq!(ownership.wanted(&first), [VolumeId(1), VolumeId(3)]);
+        assert_eq!(ownership.wanted(&first), [(VolumeId(1), Generation(7))]);
         assert_eq!(ownership.visible(&first).volumes[&VolumeId(1)].owner, None);
         assert!(!ownership.is_complete(&first));
         ownership.taken(Epoch(6));
         assert_eq!(ownership.wanted(&first), [], "asked once");
         assert!(!ownership.is_complete(&first));
 
-        let second = map(6, vec![volume(1, Some(ME), 8), volume(2, Some(OTHER), 3), volume(3, Some(ME), 10)]);
+        let second = map(6, vec![volume(1, Some(ME), 8), volume(2, Some(OTHER), 3), volume(3, Some(ME), 1)]);
         ownership.see(&second);
         assert_eq!(ownership.wanted(&second), []);
         assert!(Arc::ptr_eq(&ownership.visible(&second), &second));
@@ -139,16 +134,16 @@ mod tests {
     }
 
     #[test]
-    fn new_volumes_are_taken_and_lost_ones_are_not_fought_for() {
-        // Guards against two gateways that take a volume from each other for ever.
+    fn what_others_have_or_nobody_is_not_fought_for() {
+        // Guards against two gateways that take a volume from each other for ever: what was an earlier life's and went to
+        // another meanwhile is his, and comes back as a matter of this life.
         let mut ownership = Ownership::new(ME);
-        ownership.see(&map(1, Vec::new()));
-        let created = map(2, vec![volume(1, None, 0)]);
-        assert_eq!(ownership.wanted(&created), [VolumeId(1)]);
-        ownership.taken(Epoch(3));
-        let mine = map(3, vec![volume(1, Some(ME), 1)]);
-        assert_eq!(ownership.wanted(&mine), []);
-        let lost = map(4, vec![volume(1, Some(OTHER), 2)]);
+        ownership.see(&map(1, vec![volume(1, Some(ME), 4), volume(2, None, 0), volume(3, Some(OTHER), 2)]));
+        let lost = map(2, vec![volume(1, Some(OTHER), 5), volume(2, None, 0), volume(3, Some(OTHER), 2)]);
         assert_eq!(ownership.wanted(&lost), []);
+        assert!(ownership.is_complete(&lost) && Arc::ptr_eq(&ownership.visible(&lost), &lost));
+        let given = map(3, vec![volume(1, Some(ME), 6), volume(2, Some(ME), 1), volume(3, Some(ME), 3)]);
+        assert_eq!(ownership.wanted(&given), []);
+        assert!(Arc::ptr_eq(&ownership.visible(&given), &given));
     }
 }

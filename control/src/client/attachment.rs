@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use lunette_proto::ids::{DiskId, VolumeId};
+use lunette_proto::ids::{DiskId, GatewayId, VolumeId};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -43,6 +43,12 @@ pub trait Attached: Send + Sync + 'static {
     /// gateways are told.
     fn write_through(&self, volume: VolumeId) {
         tracing::warn!(%volume, "told to flush a volume, of which this member has none");
+    }
+
+    /// Finishes what is under way on a volume, and hands it over to another gateway. Must not block; the map says when it is
+    /// done. Only gateways are told.
+    fn hand_over(&self, volume: VolumeId, to: GatewayId) {
+        tracing::warn!(%volume, %to, "told to hand a volume over, of which this member has none");
     }
 }
 
@@ -148,6 +154,9 @@ async fn attach_once(
                 }
                 Ok(Some(Order { order: Some(Kind::WriteThrough(order)), .. })) => {
                     member.write_through(VolumeId(order.volume));
+                }
+                Ok(Some(Order { order: Some(Kind::HandOver(order)), .. })) => {
+                    member.hand_over(VolumeId(order.volume), GatewayId(order.to));
                 }
                 Ok(Some(Order { order: Some(Kind::ControlMembers(members)), .. })) => {
                     control.learn(&members.addresses);

@@ -16,7 +16,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lunette_proto::ids::ClusterId;
+use lunette_proto::ids::{ClusterId, GatewayId};
 use lunette_proto::map::{Sealed, TokenId, UnitState};
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
@@ -34,10 +34,11 @@ use crate::api::admin::targets_client::TargetsClient;
 use crate::api::admin::volumes_client::VolumesClient;
 use crate::api::cluster::members_client::MembersClient;
 use crate::api::cluster::{
-    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, JoinControlRequest,
-    KeepUnitRequest, KeepUnitResponse, KeptState, NewControlMemberRequest, RegisterGatewayRequest,
-    RegisterGatewayResponse, RegisterNodeRequest, RegisterNodeResponse, TakeOwnershipRequest,
-    TakeOwnershipResponse, UseJoinTokenRequest, VolumePurgedRequest, VolumePurgedResponse,
+    DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse, HandOverRequest,
+    HandOverResponse, JoinControlRequest, KeepUnitRequest, KeepUnitResponse, KeptState, LeaveRequest,
+    LeaveResponse, NewControlMemberRequest, RegisterGatewayRequest, RegisterGatewayResponse,
+    RegisterNodeRequest, RegisterNodeResponse, TakeOwnershipRequest, TakeOwnershipResponse,
+    UseJoinTokenRequest, VolumePurgedRequest, VolumePurgedResponse,
 };
 use crate::limits::{MESSAGE_BYTES_MAX, REPORT_BYTES_MAX};
 use crate::server::{LEADER, MAP_FORMAT, NOT_LEADER};
@@ -289,8 +290,8 @@ impl ControlPlane {
         .await
     }
 
-    /// Takes volumes over; see [`call`](Self::call). When an answer is lost it may happen twice, and the
-    /// later generation counts: read it from the map at the epoch that this returns, or a later one.
+    /// Takes volumes whose generations were seen; see [`call`](Self::call). Which of them were taken says the map at the
+    /// epoch that this returns, or a later one.
     pub async fn take_ownership(
         &self,
         patience: Duration,
@@ -301,6 +302,21 @@ impl ControlPlane {
             async move { members.take_ownership(request).await }
         })
         .await
+    }
+
+    /// Gives a volume to another gateway; see [`call`](Self::call).
+    pub async fn hand_over(
+        &self,
+        patience: Duration,
+        request: HandOverRequest,
+    ) -> Result<HandOverResponse, Status> {
+        self.call(patience, |mut members| async move { members.hand_over(request).await }).await
+    }
+
+    /// To whom a gateway that leaves is to hand its volumes over; see [`call`](Self::call).
+    pub async fn leave(&self, patience: Duration, gateway: GatewayId) -> Result<LeaveResponse, Status> {
+        let request = LeaveRequest { gateway: gateway.0 };
+        self.call(patience, |mut members| async move { members.leave(request).await }).await
     }
 
     /// Says that a disk that was wished for is served; see [`call`](Self::call).

@@ -28,7 +28,7 @@ use lunette_proto::ids::{DiskId, Epoch, GatewayId, Generation, NodeId, PoolId, V
 use lunette_proto::map::{ClusterMap, Disk, DiskState, Partitions, Pool, VolumeState};
 
 use super::registry::{Complaint, Hearing, Member, Registry, Said};
-use super::{QUIET_MAX, SILENCE_MAX};
+use super::{Attention, LOOK_INTERVAL, QUIET_MAX, SILENCE_MAX};
 use crate::api::cluster::unreachable_disk::Trouble;
 use crate::state::{Command, owned_volumes};
 
@@ -36,9 +36,6 @@ use crate::state::{Command, owned_volumes};
 const SUSPECTED_MAX: Duration = Duration::from_secs(3);
 /// How long a node that is there may take to find a new leader.
 const ABSENT_MAX: Duration = Duration::from_secs(1);
-/// The longest time between two looks; and what is longer than a few of these was this member's own absence.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-const ASLEEP_MIN: Duration = Duration::from_millis(600);
 /// A disk that leaves within this time after it has returned flaps.
 const FLAP_WINDOW: Duration = Duration::from_secs(120);
 /// How long a disk that has flapped once serves before it is taken back; doubles each time.
@@ -52,11 +49,7 @@ const COPIES_INTERVAL: Duration = Duration::from_millis(50);
 /// See the module.
 #[derive(Debug)]
 pub struct Decider {
-    /// Since when this member leads.
-    led: Instant,
-    /// Since when it has not slept, and when it was awake last.
-    awake: Instant,
-    looked: Instant,
+    attention: Attention,
     disks: BTreeMap<DiskId, Memory>,
     copies_due: Instant,
     /// When copies were last said to count.
@@ -119,9 +112,8 @@ impl<'a> Scene<'a> {
             }
             complaints.entry(complaint.disk).or_default().push(complaint);
         }
-        let heard = map.nodes.keys().filter(|node| registry.is_up(Member::Node(**node), now)).count();
         let gateways = registry.gateways_up(now).filter(|id| map.gateways.contains_key(id)).count();
-        Self { map, registry, now, complaints, cut, gateways, hears: heard * 2 >= map.nodes.len() }
+        Self { map, registry, now, complaints, cut, gateways, hears: registry.hears_most(map, now) }
     }
 
     /// Gateways that are there and own a volume that lies on a disk.
@@ -154,9 +146,7 @@ impl Decider {
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
-            led: now,
-            awake: now,
-            looked: now,
+            attention: Attention::new(now),
             disks: BTreeMap::new(),
             copies_due: now,
             counted: BTreeMap::new(),
@@ -168,10 +158,7 @@ impl Decider {
     /// Looks at everything. Whoever calls looks again at every change of the map, at every report and end of a stream, and at
     /// the time that it is told. The same is said again as long as it is not done.
     pub fn look(&mut self, map: &ClusterMap, registry: &Registry, now: Instant) -> Look {
-        if now.saturating_duration_since(self.looked) >= ASLEEP_MIN {
-            self.awake = now;
-        }
-        self.looked = now;
+        self.attention.look(now);
         if self.members.0 != map.epoch {
             let rows = map.pools.values().flat_map(|pool| pool.table.rows());
             let members = rows.flat_map(|(_, row)| row.iter().copied());
@@ -247,7 +234,7 @@ impl Decider {
     fn take_back(&mut self, scene: &Scene<'_>, disk: &Disk, look: &mut Look) {
         let report = scene.registry.disk(disk.node, disk.id);
         // One that was silent has to be heard again, not only to have been heard not long ago.
-        let is_heard = matches!(scene.registry.hearing(disk.node), Hearing::Open { heard }
+        let is_heard = matches!(scene.registry.hearing(Member::Node(disk.node)), Hearing::Open { heard }
             if scene.now.saturating_duration_since(heard) < QUIET_MAX);
         let fit = is_heard && report.is_some_and(|report| !report.failed && !report.refused);
         let Some(memory) = self.disks.get_mut(&disk.id) else { return };
@@ -273,9 +260,9 @@ impl Decider {
         let cut = cut.map(|gateway| format!("gateway {} gets no answers", scene.gateway(gateway)));
         let nobody =
             || (scene.gateways == 0 && scene.hears).then_some("no gateway is there to say otherwise");
-        match scene.registry.hearing(disk.node) {
-            Hearing::Ended { heard } => {
-                let due = heard.max(self.awake) + SILENCE_MAX;
+        match scene.registry.hearing(Member::Node(disk.node)) {
+            Hearing::Ended { heard, .. } => {
+                let due = self.attention.since(heard) + SILENCE_MAX;
                 if cut.is_none() && now < due {
                     *next = (*next).min(due);
                     return None;
@@ -284,7 +271,7 @@ impl Decider {
                 gone(format!("its node has gone, and {what}"))
             }
             Hearing::Absent => {
-                let due = self.led.max(self.awake) + ABSENT_MAX;
+                let due = self.attention.began() + ABSENT_MAX;
                 let cut = cut.filter(|_| scene.hears)?;
                 if now < due {
                     *next = (*next).min(due);
@@ -293,7 +280,7 @@ impl Decider {
                 gone(format!("its node does not report, and {cut}"))
             }
             Hearing::Open { heard } => {
-                let since = heard.max(self.awake);
+                let since = self.attention.since(heard);
                 let silence = now.saturating_duration_since(since);
                 if silence >= SILENCE_MAX && nobody().is_some() {
                     return gone("its node is silent, and no gateway is there to say otherwise".to_owned());

@@ -1,11 +1,13 @@
 //! Who is there, and what that means for the cluster. Nothing here is replicated: it is what members
 //! said last to the leader, and it is gone with the leader. What follows from it for the in-sync sets, [`Decider`] proposes.
 
+mod attention;
 mod decision;
 mod pace;
 mod registry;
 mod verdict;
 
+pub(crate) use attention::{Attention, LOOK_INTERVAL};
 pub use decision::{Decider, Look};
 pub use registry::{CatchingUp, Complaint, Hearing, Member, Registry, Replaced, Said, StreamId};
 pub use verdict::{Condition, Health, Verdict, behind, condition, judge, trouble};

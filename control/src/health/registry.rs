@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use lunette_proto::ids::{DiskId, Epoch, GatewayId, Generation, NodeId, PoolId, VolumeId};
-use lunette_proto::map::Partitions;
+use lunette_proto::map::{ClusterMap, Partitions};
 use thiserror::Error;
 
 use super::pace::Pace;
@@ -39,7 +39,7 @@ pub enum Member {
 #[error("this member reports on a newer stream")]
 pub struct Replaced;
 
-/// How a node is heard.
+/// How a member is heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hearing {
     /// It has not reported to this leader yet.
@@ -48,6 +48,8 @@ pub enum Hearing {
     Ended {
         /// When it had reported last.
         heard: Instant,
+        /// When it ended.
+        at: Instant,
     },
     /// Its stream is open.
     Open {
@@ -106,7 +108,8 @@ pub struct Registry {
 #[derive(Debug)]
 struct Presence<R> {
     stream: StreamId,
-    open: bool,
+    /// When the stream has ended.
+    ended: Option<Instant>,
     heard: Instant,
     /// Reports so far, over all streams.
     count: u64,
@@ -115,7 +118,7 @@ struct Presence<R> {
 
 impl<R> Presence<R> {
     fn is_up(&self, now: Instant) -> bool {
-        self.open && now.saturating_duration_since(self.heard) <= SILENCE_MAX
+        self.ended.is_none() && now.saturating_duration_since(self.heard) <= SILENCE_MAX
     }
 }
 
@@ -157,23 +160,49 @@ impl Registry {
     }
 
     /// A stream has ended.
-    pub fn close(&mut self, stream: StreamId) {
+    pub fn close(&mut self, stream: StreamId, now: Instant) {
         for presence in self.nodes.values_mut().filter(|presence| presence.stream == stream) {
-            presence.open = false;
+            presence.ended.get_or_insert(now);
         }
         for presence in self.gateways.values_mut().filter(|presence| presence.stream == stream) {
-            presence.open = false;
+            presence.ended.get_or_insert(now);
         }
     }
 
-    /// How a node is heard.
+    /// How a member is heard.
     #[must_use]
-    pub fn hearing(&self, node: NodeId) -> Hearing {
-        match self.nodes.get(&node) {
-            None => Hearing::Absent,
-            Some(presence) if !presence.open => Hearing::Ended { heard: presence.heard },
-            Some(presence) => Hearing::Open { heard: presence.heard },
+    pub fn hearing(&self, member: Member) -> Hearing {
+        fn of<R>(presence: Option<&Presence<R>>) -> Hearing {
+            match presence {
+                None => Hearing::Absent,
+                Some(Presence { heard, ended: Some(at), .. }) => Hearing::Ended { heard: *heard, at: *at },
+                Some(Presence { heard, ended: None, .. }) => Hearing::Open { heard: *heard },
+            }
         }
+        match member {
+            Member::Node(id) => of(self.nodes.get(&id)),
+            Member::Gateway(id) => of(self.gateways.get(&id)),
+        }
+    }
+
+    /// Whether most nodes are heard: the silence of one is then its own and not this member's.
+    #[must_use]
+    pub fn hears_most(&self, map: &ClusterMap, now: Instant) -> bool {
+        let heard = map.nodes.keys().filter(|node| self.is_up(Member::Node(**node), now)).count();
+        heard * 2 >= map.nodes.len()
+    }
+
+    /// Gateways that are there and stay.
+    pub fn gateways_staying(&self, now: Instant) -> impl Iterator<Item = GatewayId> {
+        let staying =
+            move |presence: &Presence<GatewayReport>| presence.is_up(now) && !presence.report.leaving;
+        self.gateways.iter().filter(move |(_, presence)| staying(presence)).map(|(id, _)| *id)
+    }
+
+    /// The map under which a gateway has reported last.
+    #[must_use]
+    pub fn epoch_of(&self, gateway: GatewayId) -> Epoch {
+        Epoch(self.gateways.get(&gateway).map_or(0, |presence| presence.report.epoch))
     }
 
     /// Gateways that are there.
@@ -312,7 +341,7 @@ fn put<K: Ord, R>(
         Some(presence) => presence.count + 1,
         None => 1,
     };
-    members.insert(id, Presence { stream, open: true, heard: now, count, report });
+    members.insert(id, Presence { stream, ended: None, heard: now, count, report });
     Ok(())
 }
 
@@ -341,7 +370,7 @@ mod tests {
         assert!(registry.is_up(Member::Node(NODE), start + SILENCE_MAX));
         assert!(!registry.is_up(Member::Node(NODE), start + SILENCE_MAX + Duration::from_millis(1)));
         assert!(registry.disk(NODE, DiskId(4)).is_some());
-        registry.close(stream);
+        registry.close(stream, start);
         assert!(!registry.is_up(Member::Node(NODE), start));
         let again = registry.open();
         registry.node_report(again, NODE, node_report(), start).expect("newer");
@@ -376,7 +405,7 @@ mod tests {
         assert_eq!((all.waiting_extents, all.checked_extents), (400, 1290));
         let left = all.left.expect("a rate was seen").as_secs();
         assert!((38..=50).contains(&left), "400 extents at 10 per second take {left} s");
-        registry.close(other);
+        registry.close(other, now);
         assert_eq!(registry.catching_up(DiskId(4), now).expect("one is left").waiting_extents, 380);
         assert_eq!(registry.catching_up(DiskId(5), now), None);
     }
@@ -399,12 +428,12 @@ mod tests {
         assert_eq!(registry.sessions(now).count(), 1);
         registry.gateway_report(new, GATEWAY, report(vec![]), now).expect("newer");
         assert_eq!(registry.gateway_report(old, GATEWAY, report(vec![]), now), Err(Replaced));
-        registry.close(old);
+        registry.close(old, now);
         assert_eq!(registry.stream(Member::Gateway(GATEWAY), now), Some(new));
         assert_eq!(registry.sessions(now).count(), 0);
         assert_eq!(registry.reports(Member::Gateway(GATEWAY)), 2);
         assert!(registry.is_suspected(DiskId(4), now));
-        registry.close(new);
+        registry.close(new, now);
         assert!(!registry.is_suspected(DiskId(4), now), "the word of one who is gone counts nothing");
     }
 }

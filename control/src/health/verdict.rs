@@ -5,12 +5,12 @@
 //! It stays where fewer than `min_size` copies would be left: these partitions take no writes until it is back, which is what
 //! is unavailable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Instant;
 
-use lunette_proto::ids::{DiskId, NodeId, PoolId};
-use lunette_proto::map::{Behind, ClusterMap, Disk, DiskState, Pool, VolumeState};
+use lunette_proto::ids::{DiskId, GatewayId, NodeId, PoolId};
+use lunette_proto::map::{Behind, ClusterMap, Disk, DiskState, Pool, Volume, VolumeState};
 
 use super::{Member, Registry};
 use crate::api::cluster::ScrubReport;
@@ -124,6 +124,7 @@ pub fn judge(map: &ClusterMap, registry: &Registry, now: Instant) -> Verdict {
         judge_pool(map, pool, &conditions, &mut findings);
     }
     judge_gateways(map, registry, now, &mut findings);
+    judge_owners(map, registry, now, &mut findings);
     judge_nodes(map, registry, now, &mut findings);
     for (id, condition) in &conditions {
         let disk = &map.disks[id];
@@ -188,8 +189,7 @@ fn judge_pool(
     conditions: &BTreeMap<DiskId, Condition>,
     findings: &mut Vec<(Health, String)>,
 ) {
-    let active =
-        |volume: &&lunette_proto::map::Volume| volume.pool == pool.id && volume.state == VolumeState::Active;
+    let active = |volume: &&Volume| volume.pool == pool.id && volume.state == VolumeState::Active;
     let volumes = map.volumes.values().filter(active).count();
     // What a pool without volumes does not serve, nobody misses.
     let severity = if volumes > 0 { Health::Unavailable } else { Health::Degraded };
@@ -253,6 +253,24 @@ fn judge_gateways(map: &ClusterMap, registry: &Registry, now: Instant, findings:
     }
 }
 
+/// Volumes that nobody serves, while a gateway is there that could.
+fn judge_owners(map: &ClusterMap, registry: &Registry, now: Instant, findings: &mut Vec<(Health, String)>) {
+    let up: BTreeSet<GatewayId> = registry.gateways_up(now).collect();
+    if !map.gateways.keys().any(|id| up.contains(id)) {
+        return;
+    }
+    let is_served = |volume: &Volume| volume.owner.is_some_and(|owner| up.contains(&owner.gateway));
+    let active = map.volumes.values().filter(|volume| volume.state == VolumeState::Active);
+    let unserved: Vec<&Volume> = active.filter(|volume| !is_served(volume)).collect();
+    if unserved.is_empty() {
+        return;
+    }
+    let have = if unserved.len() == 1 { "volume has" } else { "volumes have" };
+    let names = list(unserved.iter().map(|volume| volume.name.clone()));
+    let text = format!("{} {have} no owner that is up: {names}", unserved.len());
+    findings.push((Health::Unavailable, text));
+}
+
 fn judge_nodes(map: &ClusterMap, registry: &Registry, now: Instant, findings: &mut Vec<(Health, String)>) {
     if map.nodes.is_empty() {
         findings.push((Health::Degraded, "no storage node has registered yet".to_owned()));
@@ -300,11 +318,12 @@ fn list(items: impl ExactSizeIterator<Item = String>) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use lunette_proto::ids::{ClusterId, DiskUuid, GatewayId};
+    use lunette_proto::ids::{ClusterId, DiskUuid, Generation, VolumeId};
     use lunette_proto::map::{FailureDomain, Redundancy, Table};
 
     use super::*;
     use crate::api::cluster::{DiskReport, GatewayReport, NodeReport, UnreachableDisk};
+    use crate::state::tests::take;
     use crate::state::{Command, NewDisk, State};
 
     /// Three nodes with a disk each, a pool with an exported volume, a gateway.
@@ -345,6 +364,7 @@ mod tests {
             export: true,
         };
         state.apply(&command).expect("right");
+        state.apply(&take(1, 0)).expect("takes");
     }
 
     /// Everybody reports, disk `failed` (0: none) as failed, the gateway not reaching `unreachable`.
@@ -411,14 +431,38 @@ mod tests {
             pool: lunette_proto::ids::PoolId(1),
             partitions: Arc::new([0, 2, 3].map(lunette_proto::ids::Partition).into_iter().collect()),
             epoch: state.map().epoch,
-            owners: BTreeMap::new(),
+            owners: [(VolumeId(1), Generation(1))].into(),
         };
-        state.apply(&caught_up).expect("nobody has written");
+        state.apply(&caught_up).expect("its owner has said so");
         let back = judged(&state, &everybody(now, 0, &[]));
         assert_eq!(back.health, Health::Degraded);
         let lack = "pool default: 1 of 4 partitions have fewer than 3 copies in sync, at least 2 each";
         let behind = "disk-1 of node node1 is catching up: 1 of 4 partitions behind";
         assert_eq!(back.reasons, [lack, behind]);
+    }
+
+    /// Guards volumes that nobody serves against being taken for served, because a gateway is up; and against being said twice.
+    #[test]
+    fn owners_that_are_down() {
+        let now = Instant::now();
+        let mut state = cluster();
+        volume(&mut state);
+        state.apply(&Command::RegisterGateway { name: "gw2".into(), portals: vec![] }).expect("registers");
+        let mut registry = everybody(now, 0, &[]);
+        let (one, two) = (GatewayId(1), GatewayId(2));
+        let report = |gateway: GatewayId| GatewayReport { gateway: gateway.0, ..GatewayReport::default() };
+        let second = registry.open();
+        registry.gateway_report(second, two, report(two), now).expect("new");
+        assert_eq!(judge(state.map(), &registry, now).health, Health::Healthy);
+        let first = registry.stream(Member::Gateway(one), now).expect("it is there");
+        registry.close(first, now);
+        let verdict = judge(state.map(), &registry, now);
+        assert_eq!(verdict.health, Health::Unavailable);
+        assert_eq!(verdict.reasons, ["1 volume has no owner that is up: v", "gateway gw1 is down"]);
+        registry.close(second, now);
+        let verdict = judge(state.map(), &registry, now);
+        assert_eq!(verdict.reasons.len(), 3, "{verdict:?}");
+        assert!(verdict.reasons[0].starts_with("no gateway is up"), "{verdict:?}");
     }
 
     /// Guards damage against being overlooked: it is no health, until it is repaired; and what a node said before it went
@@ -443,7 +487,7 @@ mod tests {
         registry.gateway_report(gateway, GatewayId(1), report, now).expect("newer");
         let verdict = judge(state.map(), &registry, now);
         assert_eq!(verdict.reasons[1], "1 damaged block has no good copy on any other disk");
-        registry.close(stream);
+        registry.close(stream, now);
         let verdict = judge(state.map(), &registry, now);
         assert!(verdict.reasons.iter().all(|reason| !reason.contains("not repaired")), "{verdict:?}");
     }

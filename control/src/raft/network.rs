@@ -30,8 +30,8 @@ use crate::api::cluster::RaftMessage;
 use crate::api::cluster::raft_client::RaftClient;
 use crate::limits::MESSAGE_BYTES_MAX;
 
-/// 3: members and tokens are given out by commands; messages say for which member they are.
-const FORMAT: u32 = 3;
+/// 4: owners are given to volumes by what was seen of them.
+const FORMAT: u32 = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two attempts on a member that does not answer.
 const RETRY: Duration = Duration::from_millis(200);

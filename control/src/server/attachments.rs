@@ -11,7 +11,7 @@ use tonic::Status;
 
 use crate::api::cluster::order::Order as Kind;
 use crate::api::cluster::report::Member as ReportOf;
-use crate::api::cluster::{KickSession, Order, Report, ReportNow, ScrubDisk, WriteThrough};
+use crate::api::cluster::{HandOverOrder, KickSession, Order, Report, ReportNow, ScrubDisk, WriteThrough};
 use crate::health::{Member, Registry, Replaced, StreamId};
 
 /// Orders that may wait on one stream; a member that takes none gets no more.
@@ -68,7 +68,7 @@ impl Attachments {
     /// A stream has ended.
     pub(super) fn close(&self, stream: StreamId) {
         let mut inner = self.inner.lock();
-        inner.registry.close(stream);
+        inner.registry.close(stream, Instant::now());
         inner.orders.remove(&stream);
         drop(inner);
         self.changed.send_modify(|count| *count += 1);
@@ -133,6 +133,11 @@ impl Attachments {
     /// Tells a gateway to flush the write cache of a volume and to turn it off; `false` as for `ask_report`.
     pub(super) fn write_through(&self, gateway: GatewayId, volume: VolumeId) -> bool {
         self.order(Member::Gateway(gateway), Kind::WriteThrough(WriteThrough { volume: volume.0 }))
+    }
+
+    /// Tells a gateway to hand a volume over to another; `false` as for `ask_report`.
+    pub(super) fn hand_over(&self, gateway: GatewayId, volume: VolumeId, to: GatewayId) -> bool {
+        self.order(Member::Gateway(gateway), Kind::HandOver(HandOverOrder { volume: volume.0, to: to.0 }))
     }
 
     fn order(&self, member: Member, kind: Kind) -> bool {

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lunette_proto::ids::{DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, VolumeId};
-use lunette_proto::limits::VOLUMES_MAX;
 use lunette_proto::map::{Partitions, UnitState};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,8 +19,9 @@ use crate::api::cluster::order::Order as OrderOf;
 use crate::api::cluster::report::Member as ReportOf;
 use crate::api::cluster::{
     ControlMembers, DiskAddedRequest, DiskAddedResponse, DiskRefusedRequest, DiskRefusedResponse,
-    JoinControlRequest, JoinControlResponse, KeepUnitRequest, KeepUnitResponse, KeptState, KeptWriteBack,
-    MapUpdate, NewControlMemberRequest, NewControlMemberResponse, NodeDisk, Order, RegisterGatewayRequest,
+    HandOverRequest, HandOverResponse, JoinControlRequest, JoinControlResponse, KeepUnitRequest,
+    KeepUnitResponse, KeptState, KeptWriteBack, LeaveRequest, LeaveResponse, MapUpdate,
+    NewControlMemberRequest, NewControlMemberResponse, NodeDisk, Order, OwnedVolume, RegisterGatewayRequest,
     RegisterGatewayResponse, RegisterNodeRequest, RegisterNodeResponse, Report, TakeOwnershipRequest,
     TakeOwnershipResponse, UseJoinTokenRequest, UseJoinTokenResponse, VolumePurgedRequest,
     VolumePurgedResponse, WatchMapRequest,
@@ -29,7 +29,7 @@ use crate::api::cluster::{
 use crate::health::{Member, StreamId};
 use crate::published::Update;
 use crate::raft::ConsensusError;
-use crate::state::{Command, NewDisk, Rejection, Response as Outcome};
+use crate::state::{Command, NewDisk, NewOwner, Rejection, Response as Outcome};
 
 /// The encoding of maps and deltas on the stream, and of what is in them. 6: with copies that are on their way to other
 /// disks, and with what those that join were given.
@@ -110,12 +110,29 @@ impl Members for Context {
         request: Request<TakeOwnershipRequest>,
     ) -> Result<Response<TakeOwnershipResponse>, Status> {
         let TakeOwnershipRequest { gateway, volumes } = request.into_inner();
-        if volumes.len() > VOLUMES_MAX {
-            return Err(rejected(&Rejection::TooMany { what: "volumes".into(), max: VOLUMES_MAX }));
-        }
-        let volumes = volumes.into_iter().map(VolumeId).collect();
-        let committed = self.run(Command::TakeOwnership { gateway: GatewayId(gateway), volumes }).await?;
+        let gateway = GatewayId(gateway);
+        let new = |OwnedVolume { volume, generation }| NewOwner {
+            volume: VolumeId(volume),
+            seen: Generation(generation),
+            gateway,
+        };
+        let owners = Arc::new(volumes.into_iter().map(new).collect());
+        let committed = self.run(Command::AssignOwners { owners }).await?;
         Ok(Response::new(TakeOwnershipResponse { epoch: committed.epoch.0 }))
+    }
+
+    async fn hand_over(
+        &self,
+        request: Request<HandOverRequest>,
+    ) -> Result<Response<HandOverResponse>, Status> {
+        let HandOverRequest { volume, generation, to } = request.into_inner();
+        let epoch = self.handed_over(VolumeId(volume), Generation(generation), GatewayId(to)).await?;
+        Ok(Response::new(HandOverResponse { epoch: epoch.0 }))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        let volumes = Context::leave(self, GatewayId(request.into_inner().gateway)).await?;
+        Ok(Response::new(LeaveResponse { volumes }))
     }
 
     async fn volume_purged(
@@ -150,8 +167,9 @@ impl Members for Context {
         &self,
         request: Request<KeepUnitRequest>,
     ) -> Result<Response<KeepUnitResponse>, Status> {
-        let KeepUnitRequest { volume, change } = request.into_inner();
+        let KeepUnitRequest { volume, change, gateway } = request.into_inner();
         let volume = VolumeId(volume);
+        let is_state = matches!(change, Some(Kept::State(_)));
         let command = match change {
             Some(Kept::State(state)) => Command::SetUnitState { volume, state: unit_state(&state)? },
             Some(Kept::WriteBack(KeptWriteBack { on, generation })) => {
@@ -161,6 +179,9 @@ impl Members for Context {
             None => return Err(invalid("change", "CHANGE_MISSING", "the request does not say what to keep")),
         };
         let committed = self.run(command).await?;
+        if is_state {
+            self.in_force(volume, committed.epoch, GatewayId(gateway)).await?;
+        }
         Ok(Response::new(KeepUnitResponse { epoch: committed.epoch.0 }))
     }
 

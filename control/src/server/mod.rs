@@ -14,6 +14,7 @@ mod errors;
 mod joining;
 mod members;
 mod moves;
+mod owners;
 mod pools;
 mod raft;
 mod sessions;
@@ -73,6 +74,7 @@ pub(crate) async fn serve(
     context.tasks.spawn(Arc::clone(&context).found());
     context.tasks.spawn(Arc::clone(&context).keep_copies());
     context.tasks.spawn(Arc::clone(&context).keep_moves());
+    context.tasks.spawn(Arc::clone(&context).keep_owners());
     context.tasks.spawn(report_health(reporter, member.leading(), stop.clone()));
     // The server's own option has no effect on a listener that it did not make, and without it an answer
     // may wait 40 ms for an acknowledgement.

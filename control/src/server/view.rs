@@ -251,7 +251,7 @@ impl View<'_> {
             name: gateway.name.clone(),
             portal_group_tag: gateway.portal_group_tag.into(),
             portals: gateway.portals.iter().map(ToString::to_string).collect(),
-            up: self.registry.is_up(Member::Gateway(gateway.id), self.now),
+            up: self.is_up(gateway.id),
             sessions: count(self.registry.sessions(self.now).filter(|(id, _)| *id == gateway.id).count()),
             volumes: count(self.active_volumes().filter(|volume| owns(volume, gateway.id)).count()),
         };
@@ -309,6 +309,9 @@ impl View<'_> {
             generation: volume.generation.0,
             exports: self.exports.get(&volume.id).cloned().unwrap_or_default(),
             state: match volume.state {
+                VolumeState::Active if volume.owner.is_none_or(|owner| !self.is_up(owner.gateway)) => {
+                    "unavailable".to_owned()
+                }
                 VolumeState::Active => "active".to_owned(),
                 VolumeState::Deleting => "deleting".to_owned(),
             },
@@ -379,6 +382,10 @@ impl View<'_> {
             data_digest: report.data_digest,
             chap_user: report.chap_user.clone(),
         }
+    }
+
+    fn is_up(&self, gateway: GatewayId) -> bool {
+        self.registry.is_up(Member::Gateway(gateway), self.now)
     }
 
     fn active_volumes(&self) -> impl Iterator<Item = &map::Volume> {

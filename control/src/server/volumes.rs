@@ -13,7 +13,7 @@ use super::errors::{rejected, status, stopping};
 use crate::api::admin::volumes_server::Volumes;
 use crate::api::admin::{
     CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, ListVolumesRequest,
-    ListVolumesResponse, ResizeVolumeRequest, SetWriteBackRequest, Volume,
+    ListVolumesResponse, OwnVolumeRequest, ResizeVolumeRequest, SetWriteBackRequest, Volume,
 };
 use crate::state::{Command, NameKind, Rejection, State};
 
@@ -90,7 +90,7 @@ impl Context {
     }
 }
 
-fn not_found(name: &str) -> Status {
+pub(super) fn not_found(name: &str) -> Status {
     let name = name.chars().take(ISCSI_NAME_BYTES_MAX).collect();
     rejected(&Rejection::NotFound { kind: NameKind::Volume, name })
 }
@@ -110,6 +110,8 @@ impl Volumes for Context {
             export: request.export,
         };
         self.run(command).await?;
+        // Whoever logs in next finds it with an owner.
+        self.owned(&request.name).await;
         self.volume_view(&self.published.state(), &request.name).map(Response::new)
     }
 
@@ -149,6 +151,12 @@ impl Volumes for Context {
         } else {
             self.run(Command::SetWriteBack { volume: volume.id, generation: None, write_back }).await?;
         }
+        self.volume_view(&self.published.state(), &name).map(Response::new)
+    }
+
+    async fn own(&self, request: Request<OwnVolumeRequest>) -> Result<Response<Volume>, Status> {
+        let OwnVolumeRequest { name, gateway } = request.into_inner();
+        Context::own(self, &name, &gateway).await?;
         self.volume_view(&self.published.state(), &name).map(Response::new)
     }
 

@@ -98,12 +98,11 @@ pub enum Command {
         /// The owner's generation.
         generation: Generation,
     },
-    /// A gateway becomes the owner of volumes, each with its next generation.
-    TakeOwnership {
-        /// Who.
-        gateway: GatewayId,
-        /// Which; twice the same counts once.
-        volumes: Vec<VolumeId>,
+    /// Volumes get owners, each under its next generation. One that has another generation than was seen, or is gone, is
+    /// left out: somebody else was faster, or it was decided twice.
+    AssignOwners {
+        /// Whose, and who.
+        owners: Arc<Vec<NewOwner>>,
     },
     /// Makes a target.
     CreateTarget {
@@ -290,6 +289,17 @@ pub enum Command {
         /// The leader's clock, milliseconds since 1970.
         now_unix_ms: u64,
     },
+}
+
+/// A gateway that is to own a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewOwner {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// The generation that whoever decides has seen; the next one becomes the owner's.
+    pub seen: Generation,
+    /// Who.
+    pub gateway: GatewayId,
 }
 
 /// A disk as its node announces it.

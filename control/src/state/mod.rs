@@ -28,14 +28,14 @@ mod units;
 mod volumes;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use lunette_proto::ids::Epoch;
 use lunette_proto::map::ClusterMap;
 use serde::{Deserialize, Serialize};
 
 pub use change::{Change, Gap, MapDelta, check_map};
-pub use command::{Command, NewDisk, Response};
+pub use command::{Command, NewDisk, NewOwner, Response};
 pub use in_sync::owned_volumes;
 pub use members::default_weight;
 pub use moves::{MoveProblem, arriving_at, check_move, disks_of, is_arriving};
@@ -59,6 +59,8 @@ pub mod limits {
     pub const PORTALS_PER_GATEWAY_MAX: usize = 64;
     /// Pools of a cluster.
     pub const POOLS_MAX: usize = 1024;
+    /// Volumes that one command gives owners.
+    pub const OWNERS_PER_COMMAND_MAX: usize = 4096;
     /// Moves that one command begins or gives up.
     pub const MOVES_PER_COMMAND_MAX: usize = 4096;
     /// Access entries of a target.
@@ -193,7 +195,7 @@ impl Draft<'_> {
             Command::ResizeVolume { name, size_bytes } => self.resize_volume(name, *size_bytes),
             Command::DeleteVolume { name, force } => self.delete_volume(name, *force),
             Command::VolumePurged { volume, generation } => self.volume_purged(*volume, *generation),
-            Command::TakeOwnership { gateway, volumes } => self.take_ownership(*gateway, volumes),
+            Command::AssignOwners { owners } => self.assign_owners(owners),
             Command::CreateTarget { iqn } => self.create_target(iqn.as_deref()),
             Command::DeleteTarget { iqn } => self.delete_target(iqn),
             Command::MapLun { iqn, volume, lun, read_only } => self.map_lun(iqn, volume, *lun, *read_only),

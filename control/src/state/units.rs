@@ -119,10 +119,10 @@ fn check_sanitize(sanitize: &Sanitize) -> Result<(), UnitProblem> {
 
 #[cfg(test)]
 mod tests {
-    use lunette_proto::ids::{GatewayId, Generation};
+    use lunette_proto::ids::Generation;
     use lunette_proto::map::{Registrant, Reservation, ReservationType};
 
-    use super::super::tests::{cluster, reason, volume};
+    use super::super::tests::{cluster, reason, take, volume};
     use super::super::{Command, State};
     use super::*;
 
@@ -176,8 +176,7 @@ mod tests {
         let mut state = with_volume();
         let keep = set(unit(1, vec![registrant(1)]));
         state.apply(&keep).expect("keeps");
-        let take = Command::TakeOwnership { gateway: GatewayId(1), volumes: vec![ID] };
-        state.apply(&take).expect("takes");
+        state.apply(&take(ID.0, 0)).expect("takes");
         state.apply(&Command::DeleteVolume { name: "v".into(), force: false }).expect("deletes");
         assert!(state.map().volumes.contains_key(&ID) && state.map().units.is_empty());
         assert_eq!(reason(&state, &keep), "VOLUME_NOT_FOUND");
@@ -254,9 +253,8 @@ mod tests {
         state.apply(&turn(None, true)).expect("on");
         state.apply(&turn(None, false)).expect("off: nobody has written");
         state.apply(&turn(None, true)).expect("on");
-        let take = Command::TakeOwnership { gateway: GatewayId(1), volumes: vec![ID] };
-        state.apply(&take).expect("takes");
-        state.apply(&take).expect("takes again");
+        state.apply(&take(ID.0, 0)).expect("takes");
+        state.apply(&take(ID.0, 1)).expect("takes again");
         for generation in [None, Some(1), Some(3)] {
             assert_eq!(reason(&state, &turn(generation, false)), "NOT_FLUSHED");
         }

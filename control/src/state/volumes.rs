@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use lunette_proto::ids::{GatewayId, Generation, VolumeId};
+use lunette_proto::ids::{Generation, VolumeId};
 use lunette_proto::limits::{
     BLOCK_BYTES, STRIPE_UNIT_BYTES_MAX, STRIPE_UNIT_BYTES_MIN, STRIPE_WIDTH_MAX, VOLUME_BYTES_MAX,
     VOLUMES_MAX,
 };
 use lunette_proto::map::{ClusterMap, Lun, Owner, Stripe, Target, Volume, VolumeState};
 
+use super::limits::OWNERS_PER_COMMAND_MAX;
 use super::names::{check_name, export_iqn};
-use super::{Change, Draft, NameKind, Rejection, Response, take};
+use super::{Change, Draft, NameKind, NewOwner, Rejection, Response, take};
 
 impl Draft<'_> {
     #[expect(clippy::too_many_arguments, reason = "the fields of one command")]
@@ -140,21 +141,27 @@ impl Draft<'_> {
         }
     }
 
-    pub(super) fn take_ownership(
-        &mut self,
-        gateway: GatewayId,
-        volumes: &[VolumeId],
-    ) -> Result<Response, Rejection> {
-        if !self.map.gateways.contains_key(&gateway) {
-            return Err(Rejection::NoGateway(gateway));
+    /// Compared and swapped, each for itself: what of a batch is late does not hold the rest up.
+    pub(super) fn assign_owners(&mut self, owners: &[NewOwner]) -> Result<Response, Rejection> {
+        if owners.len() > OWNERS_PER_COMMAND_MAX {
+            return Err(Rejection::TooMany { what: "volumes".into(), max: OWNERS_PER_COMMAND_MAX });
+        }
+        if let Some(unknown) = owners.iter().find(|new| !self.map.gateways.contains_key(&new.gateway)) {
+            return Err(Rejection::NoGateway(unknown.gateway));
         }
         let map = self.map;
-        let volumes: BTreeSet<VolumeId> = volumes.iter().copied().collect();
-        for id in volumes {
-            let volume = map.volumes.get(&id).ok_or(Rejection::NoVolume(id))?;
+        let mut assigned: BTreeSet<VolumeId> = BTreeSet::new();
+        for NewOwner { volume, seen, gateway } in owners {
+            let Some(volume) = map.volumes.get(volume).filter(|volume| volume.generation == *seen) else {
+                continue;
+            };
+            // One generation, one owner (invariant 36).
+            if !assigned.insert(volume.id) {
+                continue;
+            }
             let generation = volume.generation.0.checked_add(1).ok_or(Rejection::IdsExhausted)?;
             let generation = Generation(generation);
-            let owner = Some(Owner { gateway, generation });
+            let owner = Some(Owner { gateway: *gateway, generation });
             self.put(Change::PutVolume(Volume { generation, owner, ..volume.clone() }));
         }
         Ok(Response::Done)

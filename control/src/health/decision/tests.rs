@@ -8,7 +8,8 @@ use crate::api::cluster::{
     CatchUpReport, DiskReport, GatewayReport, NodeReport, OwnedVolume, UnreachableDisk,
 };
 use crate::health::StreamId;
-use crate::state::{NewDisk, State};
+use crate::state::tests::take;
+use crate::state::{NewDisk, NewOwner, State};
 
 const MS: Duration = Duration::from_millis(1);
 const POOL: PoolId = PoolId(1);
@@ -62,8 +63,8 @@ impl Bed {
                 write_back: false,
                 export: false,
             });
-            let volumes = vec![VolumeId(gateway.into())];
-            run(Command::TakeOwnership { gateway: GatewayId(gateway), volumes });
+            let (volume, seen, gateway) = (VolumeId(gateway.into()), Generation(0), GatewayId(gateway));
+            run(Command::AssignOwners { owners: Arc::new(vec![NewOwner { volume, seen, gateway }]) });
         }
         let (mut registry, now) = (Registry::default(), Instant::now());
         let node = |id| (id, (registry.open(), DiskReport { disk: id, ..DiskReport::default() }));
@@ -97,7 +98,7 @@ impl Bed {
 
     fn node_ends(&mut self, id: u32) {
         let (stream, _) = self.nodes.remove(&id).expect("it was there");
-        self.registry.close(stream);
+        self.registry.close(stream, self.now);
     }
 
     fn node_returns(&mut self, id: u32) {
@@ -456,13 +457,12 @@ fn late_statements_count_nothing() {
     bed.report_gateway(1);
     assert_eq!(bed.pass(1000), []);
     say(&mut bed, 1, 0..100);
-    let take = Command::TakeOwnership { gateway: GatewayId(1), volumes: vec![VolumeId(1)] };
-    bed.state.apply(&take).expect("takes");
+    bed.state.apply(&take(1, 1)).expect("takes");
     assert_eq!(bed.pass(1000), []);
     assert_eq!(bed.state.map().volumes[&VolumeId(1)].generation, Generation(2));
     say(&mut bed, 1, 0..100);
     let (stream, _) = bed.gateways.remove(&1).expect("there");
-    bed.registry.close(stream);
+    bed.registry.close(stream, bed.now);
     assert_eq!(counted(&bed.pass(100)), [100]);
 }
 

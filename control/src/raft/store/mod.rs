@@ -12,7 +12,7 @@
 //! a power failure the file is at one commit or the next, whatever the disk wrote in which order.
 //! A failed commit is final: redb refuses everything after it, and Raft stops.
 //!
-//! # Tables (format 6)
+//! # Tables (format 7)
 //!
 //! | table      | key           | value                                                              |
 //! |------------|---------------|--------------------------------------------------------------------|
@@ -33,7 +33,8 @@
 //! Each value but the format is a record with a checksum, see `record`.
 //!
 //! Formats 1 and 2 had no logical units, format 3 did not know which copies count, format 4
-//! knew no copies on their way to other disks, format 5 not how machines join. No version that writes them was ever
+//! knew no copies on their way to other disks, format 5 not how machines join, format 6 not
+//! who owns a volume by what was seen of it. No version that writes them was ever
 //! released, and they are refused by name.
 
 mod log;

@@ -20,7 +20,7 @@ use crate::published::Published;
 use crate::seal::{KeyError, Sealer};
 
 /// The format that this version writes and reads, see the parent module.
-pub(super) const FORMAT: u32 = 6;
+pub(super) const FORMAT: u32 = 7;
 /// What the key is tried on.
 const KEY_CHECK: &str = "lunette control plane";
 /// Pages kept in memory; the state itself is in memory anyway.

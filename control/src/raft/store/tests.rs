@@ -386,11 +386,11 @@ async fn refused_folders() {
         })
         .expect("writes");
     };
-    set(7);
+    set(8);
     let error = refusal(folder.path(), &right);
-    assert!(matches!(error, OpenError::Format { found: 7, .. }), "{error}");
-    assert!(error.to_string().contains("control.redb has format 7"), "{error}");
-    for old in [1, 2, 3, 4, 5] {
+    assert!(matches!(error, OpenError::Format { found: 8, .. }), "{error}");
+    assert!(error.to_string().contains("control.redb has format 8"), "{error}");
+    for old in [1, 2, 3, 4, 5, 6] {
         set(old);
         let error = refusal(folder.path(), &right);
         assert!(matches!(error, OpenError::Unreleased { found, .. } if found == old), "{error}");
@@ -403,9 +403,9 @@ async fn refused_folders() {
 fn snapshots_of_other_formats() {
     let state = crate::state::State::default();
     let bytes = rows::encode_snapshot(&state).expect("encodes");
-    assert_eq!(bytes[4], 6, "the format comes first");
+    assert_eq!(bytes[4], 7, "the format comes first");
     assert_eq!(rows::decode_snapshot(&bytes).expect("reads"), state);
-    for format in [0u32, 1, 2, 3, 4, 5, 7] {
+    for format in [0u32, 1, 2, 3, 4, 5, 6, 8] {
         let other = encode(&(format, &state)).expect("encodes");
         assert!(matches!(rows::decode_snapshot(&other), Err(StoreError::Damaged { .. })));
     }

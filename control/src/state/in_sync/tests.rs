@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lunette_proto::ids::{DiskId, Epoch, GatewayId, Generation, Partition, PoolId, VolumeId};
+use lunette_proto::ids::{DiskId, Epoch, Generation, Partition, PoolId, VolumeId};
 use lunette_proto::map::{Behind, ClusterMap, DiskState, Move, Partitions, VolumeState};
 use proptest::prelude::*;
 
-use super::super::tests::{check_invariants, cluster, commands, node, pool, reason, volume};
+use super::super::tests::{check_invariants, cluster, commands, node, pool, reason, take, volume};
 use super::super::*;
 use super::owned_volumes;
 
@@ -46,16 +46,12 @@ fn state_of(state: &State, disk: u32) -> DiskState {
     state.map().disks[&DiskId(disk)].state
 }
 
-fn take(volume: u64) -> Command {
-    Command::TakeOwnership { gateway: GatewayId(1), volumes: vec![VolumeId(volume)] }
-}
-
 /// Guards a disk's way out and back: all its copies are behind at once, they count one by one, and the last brings it back.
 #[test]
 fn life_of_an_absence() {
     let mut state = cluster();
     state.apply(&volume("v", false)).expect("creates");
-    state.apply(&take(1)).expect("takes");
+    state.apply(&take(1, 0)).expect("takes");
     let out = state.apply(&evict(&state.clone(), 1)).expect("two of three remain");
     assert_eq!((state_of(&state, 1), behind(&state, 1)), (DiskState::Out, (0..8).collect()));
     assert_eq!(since(&state, 1), out.epoch);
@@ -105,7 +101,7 @@ fn late_decisions_do_nothing() {
     let mut state = cluster();
     state.apply(&volume("v", false)).expect("creates");
     state.apply(&volume("nobodys", false)).expect("creates");
-    state.apply(&take(1)).expect("takes");
+    state.apply(&take(1, 0)).expect("takes");
     let early = evict(&state, 1);
     state.apply(&early).expect("leaves");
     state.apply(&back(1)).expect("returns");
@@ -128,9 +124,9 @@ fn late_decisions_do_nothing() {
     assert_eq!(epoch, since(&state, 1));
     assert_eq!(reason(&state, &said(Epoch(epoch.0 - 1), &owners)), "SAID_BEFORE");
     assert_eq!(reason(&state, &said(epoch, &BTreeMap::new())), "NOT_READY");
-    state.apply(&take(1)).expect("another owner");
+    state.apply(&take(1, 1)).expect("another owner");
     assert_eq!(reason(&state, &said(epoch, &owners)), "NOT_READY");
-    state.apply(&take(2)).expect("its first owner");
+    state.apply(&take(2, 0)).expect("its first owner");
     let first = BTreeMap::from([(VolumeId(1), Generation(2))]);
     assert_eq!(reason(&state, &said(epoch, &first)), "NOT_READY");
     // One that is being deleted shows nothing to anybody any more.
@@ -202,6 +198,8 @@ fn maps_are_checked() {
 #[derive(Clone, Debug)]
 enum Step {
     Command(Command),
+    /// A volume gets its next owner.
+    Take(u64),
     /// An owner makes copies equal, and says so to whoever listens.
     Say {
         volume: u64,
@@ -247,7 +245,7 @@ fn steps() -> impl Strategy<Value = Step> {
         12 => (1..6u32, 1..4u32, any::<u8>(), proptest::option::weighted(0.2, 1..6u64)).prop_map(
             |(disk, pool, partitions, forget)| Step::CaughtUp { disk, pool, partitions, forget }
         ),
-        2 => (1..6u64).prop_map(|volume| Step::Command(take(volume))),
+        2 => (1..6u64).prop_map(Step::Take),
     ]
 }
 
@@ -373,8 +371,8 @@ fn start() -> State {
         pool("b", &[2, 3]),
         volume("a", false),
         in_second,
-        take(1),
-        take(2),
+        take(1, 0),
+        take(2, 0),
     ];
     for command in commands {
         state.apply(&command).expect("right");
@@ -432,6 +430,9 @@ proptest! {
             let map = state.map();
             let command = match step {
                 Step::Command(command) => command,
+                Step::Take(volume) => {
+                    take(volume, map.volumes.get(&VolumeId(volume)).map_or(0, |it| it.generation.0))
+                }
                 Step::Say { volume, disk, partitions } => {
                     world.say(map, VolumeId(volume), DiskId(disk), set(partitions));
                     world.write(map);

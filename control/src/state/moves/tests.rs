@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use lunette_proto::ids::{DiskId, Epoch, GatewayId, Partition, PoolId, VolumeId};
+use lunette_proto::ids::{DiskId, Epoch, Partition, PoolId};
 use lunette_proto::map::{Behind, DiskState, Move};
 
-use super::super::tests::{check_invariants, cluster, node, reason, volume};
+use super::super::tests::{check_invariants, cluster, node, reason, take, volume};
 use super::super::*;
 
 const POOL: PoolId = PoolId(1);
@@ -199,7 +199,7 @@ fn disks_leave_in_the_middle() {
 fn said_before_it_was_asked_for() {
     let mut state = five();
     run(&mut state, &volume("v", false));
-    run(&mut state, &Command::TakeOwnership { gateway: GatewayId(1), volumes: vec![VolumeId(1)] });
+    run(&mut state, &take(1, 0));
     run(&mut state, &add(&[(1, 3, 4)]));
     let first = state.map().behind[&(POOL, DiskId(4))].clone();
     assert_eq!((first.since, first.grown), (state.map().epoch, state.map().epoch));
