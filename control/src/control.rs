@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::published::Published;
-use crate::raft::store::{Opened, Wanted, open};
+use crate::raft::store::{Opened, Wanted, open, path_in};
 use crate::raft::{Consensus, ConsensusError, OpenError, RaftMember};
 use crate::seal::Sealer;
 use crate::server::{Context, serve};
@@ -135,6 +135,12 @@ impl Control {
         let control = Self { address, advertise, context, member, listener, server };
         control.member.found_or_resume(&control.advertise, config.join).await?;
         Ok(control)
+    }
+
+    /// The file that holds a member's state. Without it nobody knows which ids were given out.
+    #[must_use]
+    pub fn store_file(folder: &Path) -> PathBuf {
+        path_in(folder)
     }
 
     /// Serves, and returns at once. A member without a quorum serves too, and answers so.

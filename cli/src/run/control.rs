@@ -6,7 +6,8 @@
 //!          '-----> folder in use: goes on as what it was
 //! ```
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -77,8 +78,9 @@ async fn open(
     let own = control.advertise.clone().unwrap_or_else(|| control.listen.to_string());
     if config.admin.iter().all(|address| Address::parse(&own).is_ok_and(|own| own == *address)) {
         bail!(
-            "{} holds no member of a control plane, and there is no other to join: make the first by `lunette cluster init --config FILE`, or add the others' addresses to admin",
-            control.dir.display()
+            "{} holds no member of a control plane, and admin names no other to join: add the others' addresses to admin, or put {} back from a copy",
+            control.dir.display(),
+            Control::store_file(&control.dir).display()
         );
     }
     let plane = control_plane(&config.admin)?;
@@ -123,18 +125,17 @@ async fn join(
     }
 }
 
-/// Founds a cluster: its key, unless the file is there already, and the first member of its control plane. Done twice it is
-/// done once.
-pub(crate) async fn found(key_file: &Path, control: &ControlConfig) -> Result<ClusterKey> {
-    let key = ClusterKey::load_or_create(key_file)?;
+/// Makes the first member of the control plane of the cluster that `key` makes. Done twice it is done once; the caller
+/// knows that no cluster was founded under the key and lost its store since: ids would begin at 1 again, for disks that
+/// hold what had them before.
+pub(crate) async fn found(key: &ClusterKey, control: &ControlConfig) -> Result<()> {
     private_dir(&control.dir)?;
-    let config = MemberConfig { join: false, ..member_config(control, &key, Some(FOUNDER)) };
+    let config = MemberConfig { join: false, ..member_config(control, key, Some(FOUNDER)) };
     let member = Control::open(&control.dir, config).await?;
     // One that was founded before may have no quorum without the others.
     let served = if member.map().cluster == key.cluster { Ok(()) } else { member.serve().await };
     member.stop().await;
-    served?;
-    Ok(key)
+    Ok(served?)
 }
 
 /// Founds the cluster of a node's configuration, unless one of its addresses answers already.
@@ -157,7 +158,52 @@ pub(crate) async fn init(config: &NodeConfig) -> Result<ClusterKey> {
             Ok(Err(_)) | Err(_) => {}
         }
     }
-    found(&config.cluster_key_file, control).await
+    let key_file = &config.cluster_key_file;
+    if exists(key_file)? {
+        return known(key_file, control).await;
+    }
+    // The key gets its name last: who has a key of that name has a cluster that was founded, and may hold data.
+    let (unfinished, store) = (unfinished(key_file)?, Control::store_file(&control.dir));
+    if exists(&store)? && !exists(&unfinished)? {
+        bail!(
+            "{} is there, and the key of its cluster, {}, is missing: put the key back from a copy, or name another dir",
+            store.display(),
+            key_file.display()
+        );
+    }
+    found(&ClusterKey::load_or_create(&unfinished)?, control).await?;
+    std::fs::rename(&unfinished, key_file)
+        .and_then(|()| File::open(key_file.parent().unwrap_or(Path::new("/")))?.sync_all())
+        .with_context(|| format!("{} cannot be named {}", unfinished.display(), key_file.display()))?;
+    ClusterKey::load(key_file)
+}
+
+/// The key of a cluster that was founded here before; it founds no second one.
+async fn known(key_file: &Path, control: &ControlConfig) -> Result<ClusterKey> {
+    let key = ClusterKey::load(key_file)?;
+    match Control::open(&control.dir, member_config(control, &key, None)).await {
+        Ok(member) => {
+            member.stop().await;
+            Ok(key)
+        }
+        Err(ControlError::Open(OpenError::Nameless { path })) => bail!(
+            "{} is the key of a cluster that was founded, and {} is missing: put it back from a copy, or start the node to join the others; a new cluster needs another cluster_key_file and new disks",
+            key_file.display(),
+            path.display()
+        ),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The name of a key whose cluster is not founded yet.
+fn unfinished(key_file: &Path) -> Result<PathBuf> {
+    let mut name = key_file.file_name().context("cluster_key_file names no file")?.to_owned();
+    name.push(".founding");
+    Ok(key_file.with_file_name(name))
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    std::fs::exists(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
 /// Fetches the cluster's key with a join token, unless the key is there already: a token is used once, and a node starts
@@ -168,8 +214,7 @@ pub(crate) async fn key(
     admin: &[Address],
     stop: &CancellationToken,
 ) -> Result<ClusterKey> {
-    let exists =
-        std::fs::exists(key_file).with_context(|| format!("{} cannot be read", key_file.display()))?;
+    let exists = exists(key_file)?;
     let Some(token) = token.filter(|_| !exists) else {
         return ClusterKey::load(key_file);
     };

@@ -20,6 +20,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use lunette_control::Control;
 use lunette_proto::ids::ClusterId;
 use lunette_proto::limits::EXTENT_BYTES;
 use rustix::fs::{FlockOperation, flock, statvfs};
@@ -42,6 +43,8 @@ pub(crate) struct DataDir {
     path: PathBuf,
     manifest: Manifest,
     key: ClusterKey,
+    /// Members of the control plane whose store was lost.
+    lost: Vec<u8>,
     _lock: File,
 }
 
@@ -108,8 +111,11 @@ impl DataDir {
                 path.display()
             );
         }
-        let data = Self { path, manifest, key, _lock: lock };
+        let mut data = Self { path, manifest, key, lost: Vec::new(), _lock: lock };
         data.check_disks()?;
+        if data.manifest.complete {
+            data.lost = data.lost();
+        }
         Ok(data)
     }
 
@@ -124,13 +130,37 @@ impl DataDir {
                 );
             }
         }
-        for member in 1..=self.members() {
-            let control = self.control(member);
-            if self.manifest.complete && !control.is_dir() {
-                bail!("{} is missing: put it back, or name another directory with --data", control.display());
-            }
+        self.check_control()
+    }
+
+    /// A control plane that is founded again gives the ids of the one before out again, for disks that hold what had
+    /// them. Of several members a majority is enough: the others join it anew.
+    fn check_control(&self) -> Result<()> {
+        let lost = self.lost();
+        let (has, members) = (usize::from(self.members()) - lost.len(), usize::from(self.members()));
+        let was_founded = self.manifest.complete || has > 0;
+        let can_go_on = has > members / 2 || (!self.manifest.complete && !lost.contains(&1));
+        match lost.first() {
+            Some(first) if was_founded && !can_go_on => bail!(
+                "{} is missing, and nothing else knows the volumes on the disks: put it back from a copy, or begin anew in another directory with --data",
+                Control::store_file(&self.control(*first)).display()
+            ),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The members of the control plane whose store is not there, counted from 1.
+    fn lost(&self) -> Vec<u8> {
+        (1..=self.members()).filter(|member| !Control::store_file(&self.control(*member)).exists()).collect()
+    }
+
+    /// Where the members of the control plane are that join it anew, because their store was lost.
+    pub(crate) fn lost_members(&self) -> Vec<SocketAddr> {
+        self.lost
+            .iter()
+            .filter_map(|member| self.manifest.control.get(usize::from(*member) - 1))
+            .copied()
+            .collect()
     }
 
     /// The first start is finished.

@@ -133,20 +133,17 @@ impl Children {
         let start = async {
             if !data.is_complete() {
                 let first = NodeConfig::load(&self.run.config(&name_of(1)))?;
-                control::found(
-                    &first.cluster_key_file,
-                    first.control.as_ref().context("node1 carries a member")?,
-                )
-                .await?;
+                control::found(data.key(), first.control.as_ref().context("node1 carries a member")?).await?;
             }
             // Nodes wait for the one that carries the control plane: all start at once.
             self.start(nodes, global.log_format).await?;
             let connection = Connection::open(admin).await?;
-            setup::voters(&connection, data.members()).await?;
+            setup::voters(&connection, data.members(), &data.lost_members()).await?;
             setup::complete(&connection, data.nodes(), &up.volumes).await?;
+            // Before anybody can write: what is complete is never founded again.
+            data.complete()?;
             // The portals open last: whoever finds them open finds all of it ready.
             self.start(gateways, global.log_format).await?;
-            data.complete()?;
             setup::announcement(&connection, admin, &ports.portals(), Format::new(global.json)).await
         };
         tokio::select! {

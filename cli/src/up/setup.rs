@@ -47,18 +47,25 @@ pub(crate) async fn complete(connection: &Connection, nodes: u8, volumes: &[Name
     Ok(())
 }
 
-/// Has all members of the control plane vote, once all are there.
-pub(crate) async fn voters(connection: &Connection, members: u8) -> Result<()> {
+/// Has all members of the control plane vote, once all are there. Those that have lost their store come as new ones, to
+/// the addresses that are in `lost`, and take the place of what was there.
+pub(crate) async fn voters(connection: &Connection, members: u8, lost: &[SocketAddr]) -> Result<()> {
     let members = usize::from(members);
     loop {
         let answer = connection.cluster().leader(LeaderRequest {}).await;
         let known = answer.map_err(|status| connection.refused(&status))?.into_inner().members;
-        let add: Vec<u64> = known.iter().filter(|member| !member.voter).map(|member| member.id).collect();
-        if known.len() >= members {
-            if add.is_empty() {
-                return Ok(());
-            }
-            let request = ChangeMembersRequest { add, remove: Vec::new() };
+        let (old, new): (Vec<_>, Vec<_>) = known.iter().partition(|member| member.voter);
+        let new: Vec<_> = new.into_iter().filter(|member| member.up).collect();
+        let is_back = |address: &SocketAddr| {
+            old.iter().any(|member| member.up && member.address == address.to_string())
+        };
+        if old.len() >= members && lost.iter().all(is_back) {
+            return Ok(());
+        }
+        if known.len() >= members && !new.is_empty() {
+            let replaced = old.iter().filter(|member| new.iter().any(|new| new.address == member.address));
+            let remove = replaced.map(|member| member.id).collect();
+            let request = ChangeMembersRequest { add: new.iter().map(|member| member.id).collect(), remove };
             match connection.cluster().change_members(request).await {
                 Ok(_) => return Ok(()),
                 // They have not caught up yet.

@@ -70,11 +70,12 @@ impl System {
         let listen = *ports.admin.first().context("there is an address")?;
         let config = ControlConfig {
             cluster: Some(key.cluster),
-            member: Some(MEMBER),
+            // A directory that was complete had a control plane, and ids that another would give out again.
+            member: (!data.is_complete()).then_some(MEMBER),
             listen,
             advertise: None,
             key_file: key.path.clone(),
-            join: false,
+            join: data.is_complete(),
             rebuild_after: up.rebuild_after.map_or(REBUILD_AFTER, Duration::from_secs),
             log: LogLimits::default(),
         };
@@ -86,6 +87,8 @@ impl System {
         self.start_nodes(data, &admin, stop).await?;
         let connection = Connection::open(&admin).await?;
         setup::complete(&connection, data.nodes(), &up.volumes).await?;
+        // Before anybody can write: what is complete is never founded again.
+        data.complete()?;
 
         // The portals open last: whoever finds them open finds all of it ready.
         let gateway = GatewayParts {
@@ -96,7 +99,6 @@ impl System {
             fabric: Arc::new(LocalFabric::new(key.cluster, &self.nodes)),
         };
         let gateway = self.gateway.insert(GatewayMember::start(gateway, stop).await?);
-        data.complete()?;
         let text = setup::announcement(&connection, &admin, &gateway.portals(), format).await?;
         // Nobody has to listen: the servers go on.
         let _ = output::try_print(&text);

@@ -62,7 +62,9 @@ pub enum OpenError {
         found: u32,
     },
     /// Not a store of ours.
-    #[error("{} is no store of Lunette's control plane; move it away, or choose another data directory", path.display())]
+    #[error(
+        "{} is damaged, or no store of Lunette's control plane; put it back from a copy, see \"A control plane's store is lost\" in docs/operations.md", path.display()
+    )]
     Foreign {
         /// Which file.
         path: PathBuf,
@@ -88,7 +90,7 @@ pub enum OpenError {
         wanted: u64,
     },
     /// A new folder, and nobody says which member it is to be.
-    #[error("{} holds no member of a control plane", path.display())]
+    #[error("{} holds no member of a control plane; put it back from a copy", path.display())]
     Nameless {
         /// Which.
         path: PathBuf,
@@ -105,7 +107,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The store is damaged or fails.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}; put it back from a copy", path.display())]
     Store {
         /// Which file.
         path: PathBuf,
@@ -189,11 +191,12 @@ fn file_error(path: &Path, error: redb::DatabaseError) -> OpenError {
         redb::DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path },
         redb::DatabaseError::UpgradeRequired(_) => OpenError::Foreign { path },
         redb::DatabaseError::Storage(redb::StorageError::Io(error))
-            if error.kind() == io::ErrorKind::InvalidData =>
+            if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
         {
             OpenError::Foreign { path }
         }
         redb::DatabaseError::Storage(redb::StorageError::Io(source)) => OpenError::Io { path, source },
+        redb::DatabaseError::Storage(redb::StorageError::Corrupted(_)) => OpenError::Foreign { path },
         other => OpenError::Store { path, source: other.into() },
     }
 }
