@@ -20,6 +20,11 @@ pub const FRAME_DATA_BYTES_MAX: u32 = EXTENT_BYTES;
 pub const NODE_INFLIGHT_MAX: usize = 1024;
 /// Silence after which a node gives a sign of life on a connection.
 pub const NODE_ALIVE_MS: u64 = 250;
+/// For how long a disk lets an owner answer reads.
+pub const GRANT_MS_MAX: u32 = 1500;
+/// For how long a disk keeps the next owner waiting for it: longer, because clocks do not run at the same rate, and have
+/// steps.
+pub const GRANT_KEPT_MS_MAX: u32 = GRANT_MS_MAX + GRANT_MS_MAX / 10 + 1;
 /// Extents named in one answer of the node protocol; the rest is asked for again from the last one.
 pub const NODE_LIST_MAX: usize = 4096;
 /// Extents that one request of the node protocol drops from a disk.

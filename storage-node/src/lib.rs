@@ -14,6 +14,7 @@
 //! process calls the node directly, through [`Service`](lunette_proto::node::Service).
 
 pub mod engine;
+pub mod grants;
 pub mod inspect;
 mod node;
 mod server;

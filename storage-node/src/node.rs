@@ -10,7 +10,8 @@ use lunette_proto::node::{Failure, Replies, Reply, ReplyBody, Request, RequestBo
 use parking_lot::Mutex;
 
 use crate::engine::{
-    Completion, DiskConfig, DiskEngine, DiskError, Engine, ExtentsQuery, Operation, ReadQuery, ScrubStatus,
+    Completion, DiskConfig, DiskEngine, DiskError, Engine, ExtentsQuery, GrantQuery, Operation, ReadQuery,
+    ScrubStatus,
 };
 
 /// The disks of a node. Answers requests whether they come over the network or by a call.
@@ -147,6 +148,10 @@ impl Service for Node {
             }
             RequestBody::Versions { extent, generation } => {
                 engine.versions(epoch, extent, generation, done);
+                return;
+            }
+            RequestBody::Grant { namespace, generation, number, for_ms } => {
+                engine.grant(epoch, GrantQuery { namespace, generation, number, for_ms }, done);
                 return;
             }
             RequestBody::Space => {

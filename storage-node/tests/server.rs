@@ -48,7 +48,7 @@ impl Peer {
     async fn greeted(served: &Served) -> Self {
         let mut peer = Self::connect(served).await;
         let ack = peer.greet(&Hello::new(CLUSTER, "test")).await;
-        assert_eq!(ack, HelloAck::Accepted { cluster: CLUSTER, version: 5, name: "node-1".into() });
+        assert_eq!(ack, HelloAck::Accepted { cluster: CLUSTER, version: 6, name: "node-1".into() });
         peer
     }
 

@@ -19,7 +19,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 4 | magic, the bytes `LUNE` |
-//! | 4 | 1 | protocol version: 5; in `Hello` and `HelloAck` for ever 1 |
+//! | 4 | 1 | protocol version: 6; in `Hello` and `HelloAck` for ever 1 |
 //! | 5 | 1 | kind (below) |
 //! | 6 | 1 | status: outcome in `HelloAck`, code in `Failure`, otherwise 0 |
 //! | 7 | 1 | reserved, 0 |
@@ -61,6 +61,7 @@
 //! | 29 | `Prepared` | namespace 8, extent 8, generation 8 |
 //! | 30 | `Extents` | namespace 8, generation 8, from extent 8, newer than version 16 |
 //! | 31 | `Drop` | namespace 8, generation 8, count 4, reserved 4, count times extent 8 |
+//! | 32 | `Grant` | namespace 8, generation 8, number 8, milliseconds 4, reserved 4 |
 //! | 128 | `Done` | empty |
 //! | 129 | `Data` | empty; data: the bytes read |
 //! | 130 | `Sealed` | count 4, reserved 4, complete up to version 16; data: count times (extent 8, newest version 16) |
@@ -73,6 +74,7 @@
 //!
 //! - content: 1 data (then length = data length), 2 zeros (then there is no data);
 //! - `Drop` has 1 to [`NODE_DROPPED_EXTENTS_MAX`](crate::limits::NODE_DROPPED_EXTENTS_MAX) extents, rising;
+//! - `Grant` is for at most [`GRANT_MS_MAX`](crate::limits::GRANT_MS_MAX) milliseconds;
 //! - `Damaged` has 1 to [`NODE_DAMAGED_RUNS_MAX`](crate::limits::NODE_DAMAGED_RUNS_MAX) runs, each inside its extent and
 //!   after the one before it;
 //! - `Prepared` has at most [`EXTENT_PREPARED_MAX`](crate::limits::EXTENT_PREPARED_MAX) changes, each of whole blocks
@@ -82,7 +84,7 @@
 //! - status of `HelloAck`: 0 accepted, 1 wrong cluster, 2 no common version;
 //! - status of `Failure`: 1 generation (sealed, got), 2 epoch (sealed, got), 3 deleted, 4 no space,
 //!   5 corrupt (offset), 6 disk failed, 7 no such disk, 8 invalid, 9 busy, 10 version (present: generation in sealed, seq
-//!   in got);
+//!   in got), 11 granted (milliseconds left in offset);
 //! - a name is UTF-8 of at most 255 bytes, for logs only.
 //!
 //! # Versions
@@ -99,8 +101,9 @@
 //! | 3 | `Prepare`, `Commit`, `Rollback`, `Prepared`, and the failure 10 |
 //! | 4 | `Extents`; `Watermark` and `Sealed` say what a disk has completely; `Alive` |
 //! | 5 | `Drop` |
+//! | 6 | `Grant`, and the failure 11 |
 //!
-//! This side speaks version 5 only.
+//! This side speaks version 6 only.
 
 mod decoder;
 mod fields;
@@ -118,7 +121,7 @@ pub use outgoing::Outgoing;
 use super::{Reply, Request};
 
 /// The protocol version that this code speaks.
-pub const PROTOCOL_VERSION: u8 = 5;
+pub const PROTOCOL_VERSION: u8 = 6;
 /// The version in the header of a greeting, which comes before anything was agreed on.
 pub const GREETING_VERSION: u8 = 1;
 /// Longest name in a greeting.

@@ -31,6 +31,11 @@ pub enum RequestBody {
     /// From now on refuse everything older than this generation (and this epoch) in the namespace.
     /// The answer, [`ReplyBody::Sealed`], leaves after that is durable (invariant 1). Sealing again
     /// with the same generation gives the same answer.
+    ///
+    /// As long as an owner of an older generation may act upon what it has [been granted](Self::Grant), the answer is
+    /// [`Failure::Granted`] (invariant 34): everything older is refused already, and the disk is to be sealed again
+    /// when that time is over. A disk that has been opened less than [`GRANT_KEPT_MS_MAX`](crate::limits::GRANT_KEPT_MS_MAX)
+    /// ago does not know what it granted before, so it answers that to everybody who seals what had been sealed then.
     Seal {
         /// Whose.
         namespace: Namespace,
@@ -192,6 +197,21 @@ pub enum RequestBody {
         /// [`NODE_DROPPED_EXTENTS_MAX`](crate::limits::NODE_DROPPED_EXTENTS_MAX).
         extents: Vec<u64>,
     },
+    /// Let the owner answer reads: until so long after it has *sent* this, by its own clock, it may take it that nobody
+    /// else owns the volume, as far as this disk can tell (invariant 34). The disk answers no newer owner's `Seal` until
+    /// a tenth longer after it has received it, by its own. It is kept in memory only.
+    Grant {
+        /// Whose.
+        namespace: Namespace,
+        /// The owner's generation, which must be the sealed one.
+        generation: Generation,
+        /// Rises with each that is sent to the disk under this generation, so that none gives back what was granted by a
+        /// later one.
+        number: u64,
+        /// For how many milliseconds, at most [`GRANT_MS_MAX`](crate::limits::GRANT_MS_MAX). 0 gives back what was
+        /// granted under lower numbers.
+        for_ms: u32,
+    },
     /// Space of the disk.
     Space,
 }
@@ -241,7 +261,8 @@ pub type Reply = Result<ReplyBody, Failure>;
 /// What a disk answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyBody {
-    /// Done: `Identify`, `Change`, `Put`, `Prepare`, `Commit`, `Rollback`, `Flush`, `Watermark`, `Delete`, `Drop`.
+    /// Done: `Identify`, `Change`, `Put`, `Prepare`, `Commit`, `Rollback`, `Flush`, `Watermark`, `Delete`, `Drop`,
+    /// `Grant`.
     Done,
     /// To `Read`.
     Data(Bytes),
@@ -367,6 +388,12 @@ pub enum Failure {
     Version {
         /// The newest that it has, prepared or of any of its blocks.
         present: Version,
+    },
+    /// Only to `Seal`: it has taken effect, but an owner before may still answer reads. To be sent again.
+    #[error("an owner before may still answer reads, for {left_ms} ms")]
+    Granted {
+        /// For how much longer at most.
+        left_ms: u32,
     },
     /// The disk has failed and serves nothing any more (invariant 12).
     #[error("the disk has failed")]

@@ -11,6 +11,7 @@
 
 mod committer;
 mod damage;
+mod granting;
 mod reads;
 mod scrub;
 
@@ -20,17 +21,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use lunette_proto::ids::{ClusterId, Epoch, ExtentId, Generation, Namespace};
 use lunette_proto::node::{DamagedRun, Failure};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    Completion, DiskConfig, DiskError, Engine, ExtentsQuery, Operation, ReadQuery, Space, valid_range,
+    Completion, DiskConfig, DiskError, Engine, ExtentsQuery, GrantQuery, Operation, ReadQuery, Space,
+    valid_range,
 };
 use crate::store::superblock::FORMAT_VERSION;
 use crate::store::{Checkpoint, FileDisk, Identity, OpenError, Store, View};
 use committer::Committer;
+use granting::Granting;
 use reads::{ReadWhat, Reads, WaitingRead};
 use scrub::Scrub;
 
@@ -66,6 +70,7 @@ struct Shared {
     /// For the checkpoint thread: there is one to write, or none will come.
     checkpoint_wanted: Condvar,
     scrub: Arc<Scrub>,
+    granting: Arc<Granting>,
     reads: Mutex<Reads>,
     read_queued: Condvar,
     failed: AtomicBool,
@@ -113,6 +118,8 @@ impl DiskEngine {
     /// It is not such a disk, is in use, or is damaged.
     pub fn open(cluster: ClusterId, config: &DiskConfig) -> Result<Self, DiskError> {
         let medium = Arc::new(FileDisk::open(&config.path)?);
+        // It is ours alone from here on.
+        let opened = Instant::now();
         // Before anything is written.
         let identity = medium.identity()?.ok_or_else(|| DiskError::NotFormatted(config.path.clone()))?;
         let path = || config.path.clone();
@@ -145,6 +152,7 @@ impl DiskEngine {
             queued: Condvar::new(),
             checkpoint_wanted: Condvar::new(),
             scrub: Arc::default(),
+            granting: Arc::new(Granting::new(opened, store.view().sealed())),
             reads: Mutex::default(),
             read_queued: Condvar::new(),
             failed: AtomicBool::new(false),
@@ -218,6 +226,7 @@ fn refusal(config: &DiskConfig, medium: &FileDisk, error: OpenError) -> DiskErro
 impl Engine for DiskEngine {
     fn submit(&self, epoch: Epoch, operation: Operation, done: Completion) {
         let done = self.shared.scrub.watch(&operation, done);
+        let done = self.shared.granting.watch(&operation, done);
         let len = operation.data_len();
         {
             let mut queue = self.shared.queue.lock();
@@ -268,6 +277,10 @@ impl Engine for DiskEngine {
 
     fn extents(&self, epoch: Epoch, query: ExtentsQuery, done: Completion) {
         done.complete(self.shared.extents(epoch, &query));
+    }
+
+    fn grant(&self, epoch: Epoch, query: GrantQuery, done: Completion) {
+        done.complete(self.shared.grant(epoch, query));
     }
 
     fn space(&self) -> Space {

@@ -49,6 +49,10 @@ pub trait Engine: Send + Sync {
     /// The extents of a namespace from an index on that have blocks newer than a version.
     fn extents(&self, epoch: Epoch, query: ExtentsQuery, done: Completion);
 
+    /// Lets an owner answer reads for a while; the fields are those of
+    /// [`RequestBody::Grant`](lunette_proto::node::RequestBody::Grant).
+    fn grant(&self, epoch: Epoch, query: GrantQuery, done: Completion);
+
     /// Space offered and taken.
     fn space(&self) -> Space;
 
@@ -106,6 +110,19 @@ pub struct ReadQuery {
     pub len: u32,
     /// What there was at this snapshot; what there is now if `None`.
     pub at: Option<Snapshot>,
+}
+
+/// What an owner asks to be granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantQuery {
+    /// Whose.
+    pub namespace: Namespace,
+    /// The owner's generation.
+    pub generation: Generation,
+    /// Which of its requests this is.
+    pub number: u64,
+    /// For how many milliseconds; 0 gives it back.
+    pub for_ms: u32,
 }
 
 /// Which extents are asked for.

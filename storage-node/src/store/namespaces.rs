@@ -177,6 +177,11 @@ impl Namespaces {
         self.deleted.contains(&id)
     }
 
+    /// Those that were sealed and not deleted.
+    pub(crate) fn live(&self) -> impl Iterator<Item = Namespace> + '_ {
+        self.live.keys().copied()
+    }
+
     fn sealed(&self, id: Namespace) -> (Generation, Epoch) {
         self.live.get(&id).map_or_else(Default::default, |state| (state.sealed, state.epoch))
     }

@@ -190,6 +190,12 @@ impl<D: Disk> View<D> {
         self.state.read().namespaces.check(namespace, generation, epoch)
     }
 
+    /// The namespaces that somebody has sealed, and nobody deleted.
+    #[must_use]
+    pub fn sealed(&self) -> Vec<Namespace> {
+        self.state.read().namespaces.live().collect()
+    }
+
     /// Extents of a namespace from an index on that have blocks newer than a version, as many as an answer names; and
     /// where to look on from, if there may be more.
     #[must_use]

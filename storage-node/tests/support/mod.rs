@@ -207,11 +207,21 @@ impl Client {
     }
 
     pub(crate) fn seal(&mut self, generation: u64) -> Vec<DirtyExtent> {
-        match self.call(RequestBody::Seal { namespace: NS, generation: Generation(generation) }) {
-            Ok(ReplyBody::Sealed(sealed)) => {
-                self.generation = Generation(generation);
-                sealed.dirty
+        loop {
+            match self.seal_now(generation) {
+                Ok(dirty) => return dirty,
+                Err(left) => std::thread::sleep(left),
             }
+        }
+    }
+
+    /// Seals, which takes effect at once; if the answer has to be waited for, how long.
+    pub(crate) fn seal_now(&mut self, generation: u64) -> Result<Vec<DirtyExtent>, Duration> {
+        let reply = self.call(RequestBody::Seal { namespace: NS, generation: Generation(generation) });
+        self.generation = Generation(generation);
+        match reply {
+            Ok(ReplyBody::Sealed(sealed)) => Ok(sealed.dirty),
+            Err(Failure::Granted { left_ms }) => Err(Duration::from_millis(left_ms.into())),
             other => panic!("{other:?}"),
         }
     }

@@ -22,7 +22,9 @@ use crate::layout::Run;
 pub(super) struct Command {
     tag: u64,
     kind: Kind,
-    /// The range of the volume that has no operations yet.
+    /// Of the volume.
+    pub(super) range: Range<u64>,
+    /// What of it has no operations yet.
     at: u64,
     end: u64,
     /// Operations not finished, and one more while they are being queued.
@@ -58,6 +60,19 @@ enum Kind {
     Flush,
 }
 
+impl Command {
+    /// Whether its answer says what is in its blocks.
+    fn tells_of_blocks(&self) -> bool {
+        match self.error {
+            None => matches!(self.kind, Kind::Read | Kind::Mapping(_)),
+            Some(DeviceError::Miscompare { .. } | DeviceError::Medium { .. }) => {
+                !matches!(self.kind, Kind::Zero)
+            }
+            Some(_) => false,
+        }
+    }
+}
+
 impl Kind {
     /// Data that it keeps.
     fn held_bytes(&self) -> u64 {
@@ -82,6 +97,7 @@ impl Owner {
             kind,
             at: range.start,
             end: range.end,
+            range,
             outstanding: 0,
             parts: Data::new(),
             error: None,
@@ -384,17 +400,25 @@ impl Owner {
         }
         let command = &self.commands[id];
         if command.outstanding == 0 && command.at == command.end {
-            let command = self.commands.remove(id);
-            let outcome = match (command.error, command.kind) {
-                (Some(error), _) => Err(error),
-                (None, Kind::Mapping(blocks)) => {
-                    Ok(mapping::in_order(self.config.layout, &blocks, command.parts))
-                }
-                (None, _) => Ok(command.parts),
-            };
-            self.complete(command.tag, outcome);
-            self.purge_if_idle();
+            if command.tells_of_blocks() && !self.is_granted(id) {
+                return self.wait_for_grants(id);
+            }
+            self.answer(id);
         }
+    }
+
+    /// Answers a command that is finished.
+    pub(super) fn answer(&mut self, id: usize) {
+        let command = self.commands.remove(id);
+        let outcome = match (command.error, command.kind) {
+            (Some(error), _) => Err(error),
+            (None, Kind::Mapping(blocks)) => {
+                Ok(mapping::in_order(self.config.layout, &blocks, command.parts))
+            }
+            (None, _) => Ok(command.parts),
+        };
+        self.complete(command.tag, outcome);
+        self.purge_if_idle();
     }
 
     pub(super) fn complete(&mut self, tag: u64, outcome: Outcome) {
@@ -419,6 +443,7 @@ impl Owner {
             self.held_bytes -= command.kind.held_bytes();
         }
         self.forget_flush(id);
+        self.grants.forget(id);
         let mine: Vec<usize> = self
             .ops
             .iter()
@@ -474,6 +499,7 @@ impl Owner {
         self.zeroing.clear();
         self.deferred.clear();
         self.flush_waiting.clear();
+        self.grants.forget_all();
         self.flush = None;
         self.stop_draining(error);
         self.end_hand_over(error);

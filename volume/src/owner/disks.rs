@@ -1,7 +1,7 @@
 //! The disks that an owner talks to: which are sealed, which answer.
 
 use lunette_proto::ids::{DiskId, Epoch, Version};
-use lunette_proto::limits::{EXTENT_BYTES, STRIPE_WIDTH_MAX, VOLUME_BYTES_MAX};
+use lunette_proto::limits::{EXTENT_BYTES, GRANT_KEPT_MS_MAX, STRIPE_WIDTH_MAX, VOLUME_BYTES_MAX};
 use lunette_proto::node::{Failure, Reply, Request, RequestBody, Sealed};
 
 use super::event::{Action, Complaint, Plant, Trouble};
@@ -128,6 +128,10 @@ impl Owner {
             Failure::Invalid => self.distrust(disk),
             // A newer map is on its way to us.
             Failure::Epoch { .. } | Failure::Busy => self.back_off(disk),
+            // Only a seal is answered so: it is sent again when an owner before cannot answer reads any more.
+            Failure::Granted { left_ms } => {
+                self.back_off_for(disk, (*left_ms).clamp(1, GRANT_KEPT_MS_MAX).into())
+            }
             Failure::NoSpace | Failure::Corrupt { .. } => {}
             // Only who prepares changes is answered so.
             Failure::Version { .. } => self.distrust(disk),
@@ -154,7 +158,11 @@ impl Owner {
     }
 
     fn back_off(&mut self, id: DiskId) {
-        let until_ms = self.now + BUSY_MS;
+        self.back_off_for(id, BUSY_MS);
+    }
+
+    fn back_off_for(&mut self, id: DiskId, ms: u64) {
+        let until_ms = self.now + ms;
         let disk = self.disk(id);
         if disk.link == Link::Up {
             disk.link = Link::Busy { until_ms };

@@ -1,6 +1,7 @@
 //! What goes into an owner and what comes out.
 
 use lunette_proto::ids::{ClusterId, DiskId, Epoch, Generation, VolumeId};
+use lunette_proto::limits::GRANT_MS_MAX;
 use lunette_proto::map::Partitions;
 use lunette_proto::node::{Reply, Request};
 
@@ -51,6 +52,9 @@ pub struct Limits {
     pub survey_ms: Option<u64>,
     /// From when copies have moved away from a disk until what is left of them is looked for.
     pub sweep_ms: u64,
+    /// For how long disks grant that reads are answered; at most
+    /// [`GRANT_MS_MAX`](lunette_proto::limits::GRANT_MS_MAX).
+    pub grant_ms: u32,
     /// The longest that handing the volume over may take, and then that a map may take to name the next owner.
     pub hand_over_ms: u64,
 }
@@ -68,6 +72,7 @@ impl Default for Limits {
             watermark_ms: 1000,
             survey_ms: Some(30_000),
             sweep_ms: 5000,
+            grant_ms: GRANT_MS_MAX,
             hand_over_ms: 1000,
         }
     }
@@ -225,4 +230,8 @@ pub(crate) enum Plant {
     ReadyUnflushed,
     CompleteTooEarly,
     ArrivingComplete,
+    ReadUngranted,
+    GrantFromAnswer,
+    GrantWithoutReady,
+    ForgetHeld,
 }

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 
+use super::event::Plant;
 use super::{Owner, Stage};
 use crate::device::{self, Data, DeviceError};
 
@@ -87,7 +88,11 @@ impl Owner {
         let Step::Emptying { tag, .. } = self.hand_over.step else {
             return;
         };
-        if self.commands.is_empty() && self.is_settled() {
+        if !self.commands.is_empty() || !self.is_settled() {
+            return;
+        }
+        self.give_grants_back();
+        if self.grants.are_returned() {
             self.ready_to_go(tag);
         }
     }
@@ -107,11 +112,15 @@ impl Owner {
         if let Step::Emptying { tag, .. } = self.hand_over.step
             && self.commands.is_empty()
         {
+            self.give_grants_back();
             return self.ready_to_go(tag);
         }
         let HandOver { step, held, .. } = std::mem::take(&mut self.hand_over);
         if let Step::Emptying { tag, .. } = step {
             self.complete(tag, Err(DeviceError::Busy));
+        }
+        if self.planted(Plant::ForgetHeld) {
+            return;
         }
         for (tag, command) in held {
             self.submit(tag, command);

@@ -67,6 +67,7 @@ impl Owner {
         self.refresh_reconciles();
         self.refresh_flush();
         self.refresh_mark();
+        self.refresh_grants();
         self.seal_all();
         self.wake_all();
     }
@@ -90,6 +91,7 @@ impl Owner {
         self.tick_commands();
         self.tick_hand_over();
         self.tick_reads();
+        self.tick_grants();
         self.tick_heals();
         self.tick_catch_ups();
         self.drive_sweeps();
@@ -145,6 +147,7 @@ impl Owner {
         }
         self.fail_all(&error);
         self.drop_everything();
+        self.give_grants_back();
         self.stage = Stage::Stopped(error);
     }
 

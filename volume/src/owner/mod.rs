@@ -11,6 +11,7 @@
 //!
 //! - A write is acked when every member in sync has it durable and they are at least `min_size` (2).
 //!   A member that does not answer holds its writes up until the map removes it (3).
+//! - What was read is answered while enough members grant that nobody else owns the volume (34, see `grants.rs`).
 //! - An extent is served once every member in sync has sealed and, if it was dirty, agrees with the
 //!   others on every block (4, 19). Reads come from members in sync only (8).
 //! - A block that is changed in part, compared or ORed is read and written under one lock. What was decided by that is a
@@ -43,6 +44,7 @@ mod command;
 mod disks;
 mod event;
 mod gaps;
+mod grants;
 mod hand_over;
 mod hazard;
 mod heal;
@@ -71,6 +73,7 @@ use cache::Cache;
 use catch_up::CatchUps;
 use command::Command;
 use disks::Disk;
+use grants::Grants;
 use hand_over::HandOver;
 use hazard::Locks;
 use heal::Heals;
@@ -132,6 +135,7 @@ pub struct Owner {
     flushed: Option<u64>,
     cache: Cache,
     hand_over: HandOver,
+    grants: Grants,
     flush: Option<Flush>,
     flush_waiting: Vec<usize>,
     /// The last watermark, and since when.
@@ -202,6 +206,12 @@ enum What {
     Sweep,
     Flush,
     Watermark,
+    /// That reads may be answered, from when it was sent.
+    Grant {
+        sent_ms: u64,
+    },
+    /// That none will be.
+    GiveBack,
     Delete,
     Abandoned,
 }
@@ -254,6 +264,7 @@ impl Owner {
             flushed: None,
             cache: Cache::default(),
             hand_over: HandOver::default(),
+            grants: Grants::default(),
             flush: None,
             flush_waiting: Vec::new(),
             mark: None,
@@ -341,7 +352,7 @@ impl Owner {
             Ok(body) => Answer::Body(body),
             Err(Failure::NoSpace) => Answer::NoSpace,
             Err(Failure::Corrupt { offset }) => Answer::Corrupt(offset),
-            Err(Failure::Busy | Failure::Epoch { .. }) => Answer::Later,
+            Err(Failure::Busy | Failure::Epoch { .. } | Failure::Granted { .. }) => Answer::Later,
             Err(_) => Answer::Unknown,
         };
         match what {
@@ -386,6 +397,8 @@ impl Owner {
                     self.damage_named(disk, &runs);
                 }
             }
+            What::Grant { sent_ms } => self.grant_answered(disk, tag, sent_ms, &answer),
+            What::GiveBack => self.given_back(),
             What::Probe | What::Delete | What::Abandoned => {}
         }
     }

@@ -126,6 +126,11 @@ pub(super) enum Work {
 }
 
 impl Work {
+    /// Whether what is read may be what its command is answered with.
+    pub(super) fn is_seen(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Map | Self::Modify { patch: Patch::Swap { .. }, .. })
+    }
+
     /// Whether it is versions that it asks a member for.
     pub(super) fn asks_versions(&self) -> bool {
         matches!(self, Self::Map | Self::Atomic { prepares: false, .. })

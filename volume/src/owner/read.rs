@@ -26,8 +26,7 @@ impl Owner {
 
     /// Asks the best member that was not found bad; waits if none can be reached.
     pub(super) fn ask(&mut self, id: usize) {
-        let Some(Op { extent, offset, len, work, phase: Phase::Reading(reading), .. }) = self.ops.get(id)
-        else {
+        let Some(Op { origin, extent, work, phase: Phase::Reading(reading), .. }) = self.ops.get(id) else {
             return;
         };
         if reading.asked.is_some() {
@@ -51,6 +50,16 @@ impl Owner {
                 let outstanding = self.disks.get(disk).map_or(0, |disk| disk.outstanding);
                 (reading.slow.contains(disk), !self.view.pool.is_local(*disk), outstanding)
             });
+        let is_read = matches!(origin, Origin::Command { .. }) && work.is_seen();
+        let index = *extent;
+        if best.is_some() && is_read {
+            // Before the read itself, so that it does not wait for them.
+            self.want_grants(index);
+        }
+        let Some(Op { extent, offset, len, work, phase: Phase::Reading(reading), .. }) = self.ops.get(id)
+        else {
+            return;
+        };
         match best {
             Some(disk) => {
                 let (offset, len) = match &reading.pieces {

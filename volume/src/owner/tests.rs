@@ -21,6 +21,7 @@ mod atomic;
 mod cache;
 mod catch_up;
 mod commands;
+mod grants;
 mod hand_over;
 mod moves;
 
@@ -137,7 +138,9 @@ impl Rig {
                         let reply = if self.down.contains(&disk) {
                             Err(Failure::Disconnected)
                         } else {
-                            self.disks.get_mut(&disk).unwrap().call(&request)
+                            let model = self.disks.get_mut(&disk).unwrap();
+                            model.now_ms = self.now;
+                            model.call(&request)
                         };
                         if reply == Err(Failure::NoSpace) && self.lost_when_full == Some(disk) {
                             self.down.push(disk);
@@ -157,7 +160,9 @@ impl Rig {
     fn deliver(&mut self) {
         self.slow = |_| false;
         for (tag, request) in std::mem::take(&mut self.on_the_way) {
-            let reply = self.disks.get_mut(&request.disk).unwrap().call(&request);
+            let model = self.disks.get_mut(&request.disk).unwrap();
+            model.now_ms = self.now;
+            let reply = model.call(&request);
             self.drive(Event::Reply { tag, reply });
         }
     }
@@ -199,8 +204,9 @@ impl Rig {
         self.run(Command::Read { offset, len }).unwrap().concat()
     }
 
-    /// Another owner, of the next generation; the one before has died.
+    /// Another owner, of the next generation; the one before has died, long ago.
     fn take_over_with(&mut self, plant: Option<Plant>) {
+        self.now += 2000;
         self.epoch += 1;
         let mut config = self.owner.config.clone();
         config.generation.0 += 1;

@@ -225,6 +225,9 @@ impl World {
     fn tell_owners(&mut self) {
         for owner in 0..self.gateways.len() {
             let wait = self.rng.between(0, 20 * MS);
+            if self.gateways[owner].uninformed_until > self.now_us {
+                continue;
+            }
             // To an owner of before, the map says first of all that it is none any more.
             let is_owner = owner + 1 == self.gateways.len();
             let event = if is_owner { Event::Map(self.view()) } else { Event::Resign };

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 use lunette_proto::ids::{DiskId, Epoch, ExtentId, Generation, Namespace, Version};
-use lunette_proto::limits::{BLOCK_BYTES, EXTENT_BLOCKS, NODE_DAMAGED_RUNS_MAX, UNIT_BYTES};
+use lunette_proto::limits::{
+    BLOCK_BYTES, EXTENT_BLOCKS, GRANT_KEPT_MS_MAX, NODE_DAMAGED_RUNS_MAX, UNIT_BYTES,
+};
 use lunette_proto::node::{
     BlockVersion, Change, DamagedRun, DirtyExtent, Durability, Failure, Reply, ReplyBody, Request,
     RequestBody, Sealed,
@@ -44,8 +46,20 @@ pub(crate) struct ModelDisk {
     pub(crate) refuses_seals: bool,
     /// Space units with content that it has room for.
     pub(crate) capacity: usize,
+    /// What time it is, by its own clock.
+    pub(crate) now_ms: u64,
+    /// By namespace and generation: the highest number, and until when.
+    grants: BTreeMap<(Namespace, Generation), (u64, u64)>,
+    /// Until when a process before may have granted something, by namespace.
+    forgotten: BTreeMap<Namespace, u64>,
+    /// The longest that anything is granted for, by its own clock.
+    pub(crate) granted_ms_max: u64,
     /// A bug: older generations are served.
     pub(crate) forgets_generation: bool,
+    /// A bug: seals are answered whatever was granted.
+    pub(crate) answers_seals_at_once: bool,
+    /// A bug: it takes it that a process before has granted nothing.
+    pub(crate) forgets_grants: bool,
 }
 
 impl ModelDisk {
@@ -64,7 +78,13 @@ impl ModelDisk {
             lost: BTreeSet::new(),
             refuses_seals: false,
             capacity: usize::MAX,
+            now_ms: 0,
+            grants: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
+            granted_ms_max: GRANT_KEPT_MS_MAX.into(),
             forgets_generation: false,
+            answers_seals_at_once: false,
+            forgets_grants: false,
         }
     }
 
@@ -80,7 +100,24 @@ impl ModelDisk {
                 unreachable!("the owner of a replicated volume prepares nothing")
             }
             RequestBody::Space => Ok(ReplyBody::Space { capacity_bytes: 0, used_bytes: 0 }),
-            RequestBody::Seal { namespace, generation } => self.seal(*namespace, *generation, epoch),
+            RequestBody::Seal { namespace, generation } => {
+                let sealed = self.seal(*namespace, *generation, epoch)?;
+                match self.granted_until(*namespace, *generation).saturating_sub(self.now_ms) {
+                    0 => Ok(sealed),
+                    left => Err(Failure::Granted { left_ms: left as u32 }),
+                }
+            }
+            RequestBody::Grant { namespace, generation, number, for_ms } => {
+                self.check(*namespace, *generation, epoch)?;
+                let (last, until) = self.grants.entry((*namespace, *generation)).or_default();
+                if *for_ms > 0 {
+                    let kept_ms = u64::from(*for_ms) * 11 / 10 + 1;
+                    (*last, *until) = ((*last).max(*number), (*until).max(self.now_ms + kept_ms));
+                } else if number > last {
+                    *until = 0;
+                }
+                Ok(ReplyBody::Done)
+            }
             RequestBody::Change { extent, version, offset, change, durability } => {
                 self.check(extent.namespace, version.generation, epoch)?;
                 if version.seq == 0 {
@@ -160,6 +197,25 @@ impl ModelDisk {
                 self.lost.retain(|(extent, _)| extent.namespace != *namespace);
                 Ok(ReplyBody::Done)
             }
+        }
+    }
+
+    /// Until when owners before that one may answer reads.
+    fn granted_until(&self, namespace: Namespace, generation: Generation) -> u64 {
+        if self.answers_seals_at_once {
+            return 0;
+        }
+        let older = self.grants.range((namespace, Generation(0))..(namespace, generation));
+        let forgotten = self.forgotten.get(&namespace).copied();
+        older.map(|(_, (_, until))| *until).chain(forgotten).max().unwrap_or(0)
+    }
+
+    /// Another process serves the disk from now on.
+    pub(crate) fn restarted(&mut self) {
+        self.grants.clear();
+        if !self.forgets_grants {
+            let until = self.now_ms + self.granted_ms_max;
+            self.forgotten.extend(self.sealed.keys().map(|namespace| (*namespace, until)));
         }
     }
 

@@ -14,7 +14,8 @@ impl World {
     }
 
     pub(super) fn hot_block(&mut self) -> Option<u64> {
-        let all: Vec<u64> = Self::hot_blocks().collect();
+        let few = if self.faults.mostly_splits { 3 } else { usize::MAX };
+        let all: Vec<u64> = Self::hot_blocks().take(few).collect();
         self.rng.pick(&all)
     }
 
@@ -26,10 +27,16 @@ impl World {
             return self.at(MS, Happening::Submit);
         }
         self.left -= 1;
-        let command = self.command();
+        let command = match self.hot_block() {
+            Some(offset) if self.faults.mostly_splits && self.rng.chance(400) => {
+                Command::Read { offset, len: BLOCK as u32 }
+            }
+            _ => self.command(),
+        };
         let owner = self.gateways.len() - 1;
         // Sometimes to one that only believes that it is the owner.
-        let owner = if owner > 0 && self.rng.chance(100) { owner - 1 } else { owner };
+        let both = if self.faults.mostly_splits { 500 } else { 100 };
+        let owner = if owner > 0 && self.rng.chance(both) { owner - 1 } else { owner };
         self.submit(owner, command);
         let burst = self.rng.chance(600);
         let wait = self.rng.between(0, if burst { 200 } else { 4 * MS });

@@ -13,6 +13,7 @@ mod control;
 pub(crate) mod disk;
 mod load;
 pub(crate) mod rng;
+mod split;
 mod trouble;
 mod verdict;
 mod world;
@@ -111,6 +112,18 @@ fn moves_can_be_explained() {
     assert_eq!(failures, [""; 0]);
 }
 
+fn among_splits() -> Faults {
+    Faults { mostly_splits: true, ..Faults::default() }
+}
+
+/// Guards invariant 34: two owners that each reach a part of the disks, and both answer reads, one of them no more in time.
+#[test]
+fn splits_can_be_explained() {
+    let seeds = 0..setting("LUNETTE_SIM_SEEDS").unwrap_or(SEEDS);
+    let failures = failures(seeds, among_splits(), 1);
+    assert_eq!(failures, [""; 0]);
+}
+
 finds! {
     finds_ack_after_the_first_member: planted(Plant::AckAfterFirst);
     finds_no_hazard_lock: planted(Plant::NoHazardLock);
@@ -141,5 +154,8 @@ finds! {
     finds_complete_before_it_came: planted(Plant::ArrivingComplete);
     finds_what_was_said_of_other_copies: Faults { believe_of_other_copies: true, ..among_moves() };
     finds_old_promises_believed: Faults { believe_old_promises: true, ..Faults::default() };
+    finds_reads_without_grants: Faults { planted: Some(Plant::ReadUngranted), ..among_splits() };
+    finds_seals_answered_in_spite_of_grants: Faults { seal_at_once: true, ..among_splits() };
+    finds_held_commands_forgotten: planted(Plant::ForgetHeld);
     finds_a_disk_that_forgets_generations: Faults { forget_generation: true, ..Faults::default() };
 }

@@ -36,12 +36,12 @@ impl World {
         for tag in unanswered {
             self.drive(owner, Event::Reply { tag, reply: Err(Failure::Disconnected) });
         }
-        let back = self.rng.between(1, 40 * MS);
+        let back = self.rng.between(1, if self.faults.mostly_splits { 4 * MS } else { 40 * MS });
         self.at(back, Happening::Connect { owner, disk });
     }
 
     pub(super) fn crash_disk(&mut self, disk: DiskId, power: bool) {
-        let back = self.rng.between(MS, 60 * MS);
+        let back = self.rng.between(MS, if self.faults.mostly_splits { 6 * MS } else { 60 * MS });
         let Some((model, alive)) = self.disks.get_mut(&disk) else {
             return;
         };
@@ -77,6 +77,14 @@ impl World {
                 4..6 => self.cancel_move(),
                 _ => self.begin_moves(),
             };
+        }
+        if self.rng.chance(if self.faults.mostly_splits { 500 } else { 40 }) {
+            return self.split();
+        }
+        match self.rng.below(30) {
+            0 => return self.order_hand_over(),
+            1 => return self.isolate(last),
+            _ => {}
         }
         // Disks that come and go need many comings and goings to be caught at a bad moment.
         match self.rng.below(if self.removable || self.moving { 28 } else { 16 }) {

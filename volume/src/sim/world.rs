@@ -36,6 +36,12 @@ pub(super) struct Faults {
     pub(super) believe_of_other_copies: bool,
     /// Nothing but moves, broken connections and requests that arrive late: for what needs many of them.
     pub(super) mostly_moves: bool,
+    /// Networks that part all the time, with reads on both sides.
+    pub(super) mostly_splits: bool,
+    /// Disks answer seals whatever they have granted.
+    pub(super) seal_at_once: bool,
+    /// Disks that are started anew take it that nothing was granted before.
+    pub(super) forget_grants: bool,
 }
 
 #[derive(Debug)]
@@ -74,6 +80,19 @@ pub(super) enum Happening {
     Takeover {
         paused: bool,
     },
+    /// An owner has heard nothing of a disk for too long.
+    Silence {
+        owner: usize,
+        disk: DiskId,
+    },
+    /// The map takes out what the owner does not reach.
+    Evict {
+        disks: BTreeSet<DiskId>,
+    },
+    /// The map names the next owner.
+    HandOver {
+        from: usize,
+    },
     /// A disk that has left is there again.
     Return {
         disk: DiskId,
@@ -104,6 +123,11 @@ pub(super) struct Gateway {
     pub(super) owner: Owner,
     pub(super) dead: bool,
     pub(super) timer: u64,
+    /// Its clock, in thousandths of true time, and how far it is ahead.
+    pub(super) rate: u64,
+    pub(super) ahead_us: u64,
+    /// Until when it hears of no map.
+    pub(super) uninformed_until: u64,
     pub(super) conns: BTreeMap<DiskId, Conn>,
 }
 
@@ -123,6 +147,8 @@ pub(super) struct World {
     pub(super) order: u64,
     pub(super) agenda: BTreeMap<(u64, u64), Happening>,
     pub(super) disks: BTreeMap<DiskId, (ModelDisk, bool)>,
+    /// Their clocks, in thousandths of true time.
+    pub(super) rates: BTreeMap<DiskId, u64>,
     pub(super) states: BTreeMap<DiskId, DiskState>,
     pub(super) behind: BTreeMap<DiskId, Arc<Behind>>,
     /// Whether the control plane looks at what is caught up.
@@ -134,6 +160,10 @@ pub(super) struct World {
     pub(super) config: Config,
     pub(super) gateways: Vec<Gateway>,
     pub(super) conns: u64,
+    /// Between whom nothing comes through, and until when.
+    pub(super) cuts: BTreeMap<(usize, DiskId), u64>,
+    /// Owners that hear nothing of a disk which hears them.
+    pub(super) deaf: BTreeSet<(usize, DiskId)>,
     pub(super) records: Vec<Record>,
     /// Power losses, by their place in the history.
     pub(super) losses: Vec<usize>,
@@ -156,7 +186,12 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, ops: usize, faults: Faults) -> Self {
         let mut rng = Rng::new(seed);
-        let replicas = rng.between(1, if faults.mostly_moves { 2 } else { 3 }) as u8;
+        let (fewest, most) = match faults {
+            Faults { mostly_moves: true, .. } => (1, 2),
+            Faults { mostly_splits: true, .. } => (2, 3),
+            _ => (1, 3),
+        };
+        let replicas = rng.between(fewest, most) as u8;
         let spare = if faults.mostly_moves { 1 } else { 0 };
         let count = rng.between(u64::from(replicas) + spare, 5) as u32;
         let mut cells = Vec::new();
@@ -198,6 +233,7 @@ impl World {
                 watermark_ms: if rng.chance(300) { 250 } else { 20 },
                 survey_ms: None,
                 sweep_ms: if rng.chance(500) { 0 } else { rng.between(1, 100) },
+                grant_ms: rng.between(20, 80) as u32,
                 hand_over_ms: 100,
             },
         };
@@ -206,10 +242,15 @@ impl World {
                 let mut disk = ModelDisk::new(DiskId(id));
                 disk.forgets_generation = faults.forget_generation;
                 disk.dirty_max = dirty_max.saturating_add(2);
+                disk.granted_ms_max = u64::from(config.limits.grant_ms) * 11 / 10 + 1;
+                disk.answers_seals_at_once = faults.seal_at_once;
+                disk.forgets_grants = faults.forget_grants;
                 (DiskId(id), (disk, true))
             })
             .collect();
-        let tight = rng.chance(250) && !faults.mostly_moves;
+        let rates = (0..count).map(|id| (DiskId(id), rng.between(975, 1025))).collect();
+        let mostly = faults.mostly_moves || faults.mostly_splits;
+        let tight = rng.chance(250) && !mostly;
         let mut world = Self {
             seed,
             faults,
@@ -217,6 +258,7 @@ impl World {
             order: 0,
             agenda: BTreeMap::new(),
             disks,
+            rates,
             behind: BTreeMap::new(),
             watching: false,
             states: (0..count).map(|id| (DiskId(id), DiskState::InSync)).collect(),
@@ -227,6 +269,8 @@ impl World {
             config,
             gateways: Vec::new(),
             conns: 0,
+            cuts: BTreeMap::new(),
+            deaf: BTreeSet::new(),
             records: Vec::new(),
             losses: Vec::new(),
             moment: 0,
@@ -235,8 +279,8 @@ impl World {
             healed: false,
             tight,
             // A bad copy beside another with lost memory would be one fault too many.
-            corrupting: !tight && !write_back && !faults.mostly_moves && rng.chance(400),
-            removable: rng.chance(500) && !faults.mostly_moves,
+            corrupting: !tight && !write_back && !mostly && rng.chance(400),
+            removable: (rng.chance(500) || faults.mostly_splits) && !faults.mostly_moves,
             moving: rng.chance(500) || faults.mostly_moves,
             purged: false,
             acked: 0,
@@ -258,6 +302,8 @@ impl World {
             self.read_all();
             self.until_idle()?;
             self.kill_owner();
+            // What the last one was granted is over: the reads come at once.
+            self.now_us += 200 * MS;
             self.take_over(false);
         }
         self.read_all();
@@ -331,7 +377,9 @@ impl World {
         owner.plant(self.faults.planted);
         let conns =
             self.disks.keys().map(|disk| (*disk, Conn { id: 0, unanswered: vec![], last_us: 0 })).collect();
-        self.gateways.push(Gateway { owner, dead: false, timer: u64::MAX, conns });
+        let (rate, ahead_us) = (self.some_rate(), self.rng.below(1 << 40));
+        let (timer, uninformed_until) = (u64::MAX, 0);
+        self.gateways.push(Gateway { owner, dead: false, timer, rate, ahead_us, uninformed_until, conns });
         let gateway = self.gateways.len() - 1;
         for disk in self.disks.keys().copied().collect::<Vec<_>>() {
             self.connect(gateway, disk);
@@ -359,14 +407,16 @@ impl World {
             return;
         }
         let mut actions = Vec::new();
-        self.gateways[gateway].owner.handle(self.now_us / MS, event, &mut actions);
+        let now_ms = self.clock_of(gateway) / MS;
+        self.gateways[gateway].owner.handle(now_ms, event, &mut actions);
         for action in actions {
             match action {
                 Action::Send { disk, tag, request } => self.send(gateway, disk, tag, request),
+                Action::Complete { tag, outcome } if self.handed_over(tag, &outcome) => {}
                 Action::Complete { tag, outcome } => self.complete(tag, outcome),
                 Action::SetTimer { at_ms } => {
                     self.gateways[gateway].timer = at_ms;
-                    let wait = (at_ms * MS).saturating_sub(self.now_us);
+                    let wait = self.until_clock(gateway, at_ms * MS);
                     self.at(wait, Happening::Timer { owner: gateway, at: at_ms });
                 }
                 Action::Purged => self.purged = true,
@@ -395,7 +445,7 @@ impl World {
         if self.healed {
             return self.rng.between(50, 300);
         }
-        let slow = self.rng.chance(30);
+        let slow = self.rng.chance(if self.faults.mostly_splits { 100 } else { 30 });
         self.rng.between(50, if slow { 30 * MS } else { 1500 })
     }
 
@@ -432,11 +482,20 @@ impl World {
             }
             Happening::Connect { owner, disk } => self.connect(owner, disk),
             Happening::Restart { disk } => {
-                if let Some((_, alive)) = self.disks.get_mut(&disk) {
+                let now_ms = self.time_of(disk);
+                if let Some((model, alive)) = self.disks.get_mut(&disk) {
                     *alive = true;
+                    model.now_ms = now_ms;
+                    model.restarted();
                 }
             }
             Happening::Takeover { paused } => self.take_over(paused),
+            Happening::Silence { owner, disk } => self.silence(owner, disk),
+            Happening::Evict { disks } if self.removable => {
+                disks.into_iter().for_each(|disk| self.remove(disk));
+            }
+            Happening::Evict { .. } => {}
+            Happening::HandOver { from } => self.hand_over(from),
             Happening::Return { disk } => self.bring_back(disk),
             Happening::Move { partition, wanted } => self.move_if_possible(partition, wanted),
             Happening::Watch => self.watch(),
@@ -451,22 +510,29 @@ impl World {
             return;
         }
         let busy = !self.healed && self.rng.chance(10);
+        let now_ms = self.time_of(disk);
         let Some((model, true)) = self.disks.get_mut(&disk) else {
             return;
         };
+        model.now_ms = now_ms;
         let reply = if busy { Err(Failure::Busy) } else { model.call(request) };
         assert_ne!(reply, Err(Failure::Invalid), "{request:?}");
-        if current {
+        if current && !self.deaf.contains(&(owner, disk)) {
             let delay = self.delay();
             self.at(delay, Happening::Answer { owner, disk, conn, tag, reply });
         }
+    }
+
+    /// Time in milliseconds by a disk's clock.
+    fn time_of(&self, disk: DiskId) -> u64 {
+        self.now_us * self.rates[&disk] / 1000 / MS
     }
 
     pub(super) fn connect(&mut self, owner: usize, disk: DiskId) {
         if self.gateways[owner].dead {
             return;
         }
-        if !self.disks[&disk].1 {
+        if !self.disks[&disk].1 || self.is_cut(owner, disk) {
             return self.at(5 * MS, Happening::Connect { owner, disk });
         }
         self.conns += 1;

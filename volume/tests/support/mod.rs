@@ -230,11 +230,18 @@ impl Cluster {
     }
 
     fn ask(&self, disk: u32, body: RequestBody) -> ReplyBody {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let request = Request { disk: DiskId(disk), epoch: Epoch(self.epoch), body };
-        let node = &self.nodes[disk as usize].as_ref().unwrap().node;
-        node.call(request, 0, Arc::new(Direct(sender)));
-        receiver.recv_timeout(HANG).expect("an answer").unwrap()
+        loop {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let request = Request { disk: DiskId(disk), epoch: Epoch(self.epoch), body: body.clone() };
+            let node = &self.nodes[disk as usize].as_ref().unwrap().node;
+            node.call(request, 0, Arc::new(Direct(sender)));
+            match receiver.recv_timeout(HANG).expect("an answer") {
+                Err(Failure::Granted { left_ms }) => {
+                    std::thread::sleep(Duration::from_millis(left_ms.into()));
+                }
+                reply => return reply.unwrap(),
+            }
+        }
     }
 }
 

@@ -50,6 +50,7 @@ kinds! {
     Prepared = 29,
     Extents = 30,
     Drop = 31,
+    Grant = 32,
     DoneReply = 128,
     DataReply = 129,
     SealedReply = 130,

@@ -34,6 +34,7 @@ const NO_SUCH_DISK: u8 = 7;
 const INVALID: u8 = 8;
 const BUSY: u8 = 9;
 const VERSION: u8 = 10;
+const GRANTED: u8 = 11;
 
 /// Appends the body to `out`; gives back kind, status and data. Writes nothing if it fails.
 pub(super) fn encode(reply: &Reply, out: &mut BytesMut) -> Result<(Kind, u8, Bytes), EncodeError> {
@@ -219,6 +220,7 @@ fn encode_failure(failure: &Failure, out: &mut BytesMut) -> Result<u8, EncodeErr
         Failure::Invalid => (INVALID, 0, 0, 0),
         Failure::Busy => (BUSY, 0, 0, 0),
         Failure::Version { present } => (VERSION, present.generation.0, present.seq, 0),
+        Failure::Granted { left_ms } => (GRANTED, 0, 0, *left_ms),
         Failure::Disconnected => return Err(EncodeError::NotSent),
     };
     out.put_u64_le(sealed);
@@ -247,6 +249,7 @@ fn decode_failure(status: u8, fields: &mut Fields<'_>) -> Result<Failure, FrameE
             let present = Version { generation: Generation(sealed), seq: got };
             (Failure::Version { present }, true, false)
         }
+        GRANTED => (Failure::Granted { left_ms: offset }, false, true),
         _ => return Err(FrameError::Field("status")),
     };
     if (!pair_used && (sealed, got) != (0, 0)) || (!offset_used && offset != 0) {

@@ -6,7 +6,7 @@ use super::fields::Fields;
 use super::header::{Header, Kind};
 use super::{EncodeError, FrameError};
 use crate::ids::{DiskId, Epoch, ExtentId, Generation, Version};
-use crate::limits::{FRAME_DATA_BYTES_MAX, NODE_DROPPED_EXTENTS_MAX};
+use crate::limits::{FRAME_DATA_BYTES_MAX, GRANT_MS_MAX, NODE_DROPPED_EXTENTS_MAX};
 use crate::node::{Change, Durability, Request, RequestBody};
 
 const CONTENT_DATA: u8 = 1;
@@ -104,6 +104,17 @@ pub(super) fn encode(request: &RequestBody, out: &mut BytesMut) -> Result<(Kind,
             out.put_u32_le(0);
             extents.iter().for_each(|index| out.put_u64_le(*index));
             (Kind::Drop, none)
+        }
+        RequestBody::Grant { namespace, generation, number, for_ms } => {
+            if *for_ms > GRANT_MS_MAX {
+                return Err(EncodeError::NotSent);
+            }
+            out.put_u64_le(namespace.0);
+            out.put_u64_le(generation.0);
+            out.put_u64_le(*number);
+            out.put_u32_le(*for_ms);
+            out.put_u32_le(0);
+            (Kind::Grant, none)
         }
         RequestBody::Space => (Kind::Space, none),
         RequestBody::Prepare { extent, version, prev, offset, change } => {
@@ -210,6 +221,15 @@ pub(super) fn decode(header: &Header, body: &[u8], data: Bytes) -> Result<Reques
                 return Err(FrameError::Field("extents"));
             }
             RequestBody::Drop { namespace, generation, extents }
+        }
+        Kind::Grant => {
+            let (namespace, generation, number) = (fields.namespace()?, fields.generation()?, fields.u64()?);
+            let for_ms = fields.u32()?;
+            if for_ms > GRANT_MS_MAX {
+                return Err(FrameError::Field("milliseconds"));
+            }
+            fields.reserved(4)?;
+            RequestBody::Grant { namespace, generation, number, for_ms }
         }
         Kind::Space => RequestBody::Space,
         Kind::Prepare => {

@@ -68,22 +68,22 @@ fn change() -> Request {
 /// checksums by an independent bitwise CRC-32C.
 #[test]
 fn golden() {
-    let mut expected = hex("4c554e4505120000300000000010000088776655443322114d00000000000000\
-         050000004016b51e9341379434c927080700000000000001090000000000000003000000000000002a00000000000000\
+    let mut expected = hex("4c554e4506120000300000000010000088776655443322114d00000000000000\
+         050000004016b51e93413794b8808b6b0700000000000001090000000000000003000000000000002a00000000000000\
          00200000001000000102000000000000");
     expected.extend([0xab; 4096]);
     assert_eq!(request_bytes(0x1122_3344_5566_7788, &change()), expected);
 
     let mut out = Outgoing::new();
     out.reply(6, &Err(Failure::Generation { sealed: Generation(9), got: Generation(8) })).unwrap();
-    let failure = "4c554e45058f01001800000000000000060000000000000000000000000000000000000002b87277000000005cea7613\
+    let failure = "4c554e45068f01001800000000000000060000000000000000000000000000000000000002b8727700000000d0a3da70\
          090000000000000008000000000000000000000000000000";
     assert_eq!(bytes_of(out), hex(failure));
 
     let mut out = Outgoing::new();
     out.hello(&Hello::new(ClusterId(0xaaaa_bbbb_cccc_dddd_1111_2222_3333_4444), "gw1")).unwrap();
-    let hello = "4c554e450101000017000000000000000000000000000000000000000000000000000000342267a6000000001a9eb1b4\
-         4444333322221111ddddccccbbbbaaaa05050300677731";
+    let hello = "4c554e450101000017000000000000000000000000000000000000000000000000000000b69cde2a00000000d3662be0\
+         4444333322221111ddddccccbbbbaaaa06060300677731";
     assert_eq!(bytes_of(out), hex(hello));
 }
 
@@ -93,7 +93,7 @@ fn alive() {
     let mut out = Outgoing::new();
     out.alive().unwrap();
     let expected =
-        "4c554e4505030000000000000000000000000000000000000000000000000000000000000000000000000000fbd50388";
+        "4c554e4506030000000000000000000000000000000000000000000000000000000000000000000000000000779cafeb";
     assert_eq!(bytes_of(out), hex(expected));
     let alive = |body: &[u8], id| {
         let header = header::Header {
@@ -128,16 +128,16 @@ fn golden_prepared() {
     let request = |body| request_bytes(1, &Request { disk: DiskId(5), epoch: Epoch(77), body });
     let (offset, len) = (0x11000, 8192);
     let change = Change::Zeros { len };
-    let prepare = "4c554e45051a0000400000000000000001000000000000004d000000000000000500000027bca8b500000000d38e8618\
+    let prepare = "4c554e45061a0000400000000000000001000000000000004d000000000000000500000027bca8b5000000005fc72a7b\
          0700000000000000090000000000000003000000000000002a0000000000000003000000000000002900000000000000\
          00100100002000000200000000000000";
     assert_eq!(request(RequestBody::Prepare { extent, version, prev, offset, change }), hex(prepare));
     let (generation, all) = (Generation(4), 0x10000);
-    let commit = "4c554e45051b0000300000000000000001000000000000004d0000000000000005000000857192d60000000081885399\
+    let commit = "4c554e45061b0000300000000000000001000000000000004d0000000000000005000000857192d6000000000dc1fffa\
          07000000000000000900000000000000040000000000000003000000000000002a000000000000000000010000000100";
     let body = RequestBody::Commit { extent, generation, version, offset: all, len: all };
     assert_eq!(request(body), hex(commit));
-    let rollback = "4c554e45051c0000300000000000000001000000000000004d0000000000000005000000857192d600000000fb8ea97b\
+    let rollback = "4c554e45061c0000300000000000000001000000000000004d0000000000000005000000857192d60000000077c70518\
          07000000000000000900000000000000040000000000000003000000000000002a000000000000000000010000000100";
     let body = RequestBody::Rollback { extent, generation, version, offset: all, len: all };
     assert_eq!(request(body), hex(rollback));
@@ -146,12 +146,12 @@ fn golden_prepared() {
         out.reply(6, &reply).unwrap();
         bytes_of(out)
     };
-    let prepared = "4c554e4505860000380000000000000006000000000000000000000000000000000000004cd540d4000000006c06d49b\
+    let prepared = "4c554e4506860000380000000000000006000000000000000000000000000000000000004cd540d400000000e04f78f8\
          010000000000000003000000000000002a00000000000000030000000000000029000000000000000010010000200000\
          0100000000000000";
     let change = PreparedChange { offset, len, version, prev, hole: true };
     assert_eq!(reply(Ok(ReplyBody::Prepared(vec![change]))), hex(prepared));
-    let refused = "4c554e45058f0a00180000000000000006000000000000000000000000000000000000002aae621800000000680b21e7\
+    let refused = "4c554e45068f0a00180000000000000006000000000000000000000000000000000000002aae621800000000e4428d84\
          030000000000000029000000000000000000000000000000";
     assert_eq!(reply(Err(Failure::Version { present: prev })), hex(refused));
 }
@@ -163,11 +163,11 @@ fn golden_extents() {
     let generation = Generation(4);
     let [newest, complete] = [42, 41].map(|seq| Version { generation: Generation(3), seq });
     let request = |body| request_bytes(1, &Request { disk: DiskId(5), epoch: Epoch(77), body });
-    let extents = "4c554e45051e0000280000000000000001000000000000004d0000000000000005000000f7f28b010000000065b2dbee\
+    let extents = "4c554e45061e0000280000000000000001000000000000004d0000000000000005000000f7f28b0100000000e9fb778d\
          07000000000000000400000000000000090000000000000003000000000000002a00000000000000";
     let body = RequestBody::Extents { namespace, generation, from: 9, newer_than: newest };
     assert_eq!(request(body), hex(extents));
-    let mark = "4c554e4505170000200000000000000001000000000000004d0000000000000005000000728d67d500000000d78a70f0\
+    let mark = "4c554e4506170000200000000000000001000000000000004d0000000000000005000000728d67d5000000005bc3dc93\
          070000000000000004000000000000002a000000000000000100000000000000";
     assert_eq!(request(RequestBody::Watermark { namespace, generation, seq: 42, complete: true }), hex(mark));
     let reply = |reply| {
@@ -176,10 +176,10 @@ fn golden_extents() {
         bytes_of(out)
     };
     let list = vec![DirtyExtent { index: 9, newest }];
-    let sealed = "4c554e450582000018000000180000000600000000000000000000000000000000000000f7524b2bdb6c2c30267b5ce1\
+    let sealed = "4c554e450682000018000000180000000600000000000000000000000000000000000000f7524b2bdb6c2c30aa32f082\
          010000000000000003000000000000002900000000000000090000000000000003000000000000002a00000000000000";
     assert_eq!(reply(ReplyBody::Sealed(Sealed { dirty: list.clone(), complete })), hex(sealed));
-    let listed = "4c554e45058700002800000000000000060000000000000000000000000000000000000040c81390000000008b3bc6d8\
+    let listed = "4c554e45068700002800000000000000060000000000000000000000000000000000000040c813900000000007726abb\
          01000000010000000a00000000000000090000000000000003000000000000002a00000000000000";
     assert_eq!(reply(ReplyBody::Extents { list, next: Some(10) }), hex(listed));
 }
@@ -193,7 +193,7 @@ fn golden_drop() {
         Request { disk: DiskId(5), epoch: Epoch(77), body }
     };
     let expected = hex(
-        "4c554e45051f0000280000000000000001000000000000004d00000000000000050000008831871a00000000d29c6802\
+        "4c554e45061f0000280000000000000001000000000000004d00000000000000050000008831871a000000005ed5c461\
          07000000000000000400000000000000020000000000000009000000000000000000000000010000",
     );
     assert_eq!(request_bytes(1, &drop_of(vec![9, 1 << 40])), expected);
@@ -221,6 +221,33 @@ fn golden_drop() {
     for (count, extents) in [(257, &more[..]), (2, &[1]), (1, &[1, 2]), (u32::MAX, &[])] {
         assert_eq!(decoded(count, extents), Err(FrameError::Field("count")));
     }
+}
+
+/// Guards the layout of what lets an owner read, in the same way.
+#[test]
+fn golden_grant() {
+    let body = RequestBody::Grant {
+        namespace: Namespace(7),
+        generation: Generation(4),
+        number: 3,
+        for_ms: crate::limits::GRANT_MS_MAX,
+    };
+    let grant = "4c554e4506200000200000000000000001000000000000004d0000000000000005000000beb84ccf0000000096f082b7\
+         070000000000000004000000000000000300000000000000dc05000000000000";
+    assert_eq!(request_bytes(1, &Request { disk: DiskId(5), epoch: Epoch(77), body }), hex(grant));
+    let mut out = Outgoing::new();
+    out.reply(6, &Err(Failure::Granted { left_ms: 1650 })).unwrap();
+    let granted = "4c554e45068f0b0018000000000000000600000000000000000000000000000000000000fe2d13f0000000009258f322\
+         000000000000000000000000000000007206000000000000";
+    assert_eq!(bytes_of(out), hex(granted));
+
+    // More than any owner asks for.
+    let mut body = [7u64, 4, 3].map(u64::to_le_bytes).concat();
+    body.extend([1501u32, 0].map(u32::to_le_bytes).concat());
+    let mut decoder = greeted();
+    decoder.push(&header::Header { epoch: 77, disk: 5, ..header_of(header::Kind::Grant, &body) }.encode());
+    decoder.push(&body);
+    assert_eq!(decoder.next_frame(), Err(FrameError::Field("milliseconds")));
 }
 
 /// Guards the owner against lists of extents that no disk makes: out of order, twice the same, or not before the next.
@@ -280,8 +307,8 @@ fn lengths_beyond_the_limits() {
 #[test]
 fn unknown_values() {
     let cases: [(usize, &[u8], FrameError); 9] = [
-        (4, &[4], FrameError::Version(4)),
-        (4, &[6], FrameError::Version(6)),
+        (4, &[5], FrameError::Version(5)),
+        (4, &[7], FrameError::Version(7)),
         (5, &[99], FrameError::Kind(99)),
         (6, &[1], FrameError::Field("status")),
         (7, &[1], FrameError::Field("reserved")),
@@ -327,12 +354,12 @@ fn greeting_comes_first_and_once() {
 #[test]
 fn greetings_are_answered_by_name() {
     let hello = Hello::new(ClusterId(1), "gw");
-    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 5, .. }));
+    assert!(matches!(hello.answer(ClusterId(1), "n1"), HelloAck::Accepted { version: 6, .. }));
     let wrong = hello.answer(ClusterId(2), "n1");
     assert_eq!(wrong.to_string(), "this node belongs to cluster 00000000000000000000000000000002");
-    let newer = Hello { versions: ProtocolVersions { min: 6, max: 7 }, ..hello };
+    let newer = Hello { versions: ProtocolVersions { min: 7, max: 8 }, ..hello };
     let refused = newer.answer(ClusterId(1), "n1");
-    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 5");
+    assert_eq!(refused.to_string(), "protocol version not supported; this node speaks version 6");
     for ack in [wrong, refused, HelloAck::Accepted { cluster: ClusterId(3), version: 2, name: "n".into() }] {
         let mut out = Outgoing::new();
         out.hello_ack(&ack).unwrap();
@@ -353,7 +380,7 @@ fn an_older_peer_is_refused_by_name() {
     let mut decoder = Decoder::new();
     decoder.push(&bytes);
     assert_eq!(decoder.next_frame(), Ok(Some(Frame::Hello(hello.clone()))));
-    let versions = ProtocolVersions { min: 5, max: 5 };
+    let versions = ProtocolVersions { min: 6, max: 6 };
     assert_eq!(
         hello.answer(ClusterId(1), "n1"),
         HelloAck::NoCommonVersion { cluster: ClusterId(1), versions }

@@ -76,6 +76,14 @@ fn requests() -> impl Strategy<Value = Request> {
                 extents: extents.into_iter().collect()
             }
         ),
+        (namespaces(), generations(), any::<u64>(), 0..=crate::limits::GRANT_MS_MAX).prop_map(
+            |(namespace, generation, number, for_ms)| RequestBody::Grant {
+                namespace,
+                generation,
+                number,
+                for_ms
+            }
+        ),
         Just(RequestBody::Space),
         (extents(), versions(), versions(), any::<u32>(), changes()).prop_map(
             |(extent, version, prev, offset, change)| RequestBody::Prepare {
@@ -168,6 +176,7 @@ fn replies() -> impl Strategy<Value = Reply> {
         any::<(u64, u64)>()
             .prop_map(|(sealed, got)| Err(Failure::Epoch { sealed: Epoch(sealed), got: Epoch(got) })),
         any::<u32>().prop_map(|offset| Err(Failure::Corrupt { offset })),
+        any::<u32>().prop_map(|left_ms| Err(Failure::Granted { left_ms })),
         proptest::sample::select(vec![
             Err(Failure::Deleted),
             Err(Failure::NoSpace),
@@ -239,7 +248,7 @@ proptest! {
     /// Guards against panics behind the checksums: a body of any bytes is a frame or an error.
     #[test]
     fn any_body_is_a_frame_or_an_error(
-        kind in prop_oneof![Just(3u8), 16u8..32, 128u8..144], status in 0u8..12,
+        kind in prop_oneof![Just(3u8), 16u8..34, 128u8..144], status in 0u8..13,
         body in proptest::collection::vec(prop_oneof![4 => Just(0u8), 1 => any::<u8>()], 0..80),
     ) {
         let Some(kind) = header::Kind::from_code(kind) else { return Ok(()) };
