@@ -69,6 +69,8 @@ pub struct Volumes {
     /// The open owners, for lost connections.
     cells: ArcSwap<Vec<Arc<Cell>>>,
     timers: Arc<Timers<Weak<Cell>>>,
+    /// For commands that wait for an owner.
+    holds: Arc<Timers<Weak<Device>>>,
     ways: Arc<ArcSwap<Ways>>,
     applied: Mutex<Applied>,
 }
@@ -122,6 +124,7 @@ impl Volumes {
             devices: RwLock::default(),
             cells: ArcSwap::default(),
             timers: Arc::new(Timers::new()),
+            holds: Arc::new(Timers::new()),
             ways: Arc::default(),
             applied: Mutex::default(),
         });
@@ -132,7 +135,7 @@ impl Volumes {
     }
 
     /// The device of a volume of the map, the same object for as long as the volume exists. While
-    /// another gateway owns it, it answers that.
+    /// another gateway owns it, it answers that: after a moment, in which a map may come that makes this one the owner.
     #[must_use]
     pub fn get(&self, volume: VolumeId) -> Option<Arc<dyn BlockDevice>> {
         self.devices.read().get(&volume).map(|device| Arc::clone(device) as Arc<dyn BlockDevice>)
@@ -229,7 +232,7 @@ impl Volumes {
             let mine = volume.owner.filter(|owner| owner.gateway == self.gateway);
             let pool = applied.pools.get(&volume.pool).map(|cached| Arc::clone(&cached.view));
             let (Some(owner), Some(pool)) = (mine, pool) else {
-                device.close();
+                device.close(volume.generation);
                 continue;
             };
             let view = View {
@@ -245,7 +248,7 @@ impl Volumes {
                     open.push(cell);
                 }
                 _ => {
-                    device.close();
+                    device.close(owner.generation);
                     if device.is_used(owner.generation) {
                         // Sequence numbers would begin again under it (invariant 1).
                         tracing::debug!(volume = %volume.id, generation = %owner.generation, "owned before");
@@ -277,7 +280,8 @@ impl Volumes {
         if let Some(device) = self.devices.read().get(&id) {
             return Arc::clone(device);
         }
-        Arc::clone(self.devices.write().entry(id).or_default())
+        let new = || Device::new(self.clock, Arc::clone(&self.holds));
+        Arc::clone(self.devices.write().entry(id).or_insert_with(new))
     }
 
     fn open(&self, volume: &map::Volume, generation: Generation, view: View) -> Option<Arc<Cell>> {
@@ -366,6 +370,9 @@ impl Volumes {
         for cell in self.timers.due(now_ms).iter().filter_map(Weak::upgrade) {
             cell.tick(now_ms);
         }
+        for device in self.holds.due(now_ms).iter().filter_map(Weak::upgrade) {
+            device.expire(now_ms);
+        }
     }
 }
 
@@ -383,7 +390,7 @@ impl Links for Volumes {
 impl Drop for Volumes {
     fn drop(&mut self) {
         for device in self.devices.get_mut().values() {
-            device.close();
+            device.end();
         }
     }
 }

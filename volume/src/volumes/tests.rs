@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use bytes::{Buf, Bytes};
 use lunette_proto::ids::{
@@ -15,7 +15,7 @@ use lunette_proto::map::{
     VolumeState,
 };
 use lunette_proto::node::frame::{Decoder, Frame, Outgoing};
-use lunette_proto::node::{Failure, Replies, ReplyBody, Request, RequestBody, Service};
+use lunette_proto::node::{Failure, Replies, Reply, ReplyBody, Request, RequestBody, Service};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -70,6 +70,14 @@ impl TestNode {
     }
 }
 
+/// A disk of this moment answers.
+fn call(model: &Mutex<ModelDisk>, request: &Request) -> Reply {
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let mut model = model.lock();
+    model.now_ms = BEGIN.elapsed().as_millis() as u64;
+    model.call(request)
+}
+
 async fn serve(mut stream: TcpStream, model: Arc<Mutex<ModelDisk>>, disk: DiskId) {
     let mut decoder = Decoder::new();
     let mut out = Outgoing::new();
@@ -78,7 +86,7 @@ async fn serve(mut stream: TcpStream, model: Arc<Mutex<ModelDisk>>, disk: DiskId
             match frame {
                 Frame::Hello(hello) => out.hello_ack(&hello.answer(CLUSTER, "test")).unwrap(),
                 Frame::Request { id, request } if request.disk == disk => {
-                    let reply = model.lock().call(&request);
+                    let reply = call(&model, &request);
                     out.reply(id, &reply).unwrap();
                 }
                 Frame::Request { id, .. } => out.reply(id, &Err(Failure::NoSuchDisk)).unwrap(),
@@ -347,7 +355,7 @@ struct Inline(Mutex<ModelDisk>);
 
 impl Service for Inline {
     fn call(&self, request: Request, tag: u64, to: Arc<dyn Replies>) {
-        let reply = self.0.lock().call(&request);
+        let reply = call(&self.0, &request);
         to.reply(tag, reply);
     }
 }
@@ -505,4 +513,51 @@ async fn a_volume_is_handed_over() {
     told(2, Some((GatewayId(2), 8)));
     assert_eq!(receiver.recv().await, Some((3, Err(DeviceError::NotOwner))));
     assert_eq!(hand_over().await, Err(DeviceError::NotOwner));
+}
+
+/// Guards commands that come just before the map that makes this gateway the owner: they are done then, in their order; without such
+/// a map they are refused soon, and at once by who was the owner before, or if they are too many.
+#[tokio::test]
+async fn commands_may_come_before_the_map() {
+    let (volumes, _events) = Volumes::new(CLUSTER, ME, InlineFabric::new(2));
+    let told = |epoch, owner| volumes.apply_map(&map(&nowhere(2), epoch, owner, VolumeState::Active));
+    told(1, Some((GatewayId(2), 1)));
+    let device = volumes.get(VOLUME).unwrap();
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let to: Arc<dyn Completions> = Arc::new(Answers(sender));
+    let write = |byte: u8| Command::Write { offset: 0, data: vec![byte; 4096].into(), fua: false };
+    for tag in 0..200 {
+        device.submit(write(tag as u8), tag, &to);
+    }
+    for tag in 128..200 {
+        assert_eq!(receiver.recv().await, Some((tag, Err(DeviceError::NotOwner))), "too many");
+    }
+    assert!(receiver.try_recv().is_err());
+    told(2, Some((ME, 2)));
+    device.submit(Command::Read { offset: 0, len: 4096 }, 200, &to);
+    for tag in 0..128 {
+        let (done, outcome) = receiver.recv().await.unwrap();
+        assert_eq!((done, outcome.map(|data| data.len())), (tag, Ok(0)));
+    }
+    assert_eq!(receiver.recv().await.unwrap().1.unwrap().concat(), vec![127; 4096]);
+    // Whoever comes to the one before has not heard of the successor.
+    told(3, Some((GatewayId(2), 3)));
+    device.submit(write(1), 1, &to);
+    assert_eq!(receiver.try_recv(), Ok((1, Err(DeviceError::NotOwner))));
+    told(4, Some((GatewayId(3), 4)));
+    device.submit(write(2), 2, &to);
+    assert!(receiver.try_recv().is_err());
+    assert_eq!(receiver.recv().await, Some((2, Err(DeviceError::NotOwner))));
+    device.submit(write(3), 3, &to);
+    let mut last = map(&nowhere(2), 5, None, VolumeState::Active);
+    last.volumes.clear();
+    volumes.apply_map(&last);
+    assert_eq!(receiver.try_recv(), Ok((3, Err(DeviceError::Gone))));
+    told(6, Some((GatewayId(2), 9)));
+    let device = volumes.get(VOLUME).unwrap();
+    device.submit(write(4), 4, &to);
+    drop(volumes);
+    assert_eq!(receiver.recv().await, Some((4, Err(DeviceError::NotOwner))));
+    device.submit(write(5), 5, &to);
+    assert_eq!(receiver.recv().await, Some((5, Err(DeviceError::NotOwner))));
 }
