@@ -5,7 +5,8 @@
 //! guest: echo WORDS | socat - TCP:10.0.2.2:PORT        what the command printed, then a line `exit STATUS`
 //! ```
 //!
-//! `meet NAME` is no command of the command line: it ends when as many guests have come to NAME as there are.
+//! Some are no commands of the command line: `meet NAME` ends when as many guests have come to NAME as there are; `kill
+//! PART` and `start PART` are about a process of the system.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -16,6 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::ports;
+use crate::processes::Part;
 use crate::server::Lunette;
 
 /// How long a guest waits for another one.
@@ -30,6 +32,7 @@ pub fn serve<T>(lunette: &Lunette, guests: usize, work: impl FnOnce(u16) -> T) -
     let listener = TcpListener::bind(address).expect("bind a port that is free");
     let done = AtomicBool::new(false);
     let meetings = Meetings { guests, arrived: Mutex::default(), changed: Condvar::new() };
+    let parts = Mutex::default();
     thread::scope(|scope| {
         // Ends the service also when the work panics.
         let ending = Ending { done: &done, address };
@@ -38,8 +41,8 @@ pub fn serve<T>(lunette: &Lunette, guests: usize, work: impl FnOnce(u16) -> T) -
                 if done.load(Ordering::Relaxed) {
                     return;
                 }
-                let meetings = &meetings;
-                scope.spawn(move || answer(lunette, meetings, stream));
+                let (meetings, parts) = (&meetings, &parts);
+                scope.spawn(move || answer(lunette, meetings, parts, stream));
             }
         });
         let result = work(address.port());
@@ -62,7 +65,7 @@ impl Drop for Ending<'_> {
 }
 
 /// Carries out one line. A guest that is gone in the meantime is no error of ours.
-fn answer(lunette: &Lunette, meetings: &Meetings, mut stream: TcpStream) {
+fn answer(lunette: &Lunette, meetings: &Meetings, parts: &Mutex<Vec<Part>>, mut stream: TcpStream) {
     let mut line = String::new();
     if BufReader::new(&stream).read_line(&mut line).is_err() {
         return;
@@ -70,6 +73,14 @@ fn answer(lunette: &Lunette, meetings: &Meetings, mut stream: TcpStream) {
     let words: Vec<&str> = line.split_whitespace().collect();
     let text = match words.as_slice() {
         ["meet", name] => format!("exit {}\n", i32::from(!meetings.meet(name))),
+        ["kill", name] => {
+            lunette.kill_part(name);
+            "exit 0\n".to_owned()
+        }
+        ["start", name] => {
+            parts.lock().unwrap_or_else(PoisonError::into_inner).push(lunette.start_part(name));
+            "exit 0\n".to_owned()
+        }
         words => {
             let outcome = lunette.cli(words.iter().copied());
             format!("{}{}\nexit {}\n", outcome.stdout, outcome.stderr, outcome.code)

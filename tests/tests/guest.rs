@@ -172,3 +172,24 @@ fn a_vm_uses_luns_of_qemus_own_initiator_and_finds_them_after_a_reboot() {
         }
     });
 }
+
+#[test]
+fn a_file_system_outlives_its_gateway() {
+    // Guards against a standby path that a stock host takes for a broken one, or for a working one, and against a takeover
+    // or a move that its file system notices.
+    let lunette = Lunette::build().gateways(2).volume("moves", "128M").log("info").start();
+    let ports = [1, 2].map(|number| lunette.gateway(number).port());
+    let outcome = administrator::serve(&lunette, 1, |administrator| {
+        Host::new(LONG).forward(ports[0]).forward(ports[1]).run(
+            &[
+                ("PORT", &ports[0].to_string()),
+                ("PORT_2", &ports[1].to_string()),
+                ("ADMIN", &administrator.to_string()),
+                ("TARGET", &iqn("moves")),
+                ("NAA", &naa(&lunette, "moves")),
+            ],
+            include_str!("../guest/gateways.sh"),
+        )
+    });
+    assert_passed(&outcome, "gateways: all steps passed");
+}
