@@ -266,6 +266,8 @@ fn readiness() {
     ] {
         model.readiness(readiness);
         model.change(|unit| unit.owner = Some(UnitOwner { group: 4, generation: Generation(1) }));
+        // Takes the unit attention of whoever was told of the state before.
+        model.run(&[0x03, 0, 0, 0, 18, 0], &[]).good();
         let end = model.run(&TEST_UNIT_READY, &[]);
         match sense {
             None => assert!(end.good().is_empty()),
@@ -279,6 +281,26 @@ fn readiness() {
         assert_eq!(extended[8..], groups[4..]);
     }
     model.run(&cdb(12, 0xA3, &[(1, &[0x4A])]), &[]).bad_cdb_field(1, Some(7));
+}
+
+/// Guards initiators that were told that a path does not work: they hear when it does again, unless they ask before.
+#[test]
+fn readiness_comes_back() {
+    let rtpg = cdb(12, 0xA3, &[(1, &[0x0A]), (6, &[0, 0, 1, 0])]);
+    let mut model = Model::new();
+    for transient in [Readiness::Unavailable, Readiness::Starting] {
+        model.readiness(transient);
+        model.run(&rtpg, &[]).good();
+        assert_eq!(model.run(&TEST_UNIT_READY, &[]).sense_code().0, 2);
+        model.readiness(Readiness::Ready);
+        model.run(&TEST_UNIT_READY, &[]).fails((6, 0x2A, 0x06));
+        model.run(&TEST_UNIT_READY, &[]).good();
+        model.readiness(transient);
+        model.run(&rtpg, &[]).good();
+        model.readiness(Readiness::Ready);
+        model.run(&rtpg, &[]).good();
+        model.run(&TEST_UNIT_READY, &[]).good();
+    }
 }
 
 /// Guards START STOP UNIT: a volume is started; stopping, ejecting and power conditions are refused.

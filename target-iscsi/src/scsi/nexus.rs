@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lunette_proto::map::NexusId;
+use lunette_volume::device::Readiness;
 use smallvec::SmallVec;
 
 use super::LogicalUnit;
@@ -190,6 +191,7 @@ impl Nexus {
             copies: Arc::default(),
             hold: None,
             acquaintance: None,
+            told: None,
         })
     }
 }
@@ -203,6 +205,8 @@ pub(super) struct Unit {
     hold: Option<Hold>,
     /// The unit knows the nexus, which has sent it a command.
     acquaintance: Option<Acquaintance>,
+    /// What the nexus was told last of its access, if that does not last.
+    told: Option<Readiness>,
 }
 
 impl Unit {
@@ -217,6 +221,22 @@ impl Unit {
 
     pub(super) fn hold(&mut self, hold: Hold) {
         self.hold = Some(hold);
+    }
+
+    /// REPORT TARGET PORT GROUPS has said how the unit is served here.
+    pub(super) fn tell_access(&mut self, readiness: Readiness) {
+        self.told = matches!(readiness, Readiness::Starting | Readiness::Unavailable).then_some(readiness);
+    }
+
+    /// Establishes that the access has changed, if the nexus was told of a state that is over: initiators that were told
+    /// that a path does not work leave it alone until then. `now` is asked of such a nexus alone.
+    pub(super) fn check_access(&mut self, now: impl FnOnce() -> Readiness) {
+        if let Some(told) = self.told
+            && told != now()
+        {
+            self.told = None;
+            self.establish(Attention::AccessStateChanged);
+        }
     }
 
     fn establish(&mut self, attention: Attention) {

@@ -35,10 +35,12 @@ pub(super) fn report_target_port_groups(request: &mut Request<'_>) -> Answer {
         _ => return Err(Sense::cdb_bit(1, 7).into()),
     }
     let access = Access::of(request.view, request.unit);
+    let own_group = request.view.portal_group_tag;
+    request.nexus.unit(request.lun).tell_access(access.through(own_group, own_group));
     for port in &request.view.ports {
         let [group_high, group_low] = port.group.to_be_bytes();
         let [port_high, port_low] = port.relative.to_be_bytes();
-        let state = access_state(access.through(port.group, request.view.portal_group_tag));
+        let state = access_state(access.through(port.group, own_group));
         data.extend([state, SUPPORTED_STATES, group_high, group_low, 0, 0, 0, 1]);
         data.extend([0, 0, port_high, port_low]);
     }

@@ -27,6 +27,8 @@ pub(super) const SANITIZE: u8 = 0x48;
 pub(super) const EXTENDED_COPY: u8 = 0x83;
 pub(super) const RECEIVE_COPY_RESULTS: u8 = 0x84;
 pub(super) const REPORT_LUNS: u8 = 0xA0;
+const MAINTENANCE_IN: u8 = 0xA3;
+const REPORT_TARGET_PORT_GROUPS: u8 = 0x0A;
 
 /// A command.
 pub(super) struct Row {
@@ -220,6 +222,11 @@ pub(super) fn name(opcode: u8, service_action: u8) -> &'static str {
             .find(|row| row.service_action == Some(service_action))
             .map_or("unknown service action", |row| row.name),
     }
+}
+
+/// Whether the command asks for the state of the paths, of which its answer tells.
+pub(super) fn asks_for_access(cdb: &Cdb) -> bool {
+    cdb.opcode() == MAINTENANCE_IN && cdb.service_action() == REPORT_TARGET_PORT_GROUPS
 }
 
 /// Commands that are carried out although a unit attention condition is pending (SAM-5 5.14).

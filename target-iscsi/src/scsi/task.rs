@@ -314,6 +314,9 @@ impl Task {
         self.block_bytes = unit.block_bytes;
         let state = nexus.unit_of(lun, &unit.shared);
         self.format = unit.shared.modes.sense_format();
+        if !table::asks_for_access(cdb) {
+            state.check_access(|| ports::readiness(view, unit));
+        }
         if !table::precedes_attention(cdb.opcode())
             && let Some(attention) = state.take()
         {

@@ -38,8 +38,7 @@ fn cdb(bytes: &[u8]) -> [u8; 16] {
 fn own(map: &mut ClusterMap, volume: u64, gateway: Option<u32>, generation: u64) {
     let volume = map.volumes.get_mut(&VolumeId(volume)).unwrap();
     volume.generation = Generation(generation);
-    volume.owner =
-        gateway.map(|id| Owner { gateway: GatewayId(id.into()), generation: Generation(generation) });
+    volume.owner = gateway.map(|id| Owner { gateway: GatewayId(id), generation: Generation(generation) });
 }
 
 impl Pair {
