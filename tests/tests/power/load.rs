@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::thread::sleep;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lunette_proto::ids::{ExtentId, Generation, Namespace, Version, VolumeId};
@@ -150,7 +152,14 @@ impl Load {
 
     /// Asks, when nothing else is on its way. `None` if the disk has failed, or cannot be read.
     fn ask(&mut self, node: &mut Connection, body: RequestBody) -> Option<ReplyBody> {
-        match node.call(body) {
+        let reply = loop {
+            match node.call(body.clone()) {
+                // What it may have granted before it died is waited for.
+                Err(Failure::Granted { left_ms }) => sleep(Duration::from_millis(left_ms.into())),
+                reply => break reply,
+            }
+        };
+        match reply {
             Ok(body) => Some(body),
             Err(Failure::DiskFailed) => {
                 self.disk_failed += 1;
