@@ -2,12 +2,14 @@
 //!
 //! | a volume                                  | goes to the gateway that is up and owns fewest                     |
 //! |-------------------------------------------|--------------------------------------------------------------------|
-//! | has no owner                              | at once                                                            |
+//! | has no owner                              | at once; in the first half second with a gateway, when all that    |
+//! |                                           | have registered are heard                                          |
 //! | its owner's stream has ended              | after 300 ms, unless it is back by then                            |
 //! | its owner is silent                       | after three seconds                                                |
 //! | its owner was never heard                 | five seconds after this member leads                               |
-//! | its owner is up                           | never, but for evening out: a gateway that has come up while this  |
-//! |                                           | member leads gets its share after 30 seconds, one after the other  |
+//! | its owner is up                           | never, but for evening out: a gateway that has come while this     |
+//! |                                           | member leads, or owns nothing, gets its share after 30 seconds,    |
+//! |                                           | one after the other                                                |
 //!
 //! A gateway is up when it reports, which it does once its portals are open, and as long as it does not say that it leaves.
 //! Nobody is given up while no other gateway is up, nor by a leader that hears less than half of the nodes, or that has slept.
@@ -27,6 +29,8 @@ use crate::state::limits::OWNERS_PER_COMMAND_MAX;
 const ENDED_MAX: Duration = Duration::from_millis(300);
 /// How long a gateway that is there may take to find a new leader.
 const ABSENT_MAX: Duration = Duration::from_secs(5);
+/// How long volumes wait for gateways that start side by side with the first one.
+const FIRST_MAX: Duration = Duration::from_millis(500);
 /// How long a gateway is up before it gets its share.
 const SETTLED_MIN: Duration = Duration::from_secs(30);
 /// Between two volumes of a share, and when one was not handed over.
@@ -126,9 +130,10 @@ impl Planner {
             return look;
         }
         look.gone = self.gone(map, registry, now, &mut look.next);
-        if self.owned.free > 0 || !look.gone.is_empty() {
+        let gives_free = self.owned.free > 0 && self.has_waited(map, registry, now, &mut look.next);
+        if gives_free || !look.gone.is_empty() {
             let given_up = |volume: &&Volume| match volume.owner {
-                None => true,
+                None => gives_free,
                 Some(owner) => look.gone.contains(&owner.gateway),
             };
             let volumes = map.volumes.values().filter(given_up).take(OWNERS_PER_COMMAND_MAX);
@@ -146,8 +151,8 @@ impl Planner {
             registry.gateways_staying(now).filter(|id| map.gateways.contains_key(id)).collect();
         self.up.retain(|id, _| up.contains(id));
         for id in up {
-            // Who was there before this member led, or may have been, is left as it is.
-            let is_settled = now < self.began + ABSENT_MAX;
+            // Who was there before this member led, or may have been, is left as it is; one that has nothing is new.
+            let is_settled = now < self.began + ABSENT_MAX && self.owned.of_gateway(id) > 0;
             self.up.entry(id).or_insert(Up { since: now, is_settled });
         }
         if let Some(Moving { volume, generation, until }) = self.moving {
@@ -157,6 +162,18 @@ impl Planner {
                 self.moving = None;
             }
         }
+    }
+
+    /// Whether free volumes can be given away without leaving one out that starts right now.
+    fn has_waited(&self, map: &ClusterMap, registry: &Registry, now: Instant, next: &mut Instant) -> bool {
+        let is_absent = |id| registry.hearing(Member::Gateway(id)) == Hearing::Absent;
+        let Some(first) = self.up.values().map(|up| up.since).min() else { return false };
+        let due = first + FIRST_MAX;
+        if now >= due || !map.gateways.keys().copied().any(is_absent) {
+            return true;
+        }
+        *next = (*next).min(due);
+        false
     }
 
     /// Owners of something that are gone.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use lunette_tests::processes::Part;
+use lunette_tests::server::wait_gone;
 use lunette_tests::{Lunette, command};
 
 use super::{SOME, VOLUME, finish, load::Load, number};
@@ -100,5 +101,28 @@ fn a_volume_is_moved_by_command() {
     }
     let refused = lunette.cli(["volume", "own", VOLUME, "--gateway", "gateway9"]);
     assert!(!refused.ok() && refused.stderr.contains("gateway9"), "{refused}");
+    finish(lunette, load);
+}
+
+#[test]
+fn a_gateway_that_is_stopped_hands_over() {
+    // Guards against a stop that costs as much as a death, and against a volume that nobody has when the last one stops.
+    let lunette = start();
+    let load = load(&lunette);
+    let mut parts: Vec<Part> = Vec::new();
+    for _ in 0..2 {
+        let stopped = owner(&lunette);
+        let pid = lunette.pid_of(stopped);
+        command::terminate(pid);
+        wait_gone(pid);
+        // It was done before the process ended.
+        assert_eq!(owner(&lunette), other(stopped));
+        load.run(SOME);
+        println!("without a path for {:?} after {stopped} was stopped", load.take_stall());
+        parts.push(lunette.start_part(stopped));
+        until_healthy(&lunette, &load);
+        load.run(SOME);
+        load.take_stall();
+    }
     finish(lunette, load);
 }

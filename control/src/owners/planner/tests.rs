@@ -212,17 +212,35 @@ fn new_volumes() {
     assert_eq!(bed.owners(), [(0, 3)].into(), "nobody is up");
     bed.comes(2);
     bed.look();
+    bed.pass(450);
+    assert_eq!(bed.owners(), [(0, 3)].into(), "the others may be about to come");
+    bed.pass(50);
     assert_eq!(bed.owners(), [(2, 3)].into());
+    bed.create();
+    bed.look();
+    assert_eq!(bed.owners(), [(2, 4)].into(), "they have been waited for");
     bed.comes(1);
     bed.comes(3);
-    (0..4).for_each(|_| bed.create());
+    (0..3).for_each(|_| bed.create());
     bed.look();
-    assert_eq!(bed.owners(), [(1, 2), (2, 3), (3, 2)].into());
+    assert_eq!(bed.owners(), [(1, 2), (2, 4), (3, 1)].into());
     // Also by a leader that hears no node: they are nobody's.
     (1..=NODES).for_each(|node| bed.node_goes(node));
     bed.create();
     bed.look();
-    assert_eq!(bed.owners(), [(1, 3), (2, 3), (3, 2)].into());
+    assert_eq!(bed.owners(), [(1, 2), (2, 4), (3, 2)].into());
+}
+
+/// Guards gateways that start side by side: the first does not get everything, and none is waited for that has come.
+#[test]
+fn side_by_side() {
+    let mut bed = Bed::new(2);
+    (0..4).for_each(|_| bed.create());
+    bed.comes(1);
+    bed.pass(100);
+    bed.comes(2);
+    bed.look();
+    assert_eq!(bed.owners(), [(1, 2), (2, 2)].into());
 }
 
 /// Guards the three seconds of a takeover: what a killed gateway owned is given away 300 ms after its stream has ended; and a
@@ -348,10 +366,18 @@ fn evening_out() {
     back(&mut bed, 1);
     bed.pass(100_000);
     assert_eq!((bed.ordered.len(), bed.owners()), (3, [(1, 7)].into()), "it was asked for");
-    // A leader that is new does not know, and leaves it so.
+    // A leader that is new does not know, and leaves it so, but for one that has nothing.
+    let id = VolumeId(1);
+    let new = NewOwner { volume: id, seen: bed.state.map().volumes[&id].generation, gateway: GatewayId(2) };
+    bed.run(&Command::AssignOwners { owners: Arc::new(vec![new]) });
     bed.elect();
     bed.pass(100_000);
-    assert_eq!((bed.ordered.len(), bed.owners()), (3, [(1, 7)].into()));
+    assert_eq!((bed.ordered.len(), bed.owners()), (3, [(1, 6), (2, 1)].into()));
+    back(&mut bed, 1);
+    bed.elect();
+    bed.pass(40_000);
+    assert_eq!((bed.ordered.len(), bed.owners()), (6, [(1, 4), (2, 3)].into()));
+    back(&mut bed, 1);
 
     // One that is not handed over is tried later, and another first.
     bed.obeys = false;
@@ -360,13 +386,13 @@ fn evening_out() {
     bed.comes(2);
     bed.pass(30_100);
     bed.pass(9900);
-    let first = bed.ordered[3];
-    assert_eq!((first.from, first.to, bed.ordered.len()), (GatewayId(1), GatewayId(2), 4));
+    let first = bed.ordered[6];
+    assert_eq!((first.from, first.to, bed.ordered.len()), (GatewayId(1), GatewayId(2), 7));
     bed.pass(29_900);
-    assert_eq!(bed.ordered.len(), 4);
+    assert_eq!(bed.ordered.len(), 7);
     bed.pass(300);
-    assert_eq!(bed.ordered.len(), 5);
-    assert_ne!(bed.ordered[4].volume, first.volume);
+    assert_eq!(bed.ordered.len(), 8);
+    assert_ne!(bed.ordered[7].volume, first.volume);
 }
 
 #[derive(Clone, Copy, Debug)]
