@@ -37,7 +37,7 @@ pub(super) struct Device {
     held: Mutex<Held>,
 }
 
-/// Commands that wait for an owner here, in order.
+/// Commands that wait for an owner here.
 #[derive(Default)]
 struct Held {
     commands: VecDeque<HeldCommand>,
@@ -81,16 +81,18 @@ impl Device {
         generation.0 <= self.owned.load(Ordering::Acquire)
     }
 
-    /// Commands go to this owner from now on, first those that have waited for it.
+    /// Commands go to this owner from now on. Those that have waited for it are to be sent again: they were let through when
+    /// this gateway knew less, of a reservation that has shut out their initiator for instance.
     pub(super) fn open(&self, cell: Arc<Cell>) {
         self.owned.fetch_max(cell.generation().0, Ordering::AcqRel);
-        // Who comes meanwhile comes after them. Completions submit nothing from within.
-        let mut held = self.held.lock();
-        held.bytes = 0;
-        for HeldCommand { command, tag, to, .. } in held.commands.drain(..) {
-            cell.submit(command, tag, &to);
+        let held = {
+            let mut held = self.held.lock();
+            self.cell.store(Some(cell));
+            std::mem::take(&mut *held)
+        };
+        for HeldCommand { tag, to, .. } in held.commands {
+            to.complete(tag, Err(DeviceError::Busy));
         }
-        self.cell.store(Some(cell));
     }
 
     /// By the map, of that generation of the volume, this gateway is not the owner, or not any more.
