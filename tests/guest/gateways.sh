@@ -11,7 +11,7 @@ for one in "$portal" "$portal_2"; do
         grep -qx "$line" /tmp/found || { cat /tmp/found; fail "no $line at $one"; }
     done
 done
-for setting in node.session.timeo.replacement_timeout=3 'node.conn[0].timeo.noop_out_interval=2' 'node.conn[0].timeo.noop_out_timeout=3'; do
+for setting in node.session.timeo.replacement_timeout=2 'node.conn[0].timeo.noop_out_interval=2' 'node.conn[0].timeo.noop_out_timeout=3'; do
     iscsiadm -m node -T "$TARGET" --op update -n "${setting%%=*}" -v "${setting#*=}"
 done
 iscsiadm -m node -T "$TARGET" --login
