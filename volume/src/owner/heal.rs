@@ -1,15 +1,15 @@
 //! Repair of what disks name as damaged: their scrubbers find it, and say so with the answer to a watermark.
 //!
 //! ```text
-//!     named --> waiting --few at a time--> locked --> versions of one good member --> read there --> Put to the bad one
+//!     named --> waiting --few at a time--> locked --> versions of one good member --> read there --> Puts to the bad one
 //!                  ^                                        ^---- its copy is bad too: the next ----'
 //!                  '---- one block at a time, if no member has the whole run
 //! ```
 //!
 //! Under the lock nothing is in flight on the blocks, so all members in sync agree on their versions, and versions and
-//! content of one of them are what the damaged one should have: it gets them under the same versions (invariants 8
-//! and 9), and nobody else is touched. Blocks that were never written have no version to be put under; where a
-//! disk has lost track of them, all members get zeros there, as by a discard.
+//! content of one of them are what the damaged one should have: they are read at once, it gets them piece by piece under the
+//! same versions (invariants 8 and 9), and nobody else is touched. Blocks that were never written have no version to be
+//! put under; where a disk has lost track of them, all members get zeros there, as by a discard.
 //!
 //! What cannot be repaired now (a member is away, or busy) is let go: its disk names it again. What no member has is
 //! counted until one has it, or it is overwritten.
@@ -59,6 +59,8 @@ impl Heals {
 #[derive(Debug, Default)]
 pub(super) struct Healing {
     pub(super) asked: Option<Asked>,
+    /// What it has, while it is asked for the content.
+    pieces: Vec<Piece>,
     /// The member whose copy is taken.
     source: Option<DiskId>,
     /// Members whose copy was found bad.
@@ -181,14 +183,22 @@ impl Owner {
     }
 
     pub(super) fn heal_answered(&mut self, id: usize, source: DiskId, answer: Answer) {
-        let Some(Op { phase: Phase::Healing(healing), .. }) = self.ops.get_mut(id) else {
+        let Some(Op { len, phase: Phase::Healing(healing), .. }) = self.ops.get_mut(id) else {
             return;
         };
         healing.asked = None;
+        let pieces = std::mem::take(&mut healing.pieces);
         match answer {
-            Answer::Body(ReplyBody::Versions(runs)) if fits(&runs, self.config.generation) => {
+            Answer::Body(ReplyBody::Versions(runs))
+                if pieces.is_empty() && fits(&runs, self.config.generation) =>
+            {
                 self.heal_from(id, source, &runs);
             }
+            Answer::Body(ReplyBody::Data(data)) if !pieces.is_empty() && data.len() == *len as usize => {
+                self.heal_pieces(id, source, pieces, Some(&data));
+            }
+            // Some block is bad there: one by one, so that it is known which.
+            Answer::Corrupt(_) if !pieces.is_empty() => self.heal_pieces(id, source, pieces, None),
             Answer::Body(_) => {
                 self.distrust(source);
                 self.finish(id, Err(DeviceError::Busy));
@@ -202,19 +212,41 @@ impl Owner {
 
     /// Brings the damaged member to what `source` has.
     fn heal_from(&mut self, id: usize, source: DiskId, runs: &[BlockVersion]) {
-        let Some(Op { extent, work: Work::Heal { disk }, phase: Phase::Healing(healing), .. }) =
-            self.ops.get_mut(id)
+        let pieces = pieces(runs, self.ops[id].blocks());
+        let Op { extent, offset, len, phase: Phase::Healing(healing), .. } = &mut self.ops[id] else {
+            return;
+        };
+        healing.source_is_bad = false;
+        // A disk that knows neither version nor content of a block has lost it, too.
+        if pieces.iter().any(|piece| piece.version == Version::NONE && !piece.hole) {
+            healing.parts = 1;
+            return self.heal_part_done(id, &Err(DeviceError::Medium { offset: 0 }));
+        }
+        if pieces.iter().filter(|piece| !piece.hole).count() <= 1 {
+            return self.heal_pieces(id, source, pieces, None);
+        }
+        // Blocks that were written one by one have many versions: one answer brings all of them.
+        healing.pieces = pieces;
+        let (extent, offset, len) = (*extent, *offset, *len);
+        let (extent, generation, since_ms) = (self.extent(extent), self.config.generation, self.now);
+        let body = RequestBody::Read { extent, generation, offset, len };
+        let tag = self.send(source, body, What::Heal { op: id });
+        if let Phase::Healing(healing) = &mut self.ops[id].phase {
+            healing.asked = Some(Asked { disk: source, tag, since_ms });
+        }
+    }
+
+    /// Brings the damaged member to these versions; the content of the whole may have been read already.
+    fn heal_pieces(&mut self, id: usize, source: DiskId, pieces: Vec<Piece>, data: Option<&Bytes>) {
+        let Some(Op {
+            extent, offset: start, work: Work::Heal { disk }, phase: Phase::Healing(healing), ..
+        }) = self.ops.get_mut(id)
         else {
             return;
         };
-        let (extent, damaged) = (*extent, *disk);
-        healing.source_is_bad = false;
+        let (extent, start, damaged) = (*extent, *start, *disk);
+        // One more while they are being queued.
         healing.parts = 1;
-        let pieces = pieces(runs, self.ops[id].blocks());
-        // A disk that knows neither version nor content of a block has lost it, too.
-        if pieces.iter().any(|piece| piece.version == Version::NONE && !piece.hole) {
-            return self.heal_part_done(id, &Err(DeviceError::Medium { offset: 0 }));
-        }
         for Piece { first, blocks, mut version, hole } in pieces {
             let (offset, len) = (first * BLOCK_BYTES, blocks * BLOCK_BYTES);
             let never_written = version == Version::NONE;
@@ -248,6 +280,9 @@ impl Owner {
                 self.change(part, offset, Change::Zeros { len });
             } else if hole {
                 self.put(part, Change::Zeros { len }, version, &lagging);
+            } else if let Some(data) = data {
+                let from = (offset - start) as usize;
+                self.put(part, Change::Data(data.slice(from..from + len as usize)), version, &lagging);
             } else {
                 self.read(part, sources, false);
             }
