@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use super::giver::Giver;
 use super::keeper::{Done, Keeper};
 use super::ownership::Ownership;
-use super::reports::{catch_ups, complaint};
+use super::reports::{catch_ups, complaint, limping};
 use super::secrets::ClusterSecrets;
 
 /// See the module.
@@ -208,6 +208,7 @@ impl Attached for Reporter {
                 sessions: sessions.into_iter().map(session).collect(),
                 hopeless_blocks: volumes.hopeless_blocks(),
                 unreachable: volumes.unreachable().iter().map(complaint).collect(),
+                limping: volumes.limping().iter().map(limping).collect(),
                 catch_ups: catch_ups(&map, volumes.catch_ups()),
                 epoch: map.epoch.0,
                 leaving: self.exporter.leaving.load(Ordering::Relaxed),

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use lunette_control::api::cluster::unreachable_disk::Trouble as Kind;
-use lunette_control::api::cluster::{CatchUpReport, OwnedVolume, UnreachableDisk};
+use lunette_control::api::cluster::{CatchUpReport, LimpingDisk, OwnedVolume, UnreachableDisk};
 use lunette_proto::ids::{DiskId, Generation, PoolId, VolumeId};
 use lunette_proto::map::{ClusterMap, Partitions};
-use lunette_volume::owner::{CatchUp, Trouble};
+use lunette_volume::owner::{CatchUp, Limping, Trouble};
 use lunette_volume::volumes::Unreachable;
 
 /// Of a report, so that it stays one that is taken. What is left out is said when the first are done and say nothing more.
@@ -25,6 +25,11 @@ pub(super) fn complaint(unreachable: &Unreachable) -> UnreachableDisk {
         lasting_ms: u64::try_from(unreachable.lasting.as_millis()).unwrap_or(u64::MAX),
         trouble: trouble.into(),
     }
+}
+
+/// A disk that is slow.
+pub(super) fn limping(limping: &Limping) -> LimpingDisk {
+    LimpingDisk { disk: limping.disk.0, mean_ms: limping.mean_ms, others_ms: limping.others_ms }
 }
 
 /// What the owners of volumes say of copies, put together: a partition is ready when it is in all volumes of its pool.

@@ -10,7 +10,7 @@ mod verdict;
 pub(crate) use attention::{Attention, LOOK_INTERVAL};
 pub use decision::{Decider, Look};
 pub use registry::{CatchingUp, Complaint, Hearing, Member, Registry, Replaced, Said, StreamId};
-pub use verdict::{Condition, Health, Verdict, behind, condition, judge, trouble};
+pub use verdict::{Condition, Health, Verdict, behind, condition, judge, slowness, trouble};
 
 use std::time::Duration;
 

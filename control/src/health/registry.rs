@@ -305,6 +305,14 @@ impl Registry {
             .any(|it| it.disk == disk.0 && Duration::from_millis(it.lasting_ms) >= UNREACHABLE_AFTER)
     }
 
+    /// How slow a disk is that answers, by the gateways that are there: milliseconds that its answers take, and those of others.
+    #[must_use]
+    pub fn limping(&self, disk: DiskId, now: Instant) -> Option<(u64, u64)> {
+        let up = self.gateways.values().filter(|presence| presence.is_up(now));
+        let said = up.flat_map(|presence| &presence.report.limping).filter(|it| it.disk == disk.0);
+        said.map(|it| (it.mean_ms, it.others_ms)).max()
+    }
+
     /// Damaged blocks without a good copy, by the gateways that are there.
     #[must_use]
     pub fn hopeless_blocks(&self, now: Instant) -> u64 {

@@ -16,6 +16,13 @@ use super::{Member, Registry};
 use crate::api::cluster::ScrubReport;
 use crate::state::arriving_at;
 
+/// That a disk limps, in words.
+#[must_use]
+pub fn slowness(registry: &Registry, disk: DiskId, now: Instant) -> Option<String> {
+    let (mean_ms, others_ms) = registry.limping(disk, now)?;
+    Some(format!("its answers take {mean_ms} ms, those of others {others_ms} ms; see to it, or replace it"))
+}
+
 /// How the cluster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
@@ -130,7 +137,10 @@ pub fn judge(map: &ClusterMap, registry: &Registry, now: Instant) -> Verdict {
         let disk = &map.disks[id];
         let node = map.nodes.get(&disk.node).map_or("?", |node| &node.name);
         let text = match condition {
-            Condition::InSync => continue,
+            Condition::InSync => match slowness(registry, *id, now) {
+                Some(slowness) => format!("{id} of node {node} is slow: {slowness}"),
+                None => continue,
+            },
             // Its node's line says it.
             Condition::Unreachable if !registry.is_up(Member::Node(disk.node), now) => continue,
             Condition::Unreachable => format!("{id} of node {node} does not answer"),
@@ -322,7 +332,7 @@ mod tests {
     use lunette_proto::map::{FailureDomain, Redundancy, Table};
 
     use super::*;
-    use crate::api::cluster::{DiskReport, GatewayReport, NodeReport, UnreachableDisk};
+    use crate::api::cluster::{DiskReport, GatewayReport, LimpingDisk, NodeReport, UnreachableDisk};
     use crate::state::tests::take;
     use crate::state::{Command, NewDisk, State};
 
@@ -490,6 +500,30 @@ mod tests {
         registry.close(stream, now);
         let verdict = judge(state.map(), &registry, now);
         assert!(verdict.reasons.iter().all(|reason| !reason.contains("not repaired")), "{verdict:?}");
+    }
+
+    /// Guards a disk that limps: nobody is out, and all that is written waits for it.
+    #[test]
+    fn slowness_is_no_health() {
+        let now = Instant::now();
+        let mut state = cluster();
+        volume(&mut state);
+        let mut registry = everybody(now, 0, &[]);
+        let gateway = registry.open();
+        let limping = |mean_ms| LimpingDisk { disk: 2, mean_ms, others_ms: 3 };
+        let report = GatewayReport {
+            gateway: 1,
+            limping: vec![limping(310), limping(400)],
+            ..GatewayReport::default()
+        };
+        registry.gateway_report(gateway, GatewayId(1), report, now).expect("newer");
+        let verdict = judge(state.map(), &registry, now);
+        assert_eq!(verdict.health, Health::Degraded);
+        let [reason] = &verdict.reasons[..] else { panic!("{verdict:?}") };
+        assert!(
+            reason.starts_with("disk-2 of node node2 is slow: its answers take 400 ms, those of others 3 ms"),
+            "{reason}"
+        );
     }
 
     /// Guards an empty pool and an empty cluster: nobody misses what nobody uses.

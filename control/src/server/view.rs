@@ -14,7 +14,7 @@ use crate::api::admin::{
     Export, Gateway, Lun, Moves, Node, Pool, Scrub, Session, StatusResponse, Target, Volume,
 };
 use crate::api::cluster::{ScrubReport, SessionReport};
-use crate::health::{Condition, Health, Member, Registry, behind, condition, judge, trouble};
+use crate::health::{Condition, Health, Member, Registry, behind, condition, judge, slowness, trouble};
 use crate::moves::{self, Preview, Room};
 use crate::raft::Metrics;
 use crate::state::usable_bytes;
@@ -217,7 +217,7 @@ impl View<'_> {
                 .disk(disk.node, disk.id)
                 .map(|report| report.kind.clone())
                 .unwrap_or_default(),
-            reason: trouble(self.registry, disk.node, disk.id).unwrap_or_default().to_owned(),
+            reason: self.reason(disk),
             scrub: self.registry.disk(disk.node, disk.id).and_then(|report| report.scrub.as_ref()).map(scrub),
             catch_up: self.catch_up(disk),
             draining: disk.draining,
@@ -239,6 +239,12 @@ impl View<'_> {
         disks.extend(self.map.wishes().map(wish));
         disks.sort_by_key(|disk| disk.id);
         disks
+    }
+
+    fn reason(&self, disk: &map::Disk) -> String {
+        let said = trouble(self.registry, disk.node, disk.id).map(str::to_owned);
+        let slow = || slowness(self.registry, disk.id, self.now).map(|text| format!("slow: {text}"));
+        said.or_else(slow).unwrap_or_default()
     }
 
     fn node_name(&self, node: NodeId) -> String {

@@ -26,6 +26,7 @@ mod stamp;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lunette_proto::ids::{ClusterId, DiskId, DiskUuid};
@@ -146,6 +147,38 @@ fn a_frozen_node_is_left_behind_and_catches_up() {
     until_out(&lunette, &load, "node3");
     load.run(SOME * 4);
     command::thaw(pid);
+    until_healthy(&lunette, &load);
+    load.run(SOME);
+    finish(lunette, load);
+}
+
+#[test]
+fn a_node_that_limps_is_told_of_and_not_read() {
+    // Guards reads against a slow copy while there are others, and the administrator against not knowing of it.
+    let lunette = start();
+    let load = load(&lunette);
+    let pid = lunette.pid_of("node3");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Too short to be taken for dead, and far too long for a disk.
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                command::freeze(pid);
+                std::thread::sleep(Duration::from_millis(400));
+                command::thaw(pid);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            lunette.until("told of", |lunette| {
+                load.check();
+                lunette.health().contains("of node node3 is slow: its answers take")
+            });
+            assert_eq!(lunette.disk_state("node3"), "in-sync", "it counts all the same");
+        }));
+        over.store(true, Ordering::SeqCst);
+        told.unwrap();
+    });
     until_healthy(&lunette, &load);
     load.run(SOME);
     finish(lunette, load);

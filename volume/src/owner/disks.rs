@@ -5,6 +5,7 @@ use lunette_proto::limits::{EXTENT_BYTES, GRANT_KEPT_MS_MAX, STRIPE_WIDTH_MAX, V
 use lunette_proto::node::{Failure, Reply, Request, RequestBody, Sealed};
 
 use super::event::{Action, Complaint, Plant, Trouble};
+use super::pace::Pace;
 use super::{Answer, Owner, Pending, What};
 
 /// First pause after a disk did not answer; doubles with every failed probe.
@@ -32,6 +33,7 @@ pub(super) struct Disk {
     was_sealed: bool,
     /// Since when it owes an answer and has given none.
     pub(super) silent_ms: u64,
+    pub(super) pace: Pace,
     pause_ms: u64,
     down: Option<(u64, Trouble)>,
 }
@@ -68,6 +70,7 @@ impl Disk {
             complete: Version::NONE,
             was_sealed: false,
             silent_ms: 0,
+            pace: Pace::default(),
             pause_ms: PAUSE_MS_MIN,
             down: None,
         }
@@ -78,9 +81,9 @@ impl Owner {
     /// Sends to a disk; the tag of what is now unanswered.
     pub(super) fn send(&mut self, disk: DiskId, body: RequestBody, what: What) -> u64 {
         self.serial = self.serial.wrapping_add(1);
-        let key = self.pending.insert(Pending { serial: self.serial, disk, what });
-        let tag = (u64::from(self.serial) << 32) | key as u64;
         let now = self.now;
+        let key = self.pending.insert(Pending { serial: self.serial, disk, sent_ms: now, what });
+        let tag = (u64::from(self.serial) << 32) | key as u64;
         let to = self.disk(disk);
         if to.outstanding == 0 {
             to.silent_ms = now;
@@ -111,6 +114,7 @@ impl Owner {
         let disk = self.disk(pending.disk);
         disk.outstanding -= 1;
         disk.silent_ms = now;
+        self.note_pace(pending.disk, &pending.what, now - pending.sent_ms);
         if let Err(failure) = reply {
             self.note_failure(pending.disk, failure);
         }

@@ -174,6 +174,17 @@ pub struct Complaint {
     pub trouble: Trouble,
 }
 
+/// A disk that answers, and takes far longer than the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limping {
+    /// Which.
+    pub disk: DiskId,
+    /// How long its answers take on average, in milliseconds.
+    pub mean_ms: u64,
+    /// How long those of the fastest other disk take.
+    pub others_ms: u64,
+}
+
 /// How far the copies of a disk that do not count have been brought up to date.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatchUp {

@@ -51,6 +51,7 @@ mod heal;
 mod housekeeping;
 mod mapping;
 mod op;
+mod pace;
 mod patch;
 mod read;
 mod reconcile;
@@ -65,7 +66,7 @@ use lunette_proto::node::{Failure, Reply, ReplyBody};
 use slab::Slab;
 
 pub(crate) use event::Plant;
-pub use event::{Action, CatchUp, Complaint, Config, Event, Limits, Trouble};
+pub use event::{Action, CatchUp, Complaint, Config, Event, Limits, Limping, Trouble};
 pub use view::{Members, PartitionOf, PoolView, Standing, View};
 
 use crate::device::{DeviceError, Readiness};
@@ -99,6 +100,8 @@ pub struct Owner {
     out: Vec<Action>,
 
     disks: BTreeMap<DiskId, Disk>,
+    /// When it is looked at how fast they are.
+    paces_due_ms: u64,
     pending: Slab<Pending>,
     serial: u32,
 
@@ -167,6 +170,7 @@ enum Stage {
 struct Pending {
     serial: u32,
     disk: DiskId,
+    sent_ms: u64,
     what: What,
 }
 
@@ -241,6 +245,7 @@ impl Owner {
             timer: None,
             out: Vec::new(),
             disks: BTreeMap::new(),
+            paces_due_ms: 0,
             pending: Slab::new(),
             serial: 0,
             commands: Slab::new(),

@@ -48,7 +48,8 @@ impl Owner {
             .filter(|disk| self.is_usable(*disk) && !reading.bad.contains(disk))
             .min_by_key(|disk| {
                 let outstanding = self.disks.get(disk).map_or(0, |disk| disk.outstanding);
-                (reading.slow.contains(disk), !self.view.pool.is_local(*disk), outstanding)
+                let is_slow = reading.slow.contains(disk) || self.is_limping(*disk);
+                (is_slow, !self.view.pool.is_local(*disk), outstanding)
             });
         let is_read = matches!(origin, Origin::Command { .. }) && work.is_seen();
         let index = *extent;

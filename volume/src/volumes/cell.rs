@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use super::timers::Timers;
 use super::{Clock, VolumeEvent, Ways};
 use crate::device::{Command, Completions, Readiness};
-use crate::owner::{Action, CatchUp, Complaint, Event, Owner, View};
+use crate::owner::{Action, CatchUp, Complaint, Event, Limping, Owner, View};
 
 /// Where what happens is told.
 #[derive(Clone)]
@@ -152,6 +152,10 @@ impl Cell {
 
     pub(super) fn complaints(&self) -> Vec<Complaint> {
         self.machine.lock().owner.complaints()
+    }
+
+    pub(super) fn limping(&self) -> Vec<Limping> {
+        self.machine.lock().owner.limping().collect()
     }
 
     pub(super) fn catch_ups(&self) -> Vec<CatchUp> {

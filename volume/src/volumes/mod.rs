@@ -27,7 +27,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::device::{BlockDevice, DeviceError};
 use crate::fabric::{Fabric, Links};
 use crate::layout::Layout;
-use crate::owner::{CatchUp, Config, Limits, Owner, PoolView, Standing, Trouble, View};
+use crate::owner::{CatchUp, Config, Limits, Limping, Owner, PoolView, Standing, Trouble, View};
 use cell::{Cell, Outlets};
 use device::Device;
 use timers::Timers;
@@ -190,6 +190,19 @@ impl Volumes {
         worst.into_values().collect()
     }
 
+    /// Disks that are far slower than the others, by what volumes see of them.
+    #[must_use]
+    pub fn limping(&self) -> Vec<Limping> {
+        let mut worst: BTreeMap<DiskId, Limping> = BTreeMap::new();
+        for limping in self.cells.load().iter().flat_map(|cell| cell.limping()) {
+            let entry = worst.entry(limping.disk).or_insert(limping);
+            if entry.mean_ms < limping.mean_ms {
+                *entry = limping;
+            }
+        }
+        worst.into_values().collect()
+    }
+
     /// How far the copies that do not count have been brought up to date, of each open volume. What is ready stays so
     /// for as long as the volume has that generation.
     #[must_use]
@@ -202,7 +215,7 @@ impl Volumes {
         cells.iter().flat_map(of).collect()
     }
 
-    /// Notified when what [`unreachable`](Self::unreachable) or [`catch_ups`](Self::catch_ups) says has changed in a way
+    /// Notified when what [`unreachable`](Self::unreachable), [`limping`](Self::limping) or [`catch_ups`](Self::catch_ups) says has changed in a way
     /// that the control plane should know at once.
     #[must_use]
     pub fn news(&self) -> Arc<Notify> {

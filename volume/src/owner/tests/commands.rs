@@ -250,3 +250,33 @@ fn an_atomic_write_makes_nothing_up() {
     assert!(rig.run(atomic).is_ok());
     assert_eq!(rig.read(0, 128 << 10), vec![2; 128 << 10]);
 }
+
+/// Guards reads against a disk that limps, while another one has the same; and it is read again when it does not any more.
+#[test]
+fn a_limping_disk_is_not_read() {
+    let mut rig = Rig::new(2, 512);
+    let slow = |it: &Request| it.disk == DiskId(0) && matches!(it.body, RequestBody::Change { .. });
+    let write = |rig: &mut Rig, ms| {
+        rig.slow = slow;
+        rig.start(1, Command::Write { offset: 0, data: Bytes::from(vec![1; 4096]), fua: false });
+        rig.wait(ms);
+        rig.deliver();
+        assert!(rig.done.remove(&1).is_some_and(|outcome| outcome.is_ok()));
+    };
+    let read_of = |rig: &mut Rig| {
+        rig.sent.clear();
+        rig.read(0, 4096);
+        rig.sent.iter().find(|it| matches!(it.body, RequestBody::Read { .. })).expect("read").disk
+    };
+    assert_eq!(read_of(&mut rig), DiskId(0));
+    for _ in 0..20 {
+        write(&mut rig, 300);
+    }
+    assert!(rig.owner.limping().any(|it| it.disk == DiskId(0) && it.mean_ms >= 300));
+    assert_eq!(read_of(&mut rig), DiskId(1));
+    for _ in 0..500 {
+        write(&mut rig, 10);
+    }
+    assert_eq!(rig.owner.limping().count(), 0);
+    assert_eq!(read_of(&mut rig), DiskId(0));
+}
