@@ -33,7 +33,7 @@ use crate::state::{Command, NewDisk, NewOwner, Rejection, Response as Outcome};
 
 /// The encoding of maps and deltas on the stream, and of what is in them. 6: with copies that are on their way to other
 /// disks, and with what those that join were given.
-pub(crate) const MAP_FORMAT: u32 = 6;
+pub(crate) const MAP_FORMAT: u32 = 7;
 /// Updates that may wait for a watcher; the rest waits in the history, or becomes one whole map.
 const UPDATES_MAX: usize = 16;
 
