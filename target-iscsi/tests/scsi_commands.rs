@@ -260,7 +260,7 @@ fn readiness() {
     let mut model = Model::new();
     for (readiness, sense, state) in [
         (Readiness::Ready, None, 0x0),
-        (Readiness::Starting, Some((2, 0x04, 0x0A)), 0xF),
+        (Readiness::Starting, None, 0x0),
         (Readiness::NotOwner, Some((2, 0x04, 0x0B)), 0x2),
         (Readiness::Unavailable, Some((2, 0x04, 0x0C)), 0x3),
     ] {
@@ -288,7 +288,7 @@ fn readiness() {
 fn readiness_comes_back() {
     let rtpg = cdb(12, 0xA3, &[(1, &[0x0A]), (6, &[0, 0, 1, 0])]);
     let mut model = Model::new();
-    for transient in [Readiness::Unavailable, Readiness::Starting] {
+    for transient in [Readiness::Unavailable, Readiness::NotOwner] {
         model.readiness(transient);
         model.run(&rtpg, &[]).good();
         assert_eq!(model.run(&TEST_UNIT_READY, &[]).sense_code().0, 2);

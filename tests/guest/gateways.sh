@@ -11,11 +11,11 @@ for one in "$portal" "$portal_2"; do
         grep -qx "$line" /tmp/found || { cat /tmp/found; fail "no $line at $one"; }
     done
 done
-for setting in node.session.timeo.replacement_timeout=2 'node.conn[0].timeo.noop_out_interval=2' 'node.conn[0].timeo.noop_out_timeout=3'; do
+for setting in 'node.conn[0].timeo.noop_out_interval=2' 'node.conn[0].timeo.noop_out_timeout=3'; do
     iscsiadm -m node -T "$TARGET" --op update -n "${setting%%=*}" -v "${setting#*=}"
 done
 iscsiadm -m node -T "$TARGET" --login
-printf 'defaults {\n find_multipaths no\n user_friendly_names no\n polling_interval 1\n max_polling_interval 1\n no_path_retry 60\n path_grouping_policy group_by_prio\n failback immediate\n}\n' > /etc/multipath.conf
+printf 'defaults {\n find_multipaths no\n user_friendly_names no\n polling_interval 1\n max_polling_interval 1\n no_path_retry 60\n path_grouping_policy group_by_prio\n failback immediate\n fast_io_fail_tmo 2\n}\n' > /etc/multipath.conf
 multipathd
 udevadm settle
 appears "$map"

@@ -5,12 +5,14 @@
 //!
 //! ```text
 //!                      the device here   this group      the other groups
-//! owned here           Ready             active          standby
-//!                      Starting          transitioning   standby
+//! owned here           Ready, Starting   active          standby
 //!                      Unavailable       unavailable     standby
 //! owned by another     NotOwner          standby         its owner's active, the others standby
 //! owned by nobody      NotOwner          transitioning   transitioning
 //! ```
+//!
+//! An owner that is starting takes commands already, and carries them out as soon as it can. It does not call itself
+//! transitioning: Linux would send nothing for the next two seconds, which is longer than it takes.
 //!
 //! What REPORT TARGET PORT GROUPS says of this group and the sense data of a command that is not served agree.
 
@@ -75,7 +77,8 @@ impl Access {
             (Readiness::NotOwner, Some(owner)) if owner.group != view.portal_group_tag => {
                 Self::Elsewhere(owner.group)
             }
-            (Readiness::NotOwner, Some(_)) => Self::Here(Readiness::Starting),
+            (Readiness::NotOwner, Some(_)) => Self::Here(Readiness::Ready),
+            (Readiness::Starting, _) => Self::Here(Readiness::Ready),
             (own, _) => Self::Here(own),
         }
     }
@@ -99,7 +102,11 @@ pub(super) fn readiness(view: &TargetView, unit: &LogicalUnit) -> Readiness {
 /// Why a command is not carried out here that only the owner may carry out.
 pub(super) fn not_owner(view: &TargetView, unit: &LogicalUnit) -> Option<Sense> {
     match unit.device.readiness() {
-        Readiness::NotOwner => Sense::not_ready(readiness(view, unit)),
+        Readiness::NotOwner => match readiness(view, unit) {
+            // As soon as the device knows.
+            Readiness::Ready => Sense::not_ready(Readiness::Starting),
+            readiness => Sense::not_ready(readiness),
+        },
         Readiness::Ready | Readiness::Starting | Readiness::Unavailable => None,
     }
 }
