@@ -5,12 +5,15 @@ map=/dev/mapper/3$NAA
 portal_2=127.0.0.1:$PORT_2
 
 step discovery at either gateway finds both
+# Tags are given out to whoever comes first.
 for one in "$portal" "$portal_2"; do
-    iscsiadm -m discovery -t sendtargets -p "$one" > /tmp/found
-    for line in "$portal,1 $TARGET" "$portal_2,2 $TARGET"; do
-        grep -qx "$line" /tmp/found || { cat /tmp/found; fail "no $line at $one"; }
-    done
+    iscsiadm -m discovery -t sendtargets -p "$one" | sort > /tmp/found
+    grep -qx "$one,[12] $TARGET" /tmp/found || { cat /tmp/found; fail "$one does not name itself"; }
+    [ "$(cut -d, -f2 /tmp/found | sort)" = "1 $TARGET
+2 $TARGET" ] || { cat /tmp/found; fail "not two portals with a tag each at $one"; }
+    [ "$one" = "$portal" ] && cp /tmp/found /tmp/found-first
 done
+cmp /tmp/found-first /tmp/found || fail "two gateways tell different things"
 for setting in 'node.conn[0].timeo.noop_out_interval=2' 'node.conn[0].timeo.noop_out_timeout=3'; do
     iscsiadm -m node -T "$TARGET" --op update -n "${setting%%=*}" -v "${setting#*=}"
 done
