@@ -14,7 +14,7 @@ mod timers;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use lunette_proto::ids::{ClusterId, DiskId, Epoch, GatewayId, Generation, NodeId, PoolId, VolumeId};
@@ -94,14 +94,27 @@ struct CachedPool {
     view: Arc<PoolView>,
 }
 
-/// Milliseconds since the gateway began.
+/// Milliseconds since the gateway began, those that the machine has slept included: what disks have granted before is over
+/// then (invariant 34).
 #[derive(Clone, Copy, Debug)]
-struct Clock(Instant);
+struct Clock {
+    begun_ms: u64,
+}
 
 impl Clock {
-    fn now_ms(self) -> u64 {
-        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn start() -> Self {
+        Self { begun_ms: boot_ms() }
     }
+
+    fn now_ms(self) -> u64 {
+        boot_ms().saturating_sub(self.begun_ms)
+    }
+}
+
+fn boot_ms() -> u64 {
+    let since = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // Neither is ever negative.
+    u64::try_from(since.tv_sec).unwrap_or(0) * 1000 + u64::try_from(since.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
 impl Volumes {
@@ -119,7 +132,7 @@ impl Volumes {
             cluster,
             gateway,
             fabric,
-            clock: Clock(Instant::now()),
+            clock: Clock::start(),
             outlets: Outlets { events, news: Arc::default() },
             devices: RwLock::default(),
             cells: ArcSwap::default(),
