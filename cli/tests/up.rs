@@ -64,6 +64,16 @@ fn volumes_targets_and_pools() {
     assert_eq!(up.ok(&["volume", "resize", "a", "--size", "128M"]), "");
     assert_eq!(up.json(&["volume", "show", "a"])["size_bytes"], 128 << 20);
 
+    // It has an owner from the moment on when it is there, and a move to where it is changes nothing.
+    let here = up.json(&["volume", "show", "a"]);
+    assert_eq!((&here["owner"], &here["state"]), (&json!("gateway1"), &json!("active")));
+    let words = ["volume", "own", "a", "--gateway", "gateway1"];
+    assert!(up.ok(&words).contains("gateway1"));
+    assert_eq!(up.json(&words), here);
+    assert!(refusal(&up.cli(&["volume", "own", "a", "--gateway", "gateway2"])).contains("gateway2"));
+    assert!(refusal(&up.cli(&["volume", "own", "none", "--gateway", "gateway1"])).contains("none"));
+    refusal(&up.cli(&["volume", "own", "a"]));
+
     let iqn = up.ok(&["target", "create"]).trim().to_owned();
     assert!(iqn.starts_with("iqn."), "{iqn}");
     assert_eq!(up.ok(&["target", "map", &iqn, "a", "--lun", "7", "--read-only"]), "7\n");
