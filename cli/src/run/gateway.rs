@@ -43,8 +43,8 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 /// Before a request that was refused is made again, by the map of then.
 const REQUEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Volumes are ready once their nodes have answered: milliseconds, if the nodes are there.
-const READY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Volumes are ready once their nodes have answered: milliseconds, or what is left of the grants of an owner before (1.65 s).
+const READY_TIMEOUT: Duration = Duration::from_secs(4);
 const READY_POLL: Duration = Duration::from_millis(2);
 
 /// What makes a gateway.
