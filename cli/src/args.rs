@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lunette_proto::limits::NAME_CHARS_MAX;
+use lunette_proto::limits::{NAME_CHARS_MAX, VOLUME_BYTES_MAX};
 
-use crate::size::Size;
+use crate::size::{Size, SizeError};
 
 pub(crate) use cluster::{Cluster, JoinTokenMake, Member};
 pub(crate) use disk::{Disk, DiskAdd, DiskCheck, DiskDrain, DiskInspect, DiskRemove, DiskReplace, DiskScrub};
@@ -95,7 +95,7 @@ pub(crate) struct Up {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) nodes: Option<u8>,
     /// Where iSCSI is served [default: 127.0.0.1:3260]
-    #[arg(long = "portal", value_name = "ADDR:PORT")]
+    #[arg(long = "portal", value_name = "ADDR:PORT", value_parser = portal)]
     pub(crate) portals: Vec<SocketAddr>,
     /// Create this volume unless it exists, and export it
     #[arg(long = "volume", value_name = "NAME=SIZE")]
@@ -121,6 +121,10 @@ pub(crate) struct Up {
     pub(crate) only: Option<String>,
 }
 
+fn portal(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write ADDR:PORT, such as 10.0.0.1:3260 or [fd00::1]:3260".to_owned())
+}
+
 /// `NAME=SIZE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NamedSize {
@@ -142,7 +146,10 @@ impl FromStr for NamedSize {
                 "'{name}' is no volume name: use 1 to {NAME_CHARS_MAX} of a-z, 0-9, '-' and '.', a letter or digit first"
             ));
         }
-        let size = size.parse().map_err(|error| format!("{error}"))?;
+        let size: Size = size.parse().map_err(|error| format!("{error}"))?;
+        if size.bytes() > VOLUME_BYTES_MAX {
+            return Err(SizeError::TooLarge.to_string());
+        }
         Ok(Self { name: name.to_owned(), size })
     }
 }
@@ -334,7 +341,8 @@ pub(crate) struct VolumeOwn {
 pub(crate) struct VolumeDelete {
     /// Its name
     pub(crate) name: String,
-    /// Also take it out of every target that shows it
+    /// Also take it out of every target that shows it; the one that --export made is deleted with its ACL, unless it shows
+    /// something else
     #[arg(long)]
     pub(crate) force: bool,
 }

@@ -6,8 +6,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::anyhow;
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use tonic::{Code, Status};
+
+use crate::args::Cli;
 
 /// Prints the one line.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
@@ -39,12 +42,13 @@ pub(crate) fn one_line(text: &str) -> String {
 }
 
 /// What clap found wrong, in one line; `Ok` bears the text of `--help` and `--version`.
-pub(crate) fn usage(error: &clap::Error) -> Result<String, String> {
+/// `words` is the command line.
+pub(crate) fn usage(error: &clap::Error, words: &[String]) -> Result<String, String> {
     let rendered = error.render().to_string();
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         return Ok(rendered);
     }
-    let help = format!("see `{} --help`", command_of(&rendered));
+    let help = format!("see `{} --help`", command_of(&rendered, words));
     if matches!(
         error.kind(),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
@@ -54,7 +58,7 @@ pub(crate) fn usage(error: &clap::Error) -> Result<String, String> {
     // The first paragraph says what is wrong; what follows are tips, the usage and where help is.
     let first: Vec<&str> = rendered.lines().take_while(|line| !line.trim().is_empty()).collect();
     let wrong = one_line(&first.join(" "));
-    let wrong = wrong.strip_prefix("error: ").unwrap_or(&wrong).to_owned();
+    let wrong = numbers(wrong.strip_prefix("error: ").unwrap_or(&wrong));
     let similar = match error.get(ContextKind::SuggestedSubcommand).or(error.get(ContextKind::SuggestedArg)) {
         Some(ContextValue::String(one)) => format!("; did you mean '{one}'?"),
         Some(ContextValue::Strings(some)) if !some.is_empty() => {
@@ -65,12 +69,35 @@ pub(crate) fn usage(error: &clap::Error) -> Result<String, String> {
     Err(format!("{wrong}{similar}"))
 }
 
-/// The command that a usage message is about: the words after `Usage:` up to the first option or value.
-fn command_of(rendered: &str) -> String {
-    let usage = rendered.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or("lunette");
-    let is_name = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase());
-    let words: Vec<&str> = usage.split(' ').take_while(is_name).collect();
-    if words.is_empty() { "lunette".to_owned() } else { words.join(" ") }
+/// What the standard library says of numbers, in words of ours.
+fn numbers(wrong: &str) -> String {
+    let what = [
+        ("invalid digit found in string", "write a whole number"),
+        ("cannot parse integer from empty string", "write a whole number"),
+        ("number too large to fit in target type", "the number is too large"),
+        ("number too small to fit in target type", "the number is too small"),
+    ];
+    what.iter().fold(wrong.to_owned(), |text, (theirs, ours)| text.replace(theirs, ours))
+}
+
+/// The command that a usage message is about: the words after `Usage:` up to the first option or value, or, if it has no such
+/// line, the commands that the command line names.
+fn command_of(rendered: &str, words: &[String]) -> String {
+    if let Some(usage) = rendered.lines().find_map(|line| line.trim().strip_prefix("Usage: ")) {
+        let is_name = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase());
+        let words: Vec<&str> = usage.split(' ').take_while(is_name).collect();
+        return if words.is_empty() { "lunette".to_owned() } else { words.join(" ") };
+    }
+    let whole = Cli::command();
+    let (mut command, mut path) = (&whole, "lunette".to_owned());
+    for word in words.iter().skip(1) {
+        if let Some(inner) = command.find_subcommand(word) {
+            command = inner;
+            path.push(' ');
+            path.push_str(inner.get_name());
+        }
+    }
+    path
 }
 
 /// What the control plane answered, as an error of ours.
@@ -109,12 +136,12 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::args::Cli;
 
     fn complaint(line: &str) -> String {
         let words = std::iter::once("lunette").chain(line.split(' ').filter(|word| !word.is_empty()));
-        let error = Cli::try_parse_from(words).expect_err("wrong on purpose");
-        usage(&error).expect_err("not a help text")
+        let words: Vec<String> = words.map(str::to_owned).collect();
+        let error = Cli::try_parse_from(&words).expect_err("wrong on purpose");
+        usage(&error, &words).expect_err("not a help text")
     }
 
     #[test]
@@ -135,6 +162,20 @@ mod tests {
             (
                 "volume create v",
                 "the following required arguments were not provided: --size <SIZE>; see `lunette volume create --help`",
+            ),
+            (
+                "volume create v --size -5G",
+                "invalid value '-5G' for '--size <SIZE>': not a size: write a number and a unit, such as 10G or 512MiB; \
+                 see `lunette volume create --help`",
+            ),
+            (
+                "volume create v --size 1G --stripe-unit 64K --stripe-width abc",
+                "invalid value 'abc' for '--stripe-width <W>': write a whole number; see `lunette volume create --help`",
+            ),
+            (
+                "up --portal foo",
+                "invalid value 'foo' for '--portal <ADDR:PORT>': write ADDR:PORT, such as 10.0.0.1:3260 or [fd00::1]:3260; \
+                 see `lunette up --help`",
             ),
             ("volume make v", "unrecognized subcommand 'make'; see `lunette volume --help`"),
             ("volume creat v", "unrecognized subcommand 'creat'; did you mean 'create'?"),
@@ -160,7 +201,7 @@ mod tests {
     fn help_is_not_an_error() {
         // Guards against `--help` on standard error, or cut to a line.
         let error = Cli::try_parse_from(["lunette", "volume", "--help"]).expect_err("clap reports help so");
-        let text = usage(&error).expect("help");
+        let text = usage(&error, &[]).expect("help");
         assert!(text.lines().count() > 5, "{text}");
     }
 }

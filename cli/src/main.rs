@@ -28,12 +28,14 @@ use args::{Cli, Cluster, Command, Disk, Gateway, Global, Node};
 use output::Format;
 
 fn main() -> ExitCode {
+    // Only for what a wrong one is told: clap reads the arguments itself.
+    let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     match Cli::try_parse() {
         Ok(cli) => match dispatch(cli.command, &cli.global) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failure::report(&error),
         },
-        Err(error) => match failure::usage(&error) {
+        Err(error) => match failure::usage(&error, &words) {
             Ok(help) => {
                 output::print(&help);
                 ExitCode::SUCCESS
@@ -54,11 +56,19 @@ fn dispatch(command: Command, global: &Global) -> Result<()> {
         }
         Command::Node(Node::Run(run)) => {
             logging::start(global.log_format, logging::SERVER)?;
-            server()?.block_on(Box::pin(run::node::run(&run.config, run.join_token.as_deref())))
+            server()?.block_on(Box::pin(run::node::run(
+                &run.config,
+                run.join_token.as_deref(),
+                Format::new(global.json),
+            )))
         }
         Command::Gateway(Gateway::Run(run)) => {
             logging::start(global.log_format, logging::SERVER)?;
-            server()?.block_on(Box::pin(run::gateway::run(&run.config, run.join_token.as_deref())))
+            server()?.block_on(Box::pin(run::gateway::run(
+                &run.config,
+                run.join_token.as_deref(),
+                Format::new(global.json),
+            )))
         }
         Command::Cluster(Cluster::Init(init)) => {
             logging::start(global.log_format, logging::COMMAND)?;

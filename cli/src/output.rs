@@ -8,6 +8,8 @@ use std::process;
 
 use serde_json::Value;
 
+use crate::failure;
+
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -37,8 +39,11 @@ impl Format {
 /// Writes to standard output; ends the program if nobody reads it any more.
 pub(crate) fn print(text: &str) {
     if let Err(error) = try_print(text) {
-        let code = i32::from(error.kind() != ErrorKind::BrokenPipe);
-        process::exit(code);
+        if error.kind() == ErrorKind::BrokenPipe {
+            process::exit(0);
+        }
+        failure::complain(&format!("standard output cannot be written: {error}"));
+        process::exit(1);
     }
 }
 

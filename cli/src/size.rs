@@ -78,6 +78,9 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, SizeError> {
         let text = text.trim();
+        if text.starts_with('-') {
+            return Err(SizeError::NotANumber);
+        }
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(end);
         let shift = unit_shift(unit.trim())?;
@@ -218,7 +221,7 @@ mod tests {
         let table = [
             ("", SizeError::NotANumber),
             ("G", SizeError::NotANumber),
-            ("-1G", SizeError::UnknownUnit("-1G".into())),
+            ("-1G", SizeError::NotANumber),
             ("1.G", SizeError::NotANumber),
             (".5G", SizeError::NotANumber),
             ("1.2.3G", SizeError::NotANumber),

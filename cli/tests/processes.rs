@@ -2,6 +2,10 @@
 
 mod common;
 
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
 use common::{Up, folder, kill, lunette, refusal, terminate, wait, wait_gone};
 
 /// Guards against processes that nobody reports, restarts or stops.
@@ -55,5 +59,48 @@ fn orphans_are_found() {
     }
     let up = Up::start(folder.path(), &["--processes"]);
     assert_eq!(up.targets, ["iqn.2026-11.io.lunette:a"]);
+    assert!(up.stop().success());
+}
+
+/// Guards against a second process that takes the place of a live one of its name, and against text where JSON was asked for.
+#[test]
+fn a_name_is_of_one_process() {
+    let folder = folder();
+    let up = Up::start(folder.path(), &["--processes", "--nodes", "1", "--volume", "a=64M"]);
+    let config = |name: &str, change: &dyn Fn(String) -> String| {
+        let text = fs::read_to_string(up.data.join("run").join(format!("{name}.toml"))).expect("there");
+        let path = folder.path().join("second.toml");
+        fs::write(&path, change(text)).expect("written");
+        path
+    };
+    let run = |what: &str, config: &std::path::Path| {
+        let mut command = lunette();
+        command.args([what, "run", "--json", "--config"]).arg(config);
+        command
+    };
+    let elsewhere = |text: String| text.replace(&up.portals[0], "127.0.0.1:0");
+    let gateway = config("gateway1", &elsewhere);
+    let line = refusal(&run("gateway", &gateway).output().expect("the binary starts"));
+    assert!(
+        line.contains("gateway \"gateway1\" runs already, at ") && line.contains(&up.portals[0]),
+        "{line}"
+    );
+    let without_control = |text: String| text[..text.find("[control]").expect("there")].to_owned();
+    let node = config("node1", &without_control);
+    let line = refusal(&run("node", &node).output().expect("the binary starts"));
+    assert!(line.contains("node \"node1\" runs already, at 127.0.0.1:"), "{line}");
+
+    let other = |text: String| elsewhere(text).replace("gateway1", "gateway2");
+    let mut second = run("gateway", &config("gateway1", &other))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut first = String::new();
+    BufReader::new(second.stdout.take().expect("piped")).read_line(&mut first).expect("text");
+    let ready: serde_json::Value = serde_json::from_str(&first).expect("JSON");
+    assert_eq!(ready["ready"], true);
+    assert!(ready["portals"][0].as_str().is_some_and(|portal| portal.starts_with("127.0.0.1:")), "{ready}");
+    terminate(second.id());
+    assert!(wait(&mut second).success());
     assert!(up.stop().success());
 }

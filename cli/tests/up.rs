@@ -159,7 +159,13 @@ fn a_restart_restores_everything() {
 
     let mut up = Up::start(folder.path(), &["--volume", "a=32M"]);
     assert_eq!(up.targets, [IQN]);
-    assert_eq!(up.json(&["cluster", "status"])["cluster_id"], cluster);
+    let status = up.json(&["cluster", "status"]);
+    assert_eq!(status["cluster_id"], cluster);
+    // It has another port than before.
+    assert_eq!(
+        format!("http://{}", status["control"]["members"][0]["address"].as_str().expect("text")),
+        up.admin
+    );
     assert_eq!(up.json(&["target", "show", IQN]), target);
     assert_eq!(uuids(&up), disks);
     assert!(up.json(&["volume", "show", "a"])["generation"].as_u64().expect("a number") > generation);
@@ -196,4 +202,47 @@ fn a_second_start_that_does_not_fit_is_refused() {
     assert!(refusal(&second(folder.path(), &[])).contains("of another cluster"));
     fs::write(&key, own).expect("written");
     assert_eq!(Up::start(folder.path(), &[]).targets, [IQN]);
+}
+
+/// Guards against two good copies that nobody may read because a third one is gone, and against a new disk in its place.
+#[test]
+fn a_lost_disk_does_not_keep_the_others() {
+    let folder = folder();
+    let up = Up::start(folder.path(), &["--volume", "a=64M", "--capacity", "1G"]);
+    up.wait_healthy();
+    let (disk, wal) = (up.data.join("node1"), up.data.join("node1/wal"));
+    assert!(up.stop().success());
+
+    // Cut short.
+    let kept = folder.path().join("kept");
+    fs::copy(&wal, &kept).expect("copied");
+    fs::OpenOptions::new().write(true).open(&wal).and_then(|wal| wal.set_len(4096)).expect("cut");
+    for words in [&[][..], &["--processes"]] {
+        let up = Up::start(folder.path(), words);
+        assert_eq!(up.targets, [IQN]);
+        let line = up
+            .wait_status(|line| line.starts_with("health: degraded (") && line.contains("cannot be opened"));
+        assert!(line.contains("disk-1 of node node1"), "{line}");
+        assert!(up.ok(&["disk", "list"]).contains("node1"));
+        assert!(up.stop().success());
+    }
+    fs::rename(&kept, &wal).expect("put back");
+
+    // Emptied, or not mounted. It comes back while the node runs.
+    let away = folder.path().join("away");
+    fs::rename(&disk, &away).expect("moved");
+    fs::create_dir(&disk).expect("made");
+    for words in [&["--processes"][..], &[]] {
+        let up = Up::start(folder.path(), words);
+        let line = up.wait_status(|line| line.contains("holds no Lunette disk any more"));
+        assert!(line.starts_with("health: degraded ("), "{line}");
+        assert_eq!(fs::read_dir(&disk).expect("there").count(), 0, "nothing is formatted");
+        assert!(!up.data.join("node1.uuid").exists());
+        if words.is_empty() {
+            fs::remove_dir(&disk).expect("empty");
+            fs::rename(&away, &disk).expect("put back");
+            up.wait_healthy();
+        }
+        assert!(up.stop().success());
+    }
 }

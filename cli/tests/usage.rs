@@ -57,6 +57,10 @@ fn a_refused_start_makes_nothing() {
         (up(&with(&["--volume", "a=0"])), "holds nothing"),
         (up(&with(&["--volume", "A_b=1G"])), "no volume name"),
         (up(&with(&["--volume", "a=1G", "--volume", "a=2G"])), "twice"),
+        (up(&with(&["--volume", "a=2P"])), "the largest volume has 1P"),
+        (up(&with(&["--capacity", "4K"])), "too few for a disk"),
+        (up(&with(&["--capacity", "100P"])), "too many for a disk"),
+        (up(&with(&["--processes", "--control", "3", "--nodes", "1"])), "need as many nodes"),
         (up(&["--processes", "--only", "node1"]), "no data directory"),
         (up(&["--only", "node1"]), "--processes"),
     ];
@@ -91,5 +95,28 @@ fn help_and_version_go_to_standard_output() {
             output.status.success() && output.stderr.is_empty() && !output.stdout.is_empty(),
             "{words:?}"
         );
+    }
+}
+
+/// Guards against a full disk that looks like an empty list.
+#[test]
+fn what_cannot_be_written_is_an_error() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("there");
+    let output = lunette().arg("--help").stdout(full).output().expect("the binary starts");
+    assert!(refusal(&output).contains("standard output cannot be written"));
+}
+
+/// Guards against a system at another address than the environment names for every command.
+#[test]
+fn up_listens_where_the_environment_says() {
+    let folder = folder();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = taken.local_addr().expect("an address").to_string();
+    for words in [&[][..], &["--processes"]] {
+        let mut up = lunette();
+        up.args(["up", "--portal", "127.0.0.1:0", "--data"]).arg(folder.path().join("data")).args(words);
+        let line =
+            refusal(&up.env("LUNETTE_ADMIN", format!("http://{taken}")).output().expect("the binary starts"));
+        assert!(line.contains(&taken) && line.contains("in use"), "{line}");
     }
 }

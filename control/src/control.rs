@@ -154,6 +154,20 @@ impl Control {
                 }
             });
             *self.server.lock() = Some(server);
+            let (member, advertise) = (Arc::clone(&self.member), self.advertise.clone());
+            let stop = self.context.stop.clone();
+            self.context.tasks.spawn(async move {
+                let settle = async {
+                    if member.led().await? { member.settle_address(&advertise).await } else { Ok(()) }
+                };
+                let settled = tokio::select! {
+                    settled = settle => settled,
+                    () = stop.cancelled() => return,
+                };
+                if let Err(error) = settled {
+                    tracing::warn!(%error, advertise, "the control plane is listed at an earlier address");
+                }
+            });
         }
     }
 
@@ -169,6 +183,7 @@ impl Control {
             while self.map().cluster != self.cluster() && epochs.changed().await.is_ok() {}
         };
         timeout(LEADER_TIMEOUT, founded).await.map_err(|_| ConsensusError::NoQuorum)?;
+        self.member.settle_address(&self.advertise).await?;
         Ok(self.member.read_barrier().await?)
     }
 

@@ -20,7 +20,7 @@ use crate::args::{Command, Global, Name, Node};
 use crate::output::Format;
 
 pub(crate) use cluster::init;
-pub(crate) use connection::{Address, Connection, DEFAULT_PORT};
+pub(crate) use connection::{Address, Connection, DEFAULT_PORT, VARIABLE};
 pub(crate) use secret::read_token;
 
 /// Carries out a command; `None` is a command that is none of these.

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use lunette_control::state::NameKind;
 use serde::Deserialize;
 
-use super::{addresses, beside, load};
+use super::{addresses, beside, check_name, load};
 use crate::admin::Address;
 
 /// What `lunette gateway run` is to do.
@@ -31,11 +32,15 @@ struct File {
 impl GatewayConfig {
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let file: File = load(path)?;
-        if file.name.is_empty() {
-            bail!("{}: name is empty: give the gateway a name of its own", path.display());
-        }
+        check_name(NameKind::Gateway, &file.name, path)?;
         if file.portals.is_empty() {
             bail!("{}: portals is empty: list where iSCSI is to be served", path.display());
+        }
+        let twice = file.portals.iter().enumerate().find(|(index, portal)| {
+            portal.port() != 0 && file.portals.iter().take(*index).any(|other| other == *portal)
+        });
+        if let Some((_, portal)) = twice {
+            bail!("{}: portals names {portal} twice: name it once", path.display());
         }
         Ok(Self {
             name: file.name,

@@ -6,12 +6,13 @@
 
 use std::fmt;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::hmac;
-use lunette_control::seal::Sealer;
+use lunette_control::seal::{KeyError, Sealer};
 use lunette_proto::ids::ClusterId;
 
 /// What the id is the code of; another use of the key would name itself otherwise.
@@ -42,7 +43,13 @@ impl ClusterKey {
 
     /// The key at `path`.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        Self::with(path, Sealer::open(path)?)
+        match Sealer::open(path) {
+            Err(KeyError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => bail!(
+                "cluster key {} does not exist: copy it from another machine of the cluster or put it back from a copy, or bring it by --join-token",
+                path.display()
+            ),
+            opened => Self::with(path, opened?),
+        }
     }
 
     /// Writes a key that a join token has brought to `path`, where there must be nothing yet; refuses that of another
@@ -100,7 +107,8 @@ mod tests {
         // Guards against a cluster under a key that is cut short, open to others, or not there.
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("cluster.key");
-        assert!(ClusterKey::load(&path).is_err());
+        let missing = ClusterKey::load(&path).expect_err("not there").to_string();
+        assert!(missing.contains("does not exist: copy it"), "{missing}");
         ClusterKey::load_or_create(&path).expect("written");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("set");
         assert!(format!("{:#}", ClusterKey::load(&path).expect_err("open to others")).contains("chmod 600"));

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
+use lunette_control::state::{self, NameKind};
 use serde::de::DeserializeOwned;
 
 use crate::admin::Address;
@@ -50,12 +51,31 @@ fn read(path: &Path) -> Result<String> {
 
 fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
     toml::from_str(text).map_err(|error| {
-        let line = error
-            .span()
-            .and_then(|span| text.get(..span.start))
-            .map_or(1, |before| before.matches('\n').count() + 1);
-        anyhow!("{}:{line}: {}", path.display(), one_line(error.message()))
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let wrong = match error.message() {
+            "invalid socket address syntax" => {
+                "write ADDR:PORT, such as \"10.0.0.1:3260\" or \"[fd00::1]:3260\""
+            }
+            wrong => wrong,
+        };
+        let key = key_before(before).map(|key| format!("{key}: ")).unwrap_or_default();
+        anyhow!("{}:{line}: {key}{}", path.display(), one_line(wrong))
     })
+}
+
+/// The key whose value begins where a text ends, or goes on there over several lines.
+fn key_before(text: &str) -> Option<&str> {
+    let (key, value) = text.lines().rev().find_map(|line| line.split_once('='))?;
+    let key = key.trim();
+    let is_key = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let is_value = text.trim_end().ends_with(['=', '[', ',']) || value.trim_start().starts_with('[');
+    (is_key && is_value).then_some(key)
+}
+
+/// Refuses a name that the control plane would refuse later.
+fn check_name(kind: NameKind, name: &str, file: &Path) -> Result<()> {
+    state::check_name(kind, name).map_err(|error| anyhow!("{}: name: {error}", file.display()))
 }
 
 /// Paths in a file are relative to the file, so that it does not matter from where it is used.
@@ -123,12 +143,14 @@ capacity = "10G"
         // Guards against configurations that are half understood, and against errors without a place.
         let table = [
             (NODE.replace("name", "nmae"), "a.toml:2: unknown field `nmae`"),
-            (NODE.replace("10G", "10X"), "a.toml:9: unknown unit 'X'"),
-            (NODE.replace("\"10G\"", "0"), "a.toml:9: a size of 0"),
-            (NODE.replace("127.0.0.1:7500", "localhost"), "a.toml:3: invalid socket address"),
+            (NODE.replace("10G", "10X"), "a.toml:9: capacity: unknown unit 'X'"),
+            (NODE.replace("\"10G\"", "0"), "a.toml:9: capacity: a size of 0"),
+            (NODE.replace("127.0.0.1:7500", "localhost"), "a.toml:3: listen: write ADDR:PORT, such as"),
             (NODE.replace("[\"127.0.0.1:7400\"]", "[]"), "a.toml: admin names no address"),
             (NODE.replace("127.0.0.1:7400", "https://a:1"), "a.toml: admin: 'https' is not served"),
             (NODE.replace("name = \"node1\"", ""), "missing field `name`"),
+            (NODE.replace("\"node1\"", "\"Node_1\""), "a.toml: name: \"Node_1\" is no node name"),
+            (NODE.replace("\"node1\"", "\"\""), "a.toml: name: \"\" is no node name: it is empty"),
             (NODE[..NODE.len() - 5].to_owned(), "a.toml:9: "),
             (NODE[..40].to_owned(), "a.toml:3: "),
             (NODE.replace("[[disks]]", "[disks]"), "a.toml:7: "),
@@ -159,5 +181,12 @@ capacity = "10G"
         let text = "name = \"g\"\nportals = []\nadmin = [\"a\"]\ncluster_key_file = \"k\"\n";
         let error = in_file(text, |path| GatewayConfig::load(path).expect_err("no portal"));
         assert!(error.to_string().contains("portals is empty"), "{error}");
+        let wrong = |portals: &str| {
+            let text = text.replace("[]\nadmin", &format!("{portals}\nadmin"));
+            in_file(&text, |path| GatewayConfig::load(path).expect_err("wrong portals")).to_string()
+        };
+        let [bad, twice] = ["[\"[::1]:1\",\n \"foo\"]", "[\"[::1]:1\", \"[::1]:1\"]"].map(wrong);
+        assert!(bad.contains("a.toml:3: portals: write ADDR:PORT"), "{bad}");
+        assert!(twice.contains("portals names [::1]:1 twice"), "{twice}");
     }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lunette_control::moves::REBUILD_AFTER;
+use lunette_control::state::NameKind;
 use serde::Deserialize;
 
-use super::{addresses, beside, load};
+use super::{addresses, beside, check_name, load};
 use crate::admin::Address;
 use crate::size::Size;
 
@@ -85,9 +86,7 @@ impl NodeConfig {
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let file: File = load(path)?;
         let name = path.display();
-        if file.name.is_empty() {
-            bail!("{name}: name is empty: give the node a name of its own");
-        }
+        check_name(NameKind::Node, &file.name, path)?;
         if file.disks.is_empty() && file.control.is_none() {
             bail!("{name}: neither [[disks]] nor [control]: the node would have nothing to do");
         }

@@ -1,4 +1,5 @@
-//! The disks of a node that were added by command: what the map says, beside its configuration.
+//! The disks of a node that were added by command: what the map says, beside its configuration; and those of its configuration
+//! that could not be opened when it started.
 //!
 //! ```text
 //! map --- in service ----> open it; cannot: refused, tried again, and reported until it is open
@@ -21,7 +22,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use lunette_control::api::cluster::{DiskAddedRequest, DiskRefusedRequest, DiskReport};
 use lunette_control::client::{ControlPlane, MapWatcher};
 use lunette_proto::ids::{ClusterId, DiskId, Epoch, NodeId};
-use lunette_proto::map::{AddedDisk, ClusterMap};
+use lunette_proto::map::{AddedDisk, ClusterMap, Disk};
 use lunette_storage_node::{DiskConfig, Node};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -29,7 +30,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::storage::{Storage, inspect, make_disk};
+use super::storage::{MissingDisk, Storage, inspect, make_disk};
 use crate::failure::chain;
 use crate::up::data::private_dir;
 
@@ -55,6 +56,7 @@ impl AddedDisks {
         stop: &CancellationToken,
     ) -> Result<Self> {
         let (node, id) = (Arc::clone(storage.node()), storage.id());
+        let missing = storage.missing().to_vec();
         let watcher = MapWatcher::start(control.clone(), Some(node.cluster()));
         let refused = Arc::<Refused>::default();
         let stop_following = CancellationToken::new();
@@ -63,6 +65,7 @@ impl AddedDisks {
             control,
             node,
             id,
+            missing: missing.iter().map(|missing| missing.path.display().to_string()).collect(),
             refused: Arc::clone(&refused),
             verdicts: BTreeMap::new(),
             stop: stop_following.clone(),
@@ -74,9 +77,21 @@ impl AddedDisks {
             started = first_pass => started.map_err(|_| anyhow!("the task that opens added disks has ended")),
             () = stop.cancelled() => Err(anyhow!("stopped before the first map came")),
         };
-        match started {
-            Ok(()) => Ok(this),
-            Err(error) => {
+        let map = Arc::clone(&this.watcher.subscribe().borrow());
+        let is_known = map.disks.values().any(|disk| disk.node == id);
+        match (started, missing.first()) {
+            // A node that has no disk yet is being set up: its configuration is what is wrong.
+            (Ok(()), Some(MissingDisk { reason, .. })) if !is_known => {
+                this.stop().await;
+                bail!("{reason}")
+            }
+            (Ok(()), _) => {
+                for MissingDisk { path, reason } in missing {
+                    tracing::error!(path = %path.display(), reason, "serving without this disk");
+                }
+                Ok(this)
+            }
+            (Err(error), _) => {
                 this.stop().await;
                 Err(error)
             }
@@ -159,6 +174,8 @@ struct Follower {
     control: ControlPlane,
     node: Arc<Node>,
     id: NodeId,
+    /// Where disks of the configuration are that could not be opened.
+    missing: Vec<String>,
     refused: Arc<Refused>,
     verdicts: BTreeMap<DiskId, Verdict>,
     stop: CancellationToken,
@@ -195,8 +212,13 @@ impl Follower {
     /// Opens what is in service and is not open.
     async fn open(&self, map: &ClusterMap) {
         let mine = |added: &&AddedDisk| map.disks.get(&added.id).is_some_and(|disk| disk.node == self.id);
-        let mut missing: BTreeMap<DiskId, &AddedDisk> =
-            map.added.values().filter(mine).map(|added| (added.id, added)).collect();
+        let mut missing: BTreeMap<DiskId, AddedDisk> =
+            map.added.values().filter(mine).map(|added| (added.id, added.clone())).collect();
+        let own =
+            map.disks.values().filter(|disk| disk.node == self.id && self.missing.contains(&disk.label));
+        for disk in own {
+            missing.entry(disk.id).or_insert_with(|| configured(disk));
+        }
         if !missing.is_empty() {
             // One that the configuration names by now is open already.
             for disk in self.node.disks() {
@@ -208,10 +230,10 @@ impl Follower {
             if self.stop.is_cancelled() || !self.refused.is_due(added.id, Instant::now()) {
                 continue;
             }
-            let (node, disk) = (Arc::clone(&self.node), added.clone());
-            match blocking(move || open_again(&node, &disk)).await {
-                Ok(()) => self.refused.retain(|disk| disk != added.id),
-                Err(error) => self.refused.put(added.id, chain(&error), Instant::now()),
+            let (node, id) = (Arc::clone(&self.node), added.id);
+            match blocking(move || open_again(&node, &added)).await {
+                Ok(()) => self.refused.retain(|disk| disk != id),
+                Err(error) => self.refused.put(id, chain(&error), Instant::now()),
             }
         }
     }
@@ -279,8 +301,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 fn open_again(node: &Node, added: &AddedDisk) -> Result<()> {
     let path = Path::new(&added.path);
     let found = inspect(path, node.cluster())?;
-    if let Some(found) = found.filter(|found| found.uuid != added.uuid) {
-        bail!("{} holds another disk, {}: put {} back", added.path, found.disk, added.id);
+    match found {
+        None => bail!(
+            "{} holds no Lunette disk any more: put {} back, or another in its place by `lunette disk replace {} PATH`",
+            added.path,
+            added.id,
+            added.id.0
+        ),
+        Some(found) if found.uuid != added.uuid => {
+            bail!("{} holds another disk, {}: put {} back", added.path, found.disk, added.id)
+        }
+        Some(_) => {}
     }
     node.add(&config(added))?;
     Ok(())
@@ -330,6 +361,18 @@ fn format(cluster: ClusterId, wish: &AddedDisk, path: &Path) -> Result<bool> {
 fn undo(path: &Path, made: bool) {
     if made && let Err(error) = fs::remove_dir_all(path) {
         tracing::warn!(path = %path.display(), %error, "a folder that was made for a disk cannot be removed");
+    }
+}
+
+/// A disk of the configuration, as if it had been added by command.
+fn configured(disk: &Disk) -> AddedDisk {
+    AddedDisk {
+        id: disk.id,
+        uuid: disk.uuid,
+        node: disk.node,
+        path: disk.label.clone(),
+        capacity_bytes: Some(disk.capacity_bytes),
+        replaces: None,
     }
 }
 

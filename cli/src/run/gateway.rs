@@ -25,6 +25,7 @@ use lunette_proto::map::ClusterMap;
 use lunette_target_iscsi::server::{Gateway, GatewayConfig as TargetConfig};
 use lunette_volume::fabric::{Fabric, TcpFabric};
 use lunette_volume::volumes::{VolumeEvent, Volumes};
+use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,7 @@ use super::member::{PATIENCE, control_plane, register};
 use super::{control, stop};
 use crate::admin::Address;
 use crate::config::{ClusterKey, GatewayConfig};
-use crate::output;
+use crate::output::{self, Format};
 use crate::up::ports::hold_portals;
 
 /// How long the control plane is waited for by a request that a newer map may make pointless.
@@ -57,7 +58,7 @@ pub(crate) struct GatewayParts<'a> {
 }
 
 /// Runs until told to stop.
-pub(crate) async fn run(path: &Path, token: Option<&Path>) -> Result<()> {
+pub(crate) async fn run(path: &Path, token: Option<&Path>, format: Format) -> Result<()> {
     let config = GatewayConfig::load(path)?;
     let stop = stop::on_signal()?;
     let key = control::key(&config.cluster_key_file, token, &config.admin, &stop).await?;
@@ -76,8 +77,14 @@ pub(crate) async fn run(path: &Path, token: Option<&Path>) -> Result<()> {
         Err(_) if stop.is_cancelled() => return Ok(()),
         started => started?,
     };
-    let portals: String = gateway.portals().iter().map(|portal| format!("portal {portal}\n")).collect();
-    let _ = output::try_print(&format!("{portals}ready\n"));
+    let portals: Vec<String> = gateway.portals().iter().map(ToString::to_string).collect();
+    let _ = match format {
+        Format::Text => {
+            let portals: String = portals.iter().map(|portal| format!("portal {portal}\n")).collect();
+            output::try_print(&format!("{portals}ready\n"))
+        }
+        Format::Json => output::try_print(&format!("{}\n", json!({"ready": true, "portals": portals}))),
+    };
     stop.cancelled().await;
     gateway.close().await;
     Ok(())

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use lunette_control::api::cluster::report::Member;
 use lunette_control::api::cluster::{NodeReport, RegisterNodeResponse, Report};
-use lunette_control::client::{Attached, Attachment};
+use lunette_control::client::{Attached, Attachment, swapped_disk};
 use lunette_proto::ids::DiskId;
 use lunette_storage_node::Node;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::added::{AddedDisks, Refused};
@@ -18,15 +19,16 @@ use super::stop;
 use super::storage::{Prepared, Storage, StorageConfig, StorageDisk};
 use crate::admin::Address;
 use crate::config::{ClusterKey, NodeConfig};
-use crate::output;
+use crate::failure::one_line;
+use crate::output::{self, Format};
 
 /// Runs until told to stop.
-pub(crate) async fn run(path: &Path, token: Option<&Path>) -> Result<()> {
+pub(crate) async fn run(path: &Path, token: Option<&Path>, format: Format) -> Result<()> {
     let config = NodeConfig::load(path)?;
     let stop = stop::on_signal()?;
     let key = control::key(&config.cluster_key_file, token, &config.admin, &stop).await?;
     let mut node = NodeProcess::default();
-    let outcome = node.serve(config, &key, &stop).await;
+    let outcome = node.serve(config, &key, format, &stop).await;
     node.close().await;
     match outcome {
         // Told to stop while it waited for others: nothing has failed.
@@ -43,14 +45,23 @@ struct NodeProcess {
 }
 
 impl NodeProcess {
-    async fn serve(&mut self, config: NodeConfig, key: &ClusterKey, stop: &CancellationToken) -> Result<()> {
+    async fn serve(
+        &mut self,
+        config: NodeConfig,
+        key: &ClusterKey,
+        format: Format,
+        stop: &CancellationToken,
+    ) -> Result<()> {
         // The disks are looked at and the port is taken before anything else is touched.
         let prepared = Prepared::new(storage_config(&config, key)).await?;
         if let Some(control) = &config.control {
             self.control = Some(ControlMember::start(&config, control, key, stop).await?);
         }
         self.node = Some(StorageMember::start(prepared, &config.admin, stop).await?);
-        let _ = output::try_print("ready\n");
+        let _ = match format {
+            Format::Text => output::try_print("ready\n"),
+            Format::Json => output::try_print(&format!("{}\n", json!({"ready": true}))),
+        };
         stop.cancelled().await;
         Ok(())
     }
@@ -75,18 +86,35 @@ pub(crate) struct StorageMember {
 impl StorageMember {
     /// Announces the node, opens its disks, serves them.
     async fn start(prepared: Prepared, admin: &[Address], stop: &CancellationToken) -> Result<Self> {
-        let registered = Self::register(&prepared, admin, stop).await?;
+        let mut prepared = prepared;
+        let registered = Self::register(&mut prepared, admin, stop).await?;
         Self::serve(prepared, registered, admin, stop).await
     }
 
-    /// Announces the node.
+    /// Announces the node, without the disks that are not where they were.
     pub(crate) async fn register(
-        prepared: &Prepared,
+        prepared: &mut Prepared,
         admin: &[Address],
         stop: &CancellationToken,
     ) -> Result<RegisterNodeResponse> {
-        let request = prepared.request();
-        register(control_plane(admin)?.register_node(PATIENCE, &request), admin, stop).await
+        let control = control_plane(admin)?;
+        loop {
+            let request = prepared.request();
+            let answer = async {
+                match control.register_node(PATIENCE, &request).await {
+                    Err(status) if swapped_disk(&status).is_some() => Ok(Err(status)),
+                    answer => answer.map(Ok),
+                }
+            };
+            let status = match register(answer, admin, stop).await? {
+                Ok(registered) => return Ok(registered),
+                Err(status) => status,
+            };
+            let path = swapped_disk(&status).unwrap_or_default();
+            if !prepared.leave_out(Path::new(&path), one_line(status.message())) {
+                bail!("{}", one_line(status.message()));
+            }
+        }
     }
 
     /// Opens the disks of a node that was announced, those that were added by command too, and serves them.

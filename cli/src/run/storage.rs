@@ -4,6 +4,9 @@
 //! inspect --> register --> format what is new --> open --> serve
 //! ```
 //!
+//! A disk that cannot be read, or is not there any more, does not keep the node's others from being served: it is tried again
+//! from time to time and reported, as those that were added by command are (see `added`).
+//!
 //! Ids come from the control plane, identities from the disk: a disk that was formatted keeps its
 //! own, a new one draws one. What was drawn is written down beside the disk before it is announced,
 //! so that a crash between announcing and formatting does not leave a disk that nobody has.
@@ -30,6 +33,7 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
+use crate::failure::chain;
 use crate::up::data::{private_dir, write_private};
 
 /// What makes a node: see [`NodeConfig`](crate::config::NodeConfig).
@@ -60,18 +64,36 @@ pub(crate) struct Prepared {
     listener: TcpListener,
     address: SocketAddr,
     uuids: Vec<DiskUuid>,
+    missing: Vec<MissingDisk>,
+}
+
+/// A disk of the configuration that cannot be served at the moment.
+#[derive(Clone, Debug)]
+pub(crate) struct MissingDisk {
+    pub(crate) path: PathBuf,
+    pub(crate) reason: String,
 }
 
 impl Prepared {
     /// Looks at the disks and takes the port. Formats nothing.
-    pub(crate) async fn new(config: StorageConfig) -> Result<Self> {
+    pub(crate) async fn new(mut config: StorageConfig) -> Result<Self> {
         let mut uuids = Vec::with_capacity(config.disks.len());
-        for disk in &config.disks {
-            uuids.push(match inspect(&disk.path, config.cluster)? {
-                Some(identity) => identity.uuid,
-                None => drawn(&disk.path)?,
-            });
+        let mut missing = Vec::new();
+        let mut disks = Vec::with_capacity(config.disks.len());
+        for disk in config.disks {
+            let uuid = match inspect(&disk.path, config.cluster) {
+                Ok(Some(identity)) => identity.uuid,
+                Ok(None) => drawn(&disk.path)?,
+                Err(error) if is_broken(&error) => {
+                    missing.push(MissingDisk { path: disk.path, reason: chain(&error) });
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            uuids.push(uuid);
+            disks.push(disk);
         }
+        config.disks = disks;
         let listen = config.listen;
         let listener = TcpListener::bind(listen).await.map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => {
@@ -81,7 +103,19 @@ impl Prepared {
         })?;
         let bound = listener.local_addr().context("the node's port is unknown")?;
         let address = config.advertise.unwrap_or(bound);
-        Ok(Self { config, listener, address, uuids })
+        Ok(Self { config, listener, address, uuids, missing })
+    }
+
+    /// Goes on without the disk at `path`, whose place has nothing of what the control plane knows to be there; `false` if
+    /// there is none that could be left out.
+    pub(crate) fn leave_out(&mut self, path: &Path, reason: String) -> bool {
+        let Some(index) = self.config.disks.iter().position(|disk| disk.path == path) else { return false };
+        let disk = self.config.disks.remove(index);
+        self.uuids.remove(index);
+        // It gets no identity of its own: what was there is to come back.
+        let _ = fs::remove_file(note(&disk.path));
+        self.missing.push(MissingDisk { path: disk.path, reason });
+        true
     }
 
     /// How it announces itself.
@@ -106,36 +140,34 @@ impl Prepared {
 
     /// Formats what is new, opens all and serves.
     pub(crate) async fn serve(self, registered: &RegisterNodeResponse) -> Result<Storage> {
-        let Self { config, listener, uuids, .. } = self;
+        let Self { config, listener, uuids, mut missing, .. } = self;
         if registered.disks.len() != config.disks.len() {
             bail!("the control plane knows another number of disks than it was told: update it");
         }
         let cluster = config.cluster;
         let name = config.name.clone();
         let disks: Vec<_> = config.disks.into_iter().zip(uuids).zip(registered.disks.clone()).collect();
-        let opened = spawn_blocking(move || -> Result<Arc<Node>> {
-            let mut configs = Vec::with_capacity(disks.len());
+        let node = Node::open(cluster, [])?;
+        let opening = Arc::clone(&node);
+        let opened = spawn_blocking(move || -> Result<Vec<MissingDisk>> {
             for ((disk, uuid), id) in disks {
-                let id = DiskId(id);
-                if inspect(&disk.path, cluster)?.is_none() {
-                    if disk.path.is_dir() || !disk.path.exists() {
-                        private_dir(&disk.path)?;
+                match open_or_make(&opening, &disk, DiskId(id), uuid) {
+                    Ok(()) => {}
+                    Err(error) if is_broken(&error) => {
+                        missing.push(MissingDisk { path: disk.path, reason: chain(&error) });
                     }
-                    make_disk(&disk.path, cluster, id, uuid, Some(disk.capacity_bytes))?;
+                    Err(error) => {
+                        opening.close();
+                        return Err(error);
+                    }
                 }
-                let _ = fs::remove_file(note(&disk.path));
-                configs.push(DiskConfig {
-                    path: disk.path,
-                    capacity_bytes: Some(disk.capacity_bytes),
-                    disk: Some(id),
-                });
             }
-            Ok(Node::open(cluster, configs)?)
+            Ok(missing)
         });
-        let node = opened.await.context("the disks were not opened")??;
+        let missing = opened.await.context("the disks were not opened")??;
         let stop = CancellationToken::new();
         let server = tokio::spawn(serve(listener, Arc::clone(&node), name, stop.clone()));
-        Ok(Storage { id: registered.node, node, stop, server })
+        Ok(Storage { id: registered.node, node, missing, stop, server })
     }
 }
 
@@ -144,6 +176,7 @@ impl Prepared {
 pub(crate) struct Storage {
     id: u32,
     node: Arc<Node>,
+    missing: Vec<MissingDisk>,
     stop: CancellationToken,
     server: JoinHandle<()>,
 }
@@ -155,6 +188,11 @@ impl Storage {
 
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.node
+    }
+
+    /// Disks of the configuration that it could not open.
+    pub(crate) fn missing(&self) -> &[MissingDisk] {
+        &self.missing
     }
 
     /// What it tells the control plane from time to time.
@@ -209,6 +247,28 @@ fn scrub_report(scrub: &ScrubStatus) -> ScrubReport {
         stale_blocks: scrub.bad.stale,
         unreadable_blocks: scrub.bad.unreadable,
     }
+}
+
+/// Formats a disk that is new, and opens it.
+fn open_or_make(node: &Node, disk: &StorageDisk, id: DiskId, uuid: DiskUuid) -> Result<()> {
+    if inspect(&disk.path, node.cluster())?.is_none() {
+        if disk.path.is_dir() || !disk.path.exists() {
+            private_dir(&disk.path)?;
+        }
+        make_disk(&disk.path, node.cluster(), id, uuid, Some(disk.capacity_bytes))?;
+    }
+    let _ = fs::remove_file(note(&disk.path));
+    node.add(&DiskConfig {
+        path: disk.path.clone(),
+        capacity_bytes: Some(disk.capacity_bytes),
+        disk: Some(id),
+    })?;
+    Ok(())
+}
+
+/// Whether a disk is broken, as opposed to a configuration that names a wrong one.
+pub(crate) fn is_broken(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(DiskError::Damaged { .. } | DiskError::Io { .. }))
 }
 
 /// Formats what `path` leads to, if it holds nothing.

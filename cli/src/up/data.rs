@@ -23,12 +23,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use lunette_control::Control;
 use lunette_proto::ids::ClusterId;
 use lunette_proto::limits::EXTENT_BYTES;
+use lunette_storage_node::FormatOptions;
 use rustix::fs::{FlockOperation, flock, statvfs};
 use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::config::ClusterKey;
-use crate::run::storage::inspect;
+use crate::run::storage::{inspect, is_broken};
 use crate::size::Size;
 
 /// The layout with one member of the control plane, and the one with several.
@@ -90,8 +91,9 @@ impl DataDir {
             Err(error) if error.kind() == ErrorKind::NotFound => Found::Nothing,
             Err(error) => bail!("{name} cannot be used: {error}"),
         };
-        if let Found::Manifest(manifest) = &found {
-            manifest.agrees(path, wanted)?;
+        match &found {
+            Found::Manifest(manifest) => manifest.agrees(path, wanted)?,
+            Found::Nothing => drop(Plan::new(path, wanted)?),
         }
         private_dir(path)?;
         let path = fs::canonicalize(path).with_context(|| format!("{name} cannot be used"))?;
@@ -119,15 +121,13 @@ impl DataDir {
         Ok(data)
     }
 
-    /// Before anything is opened, which may write: are all disks there, and this cluster's?
+    /// Before anything is opened, which may write: is what is there this cluster's?
     fn check_disks(&self) -> Result<()> {
         for node in 1..=self.nodes() {
-            let disk = self.disk(node);
-            if inspect(&disk, self.key.cluster)?.is_none() && self.manifest.complete {
-                bail!(
-                    "{} has lost its disk: put it back, or name another directory with --data",
-                    disk.display()
-                );
+            match inspect(&self.disk(node), self.key.cluster) {
+                // The other nodes have what it has, and it is tried again while they serve.
+                Err(error) if self.manifest.complete && is_broken(&error) => {}
+                found => drop(found?),
             }
         }
         self.check_control()
@@ -321,15 +321,8 @@ fn format_of(control: &[SocketAddr]) -> u32 {
 
 /// The first start: the key, then the manifest that makes the directory one of ours.
 fn make(path: &Path, wanted: &Wanted) -> Result<(Manifest, ClusterKey)> {
-    let nodes = wanted.nodes.unwrap_or(NODES_DEFAULT);
+    let Plan { nodes, capacity_bytes } = Plan::new(path, wanted)?;
     let control = if wanted.control.len() > 1 { wanted.control.clone() } else { Vec::new() };
-    if usize::from(nodes) < control.len() {
-        bail!("{} members of the control plane need as many nodes, and there are {nodes}", control.len());
-    }
-    let capacity_bytes = match wanted.capacity {
-        Some(capacity) => capacity.bytes(),
-        None => share(path, nodes)?,
-    };
     let key = ClusterKey::load_or_create(&path.join(KEY))?;
     let (format, cluster) = (format_of(&control), key.cluster.to_string());
     let manifest = Manifest { format, cluster, nodes, capacity_bytes, control, complete: false };
@@ -337,8 +330,38 @@ fn make(path: &Path, wanted: &Wanted) -> Result<(Manifest, ClusterKey)> {
     Ok((manifest, key))
 }
 
+/// What a new directory is to have.
+struct Plan {
+    nodes: u8,
+    capacity_bytes: u64,
+}
+
+impl Plan {
+    /// Refuses what cannot be made, and makes nothing: a directory that was begun with a wrong capacity keeps it.
+    fn new(path: &Path, wanted: &Wanted) -> Result<Self> {
+        let nodes = wanted.nodes.unwrap_or(NODES_DEFAULT);
+        let members = wanted.control.len();
+        if usize::from(nodes) < members {
+            bail!("{members} members of the control plane need as many nodes, and there are {nodes}");
+        }
+        let capacity_bytes = match wanted.capacity {
+            Some(capacity) => capacity.bytes(),
+            None => share(path, nodes)?,
+        };
+        FormatOptions::of(capacity_bytes)
+            .check(&std::path::absolute(path).with_context(|| format!("{} cannot be used", path.display()))?)
+            .with_context(|| match wanted.capacity {
+                Some(capacity) => format!("--capacity {capacity}"),
+                None => format!("{} bytes of the file system for each of {nodes} nodes", capacity_bytes),
+            })?;
+        Ok(Self { nodes, capacity_bytes })
+    }
+}
+
 /// Each node's part of the file system, in whole extents.
 fn share(path: &Path, nodes: u8) -> Result<u64> {
+    let path = std::path::absolute(path).with_context(|| format!("{} cannot be used", path.display()))?;
+    let path = path.ancestors().find(|there| there.exists()).unwrap_or(Path::new("/"));
     let space =
         statvfs(path).with_context(|| format!("the size of {}'s file system is unknown", path.display()))?;
     let total = space.f_blocks.saturating_mul(space.f_frsize);
@@ -460,7 +483,7 @@ mod tests {
         let mut data = DataDir::open(&path, &wanted(None, None)).expect("as it was");
         data.complete().expect("written");
         drop(data);
-        assert!(refusal(&path, None, None).contains("node1 has lost its disk"));
+        assert!(refusal(&path, None, None).contains("control.redb is missing"));
     }
 
     #[test]

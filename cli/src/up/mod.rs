@@ -8,6 +8,7 @@ mod single;
 
 use anyhow::{Result, bail};
 
+use crate::admin::VARIABLE;
 use crate::args::{Global, Up};
 
 use data::Wanted;
@@ -35,6 +36,12 @@ pub(crate) async fn run(up: Up, global: &Global) -> Result<()> {
         return processes::run(&up, global).await;
     }
     single::run(&up, global).await
+}
+
+/// Where the control plane is to serve: as for all other commands, the option goes before the environment.
+fn admin(global: &Global) -> Option<String> {
+    let named = || std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());
+    global.admin.clone().or_else(named)
 }
 
 /// What the data directory is to be.

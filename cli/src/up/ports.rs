@@ -39,14 +39,16 @@ impl Ports {
             (None, Some(first)) => *first,
             (None, None) => SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
             (Some(text), first) => {
-                let address = text.strip_prefix("http://").unwrap_or(text);
+                // Of several members it is the first.
+                let address = text.split(',').next().unwrap_or(text).trim();
+                let address = address.strip_prefix("http://").unwrap_or(address);
                 let address: SocketAddr = address
                     .parse()
                     .map_err(|_| anyhow!("--admin {text}: write ADDR:PORT, such as 127.0.0.1:7400"))?;
                 match first {
                     // Its members know each other by their addresses.
                     Some(first) if *first != address && address.port() != 0 => bail!(
-                        "the first member of the control plane is at {first}, and its address cannot change: leave --admin out"
+                        "the first member of the control plane is at {first}, and its address cannot change: leave --admin and LUNETTE_ADMIN out"
                     ),
                     Some(first) => *first,
                     None => address,
@@ -118,6 +120,9 @@ fn following(
 }
 
 fn hold(address: SocketAddr, option: &str, held: &mut Vec<TcpListener>) -> Result<SocketAddr> {
+    if held.iter().any(|held| held.local_addr().is_ok_and(|held| held == address)) {
+        bail!("{address} is named twice: choose another with {option}, or name it once");
+    }
     match listen(address).and_then(|listener| Ok((listener.local_addr()?, listener))) {
         Ok((address, listener)) => {
             held.push(listener);
@@ -170,6 +175,10 @@ mod tests {
         assert!(admin.contains("in use") && admin.contains("--admin"), "{admin}");
         let twice = Ports::take(&[portals[0]], 1, Some(&portals[0].to_string()), &[], 1);
         assert!(twice.is_err());
+        let free = Ports::take(&[any], 1, Some("127.0.0.1:0"), &[], 1).expect("free ports").gateways[0][0];
+        let twice =
+            Ports::take(&[free, free], 1, Some("127.0.0.1:0"), &[], 1).expect_err("twice").to_string();
+        assert!(twice.contains("is named twice") && twice.contains("--portal"), "{twice}");
         let admin = taken.admin[0].to_string();
         taken.release();
         assert!(Ports::take(&[any], 1, Some(&admin), &[], 1).is_ok());

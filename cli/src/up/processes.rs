@@ -51,7 +51,8 @@ pub(crate) async fn run(up: &Up, global: &Global) -> Result<()> {
     // As many as there are to be: whether there can be is what the directory says.
     let known = if known.len() == control { known.as_slice() } else { &[] };
     let gateways = up.gateways.unwrap_or(1);
-    let mut ports = Ports::take(&up.portals, usize::from(gateways), global.admin.as_deref(), known, control)?;
+    let admin = super::admin(global);
+    let mut ports = Ports::take(&up.portals, usize::from(gateways), admin.as_deref(), known, control)?;
     let mut data = DataDir::open(&up.data, &wanted(up, &ports))?;
     let run = RunDir::of(data.path());
     private_dir(run.path())?;

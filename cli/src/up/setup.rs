@@ -1,19 +1,20 @@
 //! What `up` asks of its control plane once everything runs: the pool `default`, the volumes of
 //! `--volume`, and what it then prints. Through the administration API, like any other tool.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use lunette_control::api::admin::{
     ChangeMembersRequest, CreatePoolRequest, CreateVolumeRequest, GetPoolRequest, GetVolumeRequest,
-    LeaderRequest, ListTargetsRequest,
+    LeaderRequest, ListTargetsRequest, Target,
 };
 use serde_json::json;
 use tonic::Code;
 
 use crate::admin::{Address, Connection};
 use crate::args::NamedSize;
+use crate::failure::complain;
 use crate::output::Format;
 use crate::size::human;
 
@@ -133,16 +134,20 @@ pub(crate) async fn announcement(
 ) -> Result<String> {
     let answer = connection.targets().list(ListTargetsRequest {}).await;
     let targets = answer.map_err(|status| connection.refused(&status))?.into_inner().targets;
-    let iqns: Vec<String> = targets.into_iter().map(|target| target.iqn).collect();
+    // On standard error: what is printed is for scripts too.
+    for hint in hints(portals, &targets) {
+        complain(&hint);
+    }
     Ok(match format {
         Format::Json => {
             let portals: Vec<String> = portals.iter().map(ToString::to_string).collect();
+            let iqns: Vec<&str> = targets.iter().map(|target| target.iqn.as_str()).collect();
             let line = json!({
                 "ready": true, "admin": list(admin), "portals": portals, "targets": iqns,
             });
             format!("{line}\n")
         }
-        Format::Text => text(admin, portals, &iqns),
+        Format::Text => text(admin, portals, &targets),
     })
 }
 
@@ -152,17 +157,19 @@ fn list(admin: &[Address]) -> String {
     urls.join(",")
 }
 
-fn text(admin: &[Address], portals: &[SocketAddr], iqns: &[String]) -> String {
+fn text(admin: &[Address], portals: &[SocketAddr], targets: &[Target]) -> String {
     let mut text = format!("admin {}\n", list(admin));
     for portal in portals {
         text.push_str(&format!("portal {portal}\n"));
     }
-    for iqn in iqns {
+    for Target { iqn, .. } in targets {
         text.push_str(&format!("target {iqn}\n"));
     }
     for portal in portals {
+        let portal = reachable(*portal);
         text.push_str(&format!("iscsiadm -m discovery -t sendtargets -p {portal}\n"));
-        for iqn in iqns {
+        // One without LUNs has nothing to log in for.
+        for Target { iqn, .. } in targets.iter().filter(|target| !target.luns.is_empty()) {
             text.push_str(&format!("iscsiadm -m node -T {iqn} -p {portal} --login\n"));
         }
     }
@@ -170,8 +177,42 @@ fn text(admin: &[Address], portals: &[SocketAddr], iqns: &[String]) -> String {
     text
 }
 
+/// Where a portal is to be found from this machine: nobody can connect to "every address".
+fn reachable(portal: SocketAddr) -> SocketAddr {
+    match portal.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, portal.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, portal.port()).into(),
+        _ => portal,
+    }
+}
+
+/// What an initiator on another machine needs that the lines to copy do not say.
+fn hints(portals: &[SocketAddr], targets: &[Target]) -> Vec<String> {
+    let mut hints = Vec::new();
+    if let Some(portal) = portals.iter().find(|portal| portal.ip().is_unspecified()) {
+        hints.push(format!(
+            "{portal} is every address of this machine: initiators elsewhere name one of them in place of {}",
+            reachable(*portal).ip()
+        ));
+    }
+    let closed: Vec<&str> =
+        targets.iter().filter(|target| target.acls.is_empty()).map(|target| target.iqn.as_str()).collect();
+    if let (Some(first), false) = (closed.first(), portals.iter().all(|portal| portal.ip().is_loopback())) {
+        hints.push(format!(
+            "{} admitted from this machine alone until initiators are allowed: `lunette target allow {first} --initiator NAME`",
+            match closed.len() {
+                1 => format!("{first} is"),
+                count => format!("{count} targets are"),
+            }
+        ));
+    }
+    hints
+}
+
 #[cfg(test)]
 mod tests {
+    use lunette_control::api::admin::{Acl, Lun};
+
     use super::*;
 
     fn named(text: &str) -> NamedSize {
@@ -191,10 +232,30 @@ mod tests {
         // Guards what scripts wait for, and the lines that people copy.
         let admin = Address::parse("127.0.0.1:7400").expect("valid");
         let portal = "[::1]:3260".parse().expect("valid");
-        let got = text(&[admin], &[portal], &["iqn.2026-11.io.lunette:a".to_owned()]);
+        let iqn = "iqn.2026-11.io.lunette:a";
+        let empty = Target { iqn: "iqn.2026-11.io.lunette:empty".to_owned(), ..Target::default() };
+        let shown = Target { iqn: iqn.to_owned(), luns: vec![Lun::default()], ..Target::default() };
+        let got = text(&[admin], &[portal], &[shown.clone(), empty]);
         let want = "admin http://127.0.0.1:7400\nportal [::1]:3260\ntarget iqn.2026-11.io.lunette:a\n\
+                    target iqn.2026-11.io.lunette:empty\n\
                     iscsiadm -m discovery -t sendtargets -p [::1]:3260\n\
                     iscsiadm -m node -T iqn.2026-11.io.lunette:a -p [::1]:3260 --login\nready\n";
         assert_eq!(got, want);
+        assert_eq!(hints(&[portal], std::slice::from_ref(&shown)), Vec::<String>::new());
+
+        // Lines that nobody can follow, and a target that nobody elsewhere can see.
+        let any = "0.0.0.0:3260".parse().expect("valid");
+        let got = text(&[], &[any], std::slice::from_ref(&shown));
+        assert!(
+            got.contains("portal 0.0.0.0:3260\n") && got.contains("-p 127.0.0.1:3260 --login\n"),
+            "{got}"
+        );
+        let said = hints(&[any], std::slice::from_ref(&shown));
+        assert!(
+            said[0].contains("every address") && said[1].contains(&format!("target allow {iqn}")),
+            "{said:?}"
+        );
+        let allowed = Target { acls: vec![Acl::default()], ..shown };
+        assert_eq!(hints(&[any], &[allowed]).len(), 1);
     }
 }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::data::{DataDir, private_dir};
 use super::ports::Ports;
-use super::{GATEWAY, setup, wanted};
+use super::{GATEWAY, admin, setup, wanted};
 use crate::admin::{Address, Connection};
 use crate::args::{Global, Up};
 use crate::output::{self, Format};
@@ -36,7 +36,7 @@ const MEMBER_FOLDER: u8 = 1;
 /// Runs until told to stop.
 pub(super) async fn run(up: &Up, global: &Global) -> Result<()> {
     let stop = stop::on_signal()?;
-    let mut ports = Ports::take(&up.portals, 1, global.admin.as_deref(), &[], 1)?;
+    let mut ports = Ports::take(&up.portals, 1, admin(global).as_deref(), &[], 1)?;
     let mut data = DataDir::open(&up.data, &wanted(up, &ports))?;
     ports.release();
     let mut system = System::default();
@@ -115,8 +115,8 @@ impl System {
     ) -> Result<()> {
         let mut registered: Vec<(Prepared, RegisterNodeResponse)> = Vec::new();
         for node in 1..=data.nodes() {
-            let prepared = Prepared::new(storage_config(data, node)).await?;
-            let response = StorageMember::register(&prepared, admin, stop).await?;
+            let mut prepared = Prepared::new(storage_config(data, node)).await?;
+            let response = StorageMember::register(&mut prepared, admin, stop).await?;
             registered.push((prepared, response));
         }
         let starts = registered

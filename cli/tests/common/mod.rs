@@ -142,20 +142,21 @@ impl Up {
 
     /// Waits until every extent has all of its copies.
     pub(crate) fn wait_healthy(&self) {
-        self.wait_status(|line| line == "health: healthy");
+        let _ = self.wait_status(|line| line == "health: healthy");
     }
 
     /// Waits until the loss of something is seen, and the line says of what.
     pub(crate) fn wait_unhealthy(&self) {
-        self.wait_status(|line| line.starts_with("health: ") && line.ends_with(')'));
+        let _ = self.wait_status(|line| line.starts_with("health: ") && line.ends_with(')'));
     }
 
-    fn wait_status(&self, is: impl Fn(&str) -> bool) {
+    /// Waits for a first line of `status`, and gives it.
+    pub(crate) fn wait_status(&self, is: impl Fn(&str) -> bool) -> String {
         let end = Instant::now() + PATIENCE;
         loop {
             let status = self.ok(&["status"]);
-            if status.lines().next().is_some_and(&is) {
-                return;
+            if let Some(line) = status.lines().next().filter(|line| is(line)) {
+                return line.to_owned();
             }
             assert!(Instant::now() < end, "{status}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(50));

@@ -41,7 +41,7 @@ use crate::api::cluster::{
     UseJoinTokenRequest, VolumePurgedRequest, VolumePurgedResponse,
 };
 use crate::limits::{MESSAGE_BYTES_MAX, REPORT_BYTES_MAX};
-use crate::server::{LEADER, MAP_FORMAT, NOT_LEADER};
+use crate::server::{DISK_PATH, LEADER, MAP_FORMAT, NOT_LEADER};
 
 pub use attachment::{Attached, Attachment};
 pub use follower::{Follower, WatchError};
@@ -450,4 +450,11 @@ impl Backoff {
         self.next = (pause * 2).min(BACKOFF_MAX);
         pause
     }
+}
+
+/// Which path of a node, by the answer to its registration, has nothing or another disk where one of the cluster's was.
+#[must_use]
+pub fn swapped_disk(status: &Status) -> Option<String> {
+    let details = status.get_error_details();
+    details.error_info().and_then(|info| info.metadata.get(DISK_PATH)).cloned()
 }

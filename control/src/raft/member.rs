@@ -144,6 +144,20 @@ impl RaftMember {
         Ok(())
     }
 
+    /// Takes note of where this member is now, if it is the only one and leads. Of several, each is known to the others by its
+    /// address, which stays.
+    pub(crate) async fn settle_address(&self, address: &str) -> Result<(), ConsensusError> {
+        let _one = self.changing.lock().await;
+        let metrics = self.metrics();
+        match &metrics.members[..] {
+            [only] if only.id == metrics.member && only.address != address => {
+                let node = BTreeMap::from([(only.id, BasicNode::new(address))]);
+                self.change(ChangeMembers::SetNodes(node)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn barrier(&self) -> Result<(), ConsensusError> {
         let ensured = timeout(QUORUM_TIMEOUT, self.raft.ensure_linearizable()).await;
         match ensured.map_err(|_| ConsensusError::NoQuorum)? {

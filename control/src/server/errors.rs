@@ -15,6 +15,9 @@ const DOMAIN: &str = "lunette.io";
 pub(crate) const NOT_LEADER: &str = "NOT_LEADER";
 pub(crate) const LEADER: &str = "leader";
 
+/// The detail that says which path of a node holds another disk than the one that was there, or none.
+pub(crate) const DISK_PATH: &str = "path";
+
 /// A status with a reason.
 pub(super) fn status(code: Code, reason: &str, sentence: impl Into<String>) -> Status {
     with_metadata(code, reason, sentence, HashMap::new())
@@ -41,7 +44,11 @@ pub(super) fn rejected(rejection: &Rejection) -> Status {
         Category::Exhausted => Code::ResourceExhausted,
         Category::Conflict => Code::Aborted,
     };
-    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    let metadata = match rejection {
+        Rejection::DiskSwapped { path, .. } => HashMap::from([(DISK_PATH.to_owned(), path.clone())]),
+        _ => HashMap::new(),
+    };
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
     if let (Category::Invalid, Some(field)) = (category, field) {
         details.add_bad_request_violation(field, sentence.clone());
     }

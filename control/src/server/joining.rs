@@ -73,7 +73,8 @@ impl Context {
         }
         let metrics = self.consensus.metrics();
         if let Some(known) = metrics.members.iter().find(|known| known.id == member) {
-            if known.address == address {
+            // One that is alone has nobody who would look for it, and says itself where it is.
+            if known.address == address || metrics.members.len() == 1 {
                 return Ok(());
             }
             let sentence = format!(

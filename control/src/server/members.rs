@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lunette_proto::ids::{DiskId, DiskUuid, Epoch, GatewayId, Generation, NodeId, VolumeId};
-use lunette_proto::map::{Partitions, UnitState};
+use lunette_proto::map::{ClusterMap, Partitions, UnitState};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -29,13 +31,15 @@ use crate::api::cluster::{
 use crate::health::{Member, StreamId};
 use crate::published::Update;
 use crate::raft::ConsensusError;
-use crate::state::{Command, NewDisk, NewOwner, Rejection, Response as Outcome};
+use crate::state::{Command, NameKind, NewDisk, NewOwner, Rejection, Response as Outcome};
 
 /// The encoding of maps and deltas on the stream, and of what is in them. 6: with copies that are on their way to other
 /// disks, and with what those that join were given.
 pub(crate) const MAP_FORMAT: u32 = 7;
 /// Updates that may wait for a watcher; the rest waits in the history, or becomes one whole map.
 const UPDATES_MAX: usize = 16;
+/// Between two looks whether a process is still there.
+const ABSENT_POLL: Duration = Duration::from_millis(50);
 
 #[tonic::async_trait]
 impl Members for Context {
@@ -46,6 +50,11 @@ impl Members for Context {
         let request = request.into_inner();
         self.check_cluster(&request.cluster_id)?;
         let disks = request.disks.into_iter().map(new_disk).collect::<Result<_, _>>()?;
+        let there = |map: &ClusterMap| {
+            let node = map.nodes.values().find(|node| node.name == request.name);
+            node.map(|node| (Member::Node(node.id), node.address.to_string()))
+        };
+        self.check_absent(NameKind::Node, &request.name, there).await?;
         let command = Command::RegisterNode {
             name: request.name,
             address: address("address", &request.address)?,
@@ -71,6 +80,15 @@ impl Members for Context {
         self.check_cluster(&request.cluster_id)?;
         let portals =
             request.portals.iter().map(|portal| address("portals", portal)).collect::<Result<_, _>>()?;
+        let there = |map: &ClusterMap| {
+            let gateway = map.gateways.values().find(|gateway| gateway.name == request.name);
+            let portals = |portals: &[SocketAddr]| {
+                let portals: Vec<String> = portals.iter().map(ToString::to_string).collect();
+                portals.join(", ")
+            };
+            gateway.map(|gateway| (Member::Gateway(gateway.id), portals(&gateway.portals)))
+        };
+        self.check_absent(NameKind::Gateway, &request.name, there).await?;
         match self.run(Command::RegisterGateway { name: request.name, portals }).await?.response {
             Outcome::Gateway { gateway, portal_group_tag } => {
                 let portal_group_tag = portal_group_tag.into();
@@ -242,6 +260,37 @@ impl Members for Context {
 }
 
 impl Context {
+    /// Refuses the name of a process that is there: another under its name would take its place. One that has just died is
+    /// waited for, until its stream has ended or nothing was heard of it for long enough.
+    async fn check_absent(
+        &self,
+        kind: NameKind,
+        name: &str,
+        there: impl Fn(&ClusterMap) -> Option<(Member, String)>,
+    ) -> Result<(), Status> {
+        let Some((member, address)) = there(self.state().await?.map()) else { return Ok(()) };
+        let look =
+            || self.attachments.read(|registry, now| (registry.is_up(member, now), registry.reports(member)));
+        loop {
+            let (is_up, before) = look();
+            if !is_up {
+                return Ok(());
+            }
+            self.attachments.refresh([member].into_iter()).await;
+            let (is_up, reports) = look();
+            if is_up && reports > before {
+                let sentence = format!(
+                    "{kind} {name:?} runs already, at {address}; stop that one, or give this one a name of its own"
+                );
+                return Err(status(Code::AlreadyExists, "NAME_IN_USE", sentence));
+            }
+            tokio::select! {
+                () = sleep(ABSENT_POLL) => {}
+                () = self.stop.cancelled() => return Err(stopping()),
+            }
+        }
+    }
+
     /// Sends a watcher what it does not have, in order, until it goes, the member stops or is cut off.
     async fn watch_updates(self: Arc<Self>, mut have: Epoch, out: mpsc::Sender<Result<MapUpdate, Status>>) {
         let mut epochs = self.published.epochs();

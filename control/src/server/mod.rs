@@ -44,7 +44,7 @@ use crate::limits::{MESSAGE_BYTES_MAX, REPORT_BYTES_MAX};
 use crate::raft::{Consensus, RaftMember};
 
 pub(crate) use context::Context;
-pub(crate) use errors::{LEADER, NOT_LEADER};
+pub(crate) use errors::{DISK_PATH, LEADER, NOT_LEADER};
 pub(crate) use members::MAP_FORMAT;
 
 /// A peer that vanished without a word is noticed by these.

@@ -39,7 +39,7 @@ pub use command::{Command, NewDisk, NewOwner, Response};
 pub use in_sync::owned_volumes;
 pub use members::default_weight;
 pub use moves::{MoveProblem, arriving_at, check_move, disks_of, is_arriving};
-pub use names::{export_iqn, normal_acl, normal_iqn};
+pub use names::{check_name, export_iqn, normal_acl, normal_iqn};
 pub(crate) use pools::domain_of;
 pub use pools::{check_shape, usable_bytes};
 pub use rejection::{Category, NameKind, NameProblem, Rejection};

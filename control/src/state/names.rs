@@ -16,8 +16,8 @@ pub fn export_iqn(volume: &str) -> String {
     format!("{IQN_PREFIX}{volume}")
 }
 
-/// A name can stand behind the colon of an IQN as it is.
-pub(super) fn check_name(kind: NameKind, name: &str) -> Result<(), Rejection> {
+/// Refuses what is no name: a name can stand behind the colon of an IQN as it is.
+pub fn check_name(kind: NameKind, name: &str) -> Result<(), Rejection> {
     let chars = name.chars().count();
     let problem = if chars > NAME_CHARS_MAX {
         NameProblem::TooLong { chars }

@@ -31,6 +31,17 @@ pub enum NameKind {
     Target,
 }
 
+/// What to ask for all names of a kind.
+fn list_command(kind: NameKind) -> &'static str {
+    match kind {
+        NameKind::Node => "node list",
+        NameKind::Gateway => "status",
+        NameKind::Pool => "pool list",
+        NameKind::Volume => "volume list",
+        NameKind::Target => "target list",
+    }
+}
+
 impl fmt::Display for NameKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -286,7 +297,7 @@ pub enum Rejection {
     #[error("this is another cluster")]
     OtherCluster,
     /// The name is not there.
-    #[error("there is no {kind} {name:?}")]
+    #[error("there is no {kind} {name:?}; `lunette {}` shows those there are", list_command(*kind))]
     NotFound {
         /// What.
         kind: NameKind,
@@ -300,7 +311,7 @@ pub enum Rejection {
     #[error("there is no {0}; register first")]
     NoGateway(GatewayId),
     /// The name is taken.
-    #[error("{kind} {name:?} exists already")]
+    #[error("{kind} {name:?} exists already; choose another name")]
     Exists {
         /// What.
         kind: NameKind,
@@ -316,7 +327,7 @@ pub enum Rejection {
         volumes: usize,
     },
     /// A volume that a target shows.
-    #[error("volume {name:?} is mapped by {target}; unmap it first, or delete it with force")]
+    #[error("volume {name:?} is mapped by {target}; unmap it first, or delete it with --force")]
     VolumeMapped {
         /// Which.
         name: String,

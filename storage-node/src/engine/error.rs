@@ -87,7 +87,9 @@ pub enum DiskError {
     #[error("{0} is given twice")]
     Duplicate(DiskId),
     /// It is damaged in a way that no crash explains.
-    #[error("{path} is damaged at byte {offset}: {what}; replace the disk, the other copies rebuild it")]
+    #[error(
+        "{path} is damaged at byte {offset}: {what}; put another in its place by `lunette disk replace`, the other copies fill it"
+    )]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -110,6 +112,18 @@ pub enum DiskError {
         total_bytes: u64,
         /// Bytes of these that the journal would take.
         wal_bytes: u64,
+    },
+    /// More than a disk can address.
+    #[error(
+        "{path}: {total_bytes} bytes are too many for a disk, which has {max_bytes} at most; give it less"
+    )]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+        /// Bytes that it would have.
+        total_bytes: u64,
+        /// Bytes that it may have.
+        max_bytes: u64,
     },
     /// There is no such unit.
     #[error("{path} has no unit {unit}: its units are 0 to {}", units - 1)]

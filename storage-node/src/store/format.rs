@@ -17,11 +17,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::file_disk::{self, FILE, FileDisk, Medium, Place, WAL_FILE, WalFile};
-use super::layout::{Layout, PAGE_BYTES, WAL_BYTES_DEFAULT, WAL_BYTES_MAX, WAL_BYTES_MIN};
+use super::layout::{
+    Layout, PAGE_BYTES, UNIT_BYTES, UNITS_MAX, WAL_BYTES_DEFAULT, WAL_BYTES_MAX, WAL_BYTES_MIN,
+};
 use super::superblock::{self, NotSuper, Superblock};
 use super::{Disk, Identity, Store};
 use crate::engine::DiskError;
@@ -55,6 +57,26 @@ impl FormatOptions {
     #[must_use]
     pub fn of(capacity_bytes: u64) -> Self {
         Self { capacity_bytes: Some(capacity_bytes), wal_bytes: None }
+    }
+
+    /// Whether a directory at `path`, which need not be there yet, could be made such a disk. Makes nothing.
+    ///
+    /// # Errors
+    /// The capacity is too small or too large, for a disk or for a file of that file system.
+    pub fn check(&self, path: &Path) -> Result<(), DiskError> {
+        let Some(total_bytes) = self.capacity_bytes else { return Ok(()) };
+        self.layout(path, total_bytes)?;
+        let max_bytes = UNITS_MAX * UNIT_BYTES;
+        if total_bytes > max_bytes {
+            return Err(DiskError::TooLarge { path: path.to_owned(), total_bytes, max_bytes });
+        }
+        let Some(there) = path.ancestors().find(|there| there.is_dir()) else { return Ok(()) };
+        // A file without a name is gone when it is closed. Not every file system has them, and then making the disk tells.
+        let made = rustix::fs::open(there, OFlags::TMPFILE | OFlags::WRONLY, Mode::RUSR | Mode::WUSR);
+        let Ok(made) = made else { return Ok(()) };
+        File::from(made)
+            .set_len(total_bytes)
+            .map_err(DiskError::io(path, "make a file of its capacity there"))
     }
 
     fn layout(&self, path: &Path, total_bytes: u64) -> Result<Layout, DiskError> {

@@ -21,7 +21,7 @@ const STATE_BYTES_MAX: u64 = 16 << 20;
 const STATE_BYTES_MIN: u64 = 64 << 10;
 /// Units for which there is a page of metadata at least: extents may be sparse.
 const UNITS_PER_PAGE: u64 = 16;
-const UNITS_MAX: u64 = u32::MAX as u64 - 1;
+pub(super) const UNITS_MAX: u64 = u32::MAX as u64 - 1;
 
 /// Where the parts of a disk lie, in bytes from its beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -150,6 +150,12 @@ fn block_limits(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
     let blocks = |bytes: u32| bytes.checked_div(unit.block_bytes).unwrap_or(0).max(1);
     let granularity = u16::try_from(blocks(BLOCK_BYTES)).unwrap_or(u16::MAX);
     const WSNZ: u8 = 0x01;
+    // QEMU up to 7.2 at least aborts on disks with blocks of 4 KiB that report one: it takes it for the size of its map of
+    // holes, and asks itself, with a length that is no multiple of 4 KiB, what is not in it yet. 0 is "not reported".
+    let (granularity_of_unmap, alignment) = match unit.block_bytes {
+        BLOCK_BYTES => (0, 0),
+        _ => (blocks(UNMAP_GRANULARITY_BYTES), 0x8000_0000), // UGAVALID, alignment 0
+    };
     let mut body = vec![WSNZ, compare_and_write::BLOCKS_MAX];
     body.extend(granularity.to_be_bytes());
     for field in [
@@ -158,8 +164,8 @@ fn block_limits(_: &TargetView, unit: &LogicalUnit) -> Vec<u8> {
         0, // MAXIMUM PREFETCH LENGTH
         UNMAP_BLOCKS_MAX,
         UNMAP_DESCRIPTORS_MAX,
-        blocks(UNMAP_GRANULARITY_BYTES),
-        0x8000_0000, // UGAVALID, alignment 0
+        granularity_of_unmap,
+        alignment,
     ] {
         body.extend(field.to_be_bytes());
     }
