@@ -93,7 +93,9 @@ impl DataDir {
         };
         match &found {
             Found::Manifest(manifest) => manifest.agrees(path, wanted)?,
-            Found::Nothing => drop(Plan::new(path, wanted)?),
+            Found::Nothing => {
+                Plan::new(path, wanted)?;
+            }
         }
         private_dir(path)?;
         let path = fs::canonicalize(path).with_context(|| format!("{name} cannot be used"))?;
