@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
@@ -101,16 +102,31 @@ pub(crate) async fn serve(
         .await
 }
 
-/// gRPC's own health service: serving while this member leads.
+/// What only the leader answers.
+const LED: [&str; 9] = [
+    "",
+    <ClusterServer<Context> as NamedService>::NAME,
+    <NodesServer<Context> as NamedService>::NAME,
+    <DisksServer<Context> as NamedService>::NAME,
+    <PoolsServer<Context> as NamedService>::NAME,
+    <VolumesServer<Context> as NamedService>::NAME,
+    <TargetsServer<Context> as NamedService>::NAME,
+    <SessionsServer<Context> as NamedService>::NAME,
+    <MembersServer<Context> as NamedService>::NAME,
+];
+
+/// gRPC's own health service: serving while this member leads, and among members always.
 async fn report_health(
     reporter: tonic_health::server::HealthReporter,
     mut leading: tokio::sync::watch::Receiver<bool>,
     stop: tokio_util::sync::CancellationToken,
 ) {
+    let raft = <RaftServer<raft::RaftService> as NamedService>::NAME;
+    reporter.set_service_status(raft, ServingStatus::Serving).await;
     loop {
         let status =
             if *leading.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", "lunette.admin.v1.Cluster", "lunette.cluster.v1.Members"] {
+        for service in LED {
             reporter.set_service_status(service, status).await;
         }
         tokio::select! {
