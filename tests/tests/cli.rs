@@ -496,7 +496,8 @@ fn write_over(path: &Path, beginning: &[u8]) {
 
 #[test]
 fn up_refuses_a_data_directory_that_it_cannot_read() {
-    // Guards against guessing: a newer format, a cut file or a damaged one is named, and left as it is.
+    // Guards against guessing: a newer format or a cut file is named, and left as it is. (A damaged disk keeps no node from
+    // starting that has copies of its data elsewhere; it is left as it is, too.)
     let mut lunette = Lunette::build().volume("alpha", "64M").start();
     lunette.stop();
     let manifest = fs::read_to_string(lunette.data().join("lunette.toml")).expect("DATA/lunette.toml");
@@ -506,24 +507,19 @@ fn up_refuses_a_data_directory_that_it_cannot_read() {
     let mut file = fs::File::open(lunette.data().join("node1/disk")).expect("DATA/node1/disk");
     let mut superblocks = vec![0; 8192];
     file.read_exact(&mut superblocks).expect("read a file");
-    let mut newer_disk = superblocks.clone();
+    let mut newer_disk = superblocks;
     for superblock in newer_disk.chunks_exact_mut(4096) {
         superblock[8..12].copy_from_slice(&99_u32.to_le_bytes());
         let crc = crc32c(&superblock[..4092]);
         superblock[4092..].copy_from_slice(&crc.to_le_bytes());
     }
-    let mut flipped_disk = superblocks;
-    [20, 4096 + 20].into_iter().for_each(|at| flipped_disk[at] ^= 1);
-    let journal = vec![1; 4096];
     let key = fs::read(lunette.data().join("cluster.key")).expect("DATA/cluster.key");
 
-    let table: [(&str, Vec<u8>, &str); 8] = [
+    let table: [(&str, Vec<u8>, &str); 6] = [
         ("lunette.toml", newer_manifest.into_bytes(), "format"),
         ("lunette.toml", manifest.as_bytes()[..manifest.len() / 2].to_vec(), "lunette.toml"),
         ("lunette.toml", Vec::new(), "lunette.toml"),
         ("node1/disk", newer_disk, "99"),
-        ("node1/disk", flipped_disk, "disk"),
-        ("node1/wal", journal, "wal"),
         ("cluster.key", key[..key.len() / 2].to_vec(), "cluster.key"),
         ("cluster.key", Vec::new(), "cluster.key"),
     ];

@@ -362,15 +362,15 @@ impl Plan {
 
 /// Each node's part of the file system, in whole extents.
 fn share(path: &Path, nodes: u8) -> Result<u64> {
-    let path = std::path::absolute(path).with_context(|| format!("{} cannot be used", path.display()))?;
+    let name = path.display();
+    let path = std::path::absolute(path).with_context(|| format!("{name} cannot be used"))?;
     let path = path.ancestors().find(|there| there.exists()).unwrap_or(Path::new("/"));
-    let space =
-        statvfs(path).with_context(|| format!("the size of {}'s file system is unknown", path.display()))?;
+    let space = statvfs(path).with_context(|| format!("the size of {name}'s file system is unknown"))?;
     let total = space.f_blocks.saturating_mul(space.f_frsize);
     let extent = u64::from(EXTENT_BYTES);
     let share = total / u64::from(nodes) / extent * extent;
     if share == 0 {
-        bail!("the file system of {} is too small for {nodes} nodes", path.display());
+        bail!("the file system of {name} is too small for {nodes} nodes");
     }
     Ok(share)
 }
