@@ -98,14 +98,13 @@ pub fn condition(registry: &Registry, disk: &Disk, now: Instant) -> Condition {
         let is_refused = is_up && report.is_some_and(|report| report.refused);
         return if is_refused { Condition::Refused } else { Condition::Out };
     }
-    if !is_up || registry.is_suspected(disk.id, now) {
-        return Condition::Unreachable;
+    // What its node says of it comes before what gateways see of that.
+    if is_up && report.is_some_and(|report| report.refused) {
+        return Condition::Refused;
     }
-    match report {
-        Some(report) if report.refused => return Condition::Refused,
-        Some(_) => {}
-        // A node that is up and does not speak of a disk does not serve it.
-        None => return Condition::Unreachable,
+    // A node that is up and does not speak of a disk does not serve it.
+    if !is_up || report.is_none() || registry.is_suspected(disk.id, now) {
+        return Condition::Unreachable;
     }
     match disk.state {
         DiskState::InSync => Condition::InSync,

@@ -227,9 +227,15 @@ fn another_disk_in_its_place_is_refused() {
     };
 
     fs::create_dir(&disk).unwrap();
-    let blank = refusal();
-    assert!(blank.contains("of node \"node2\" any more; put that disk back"), "{blank}");
+    let node2 = lunette.start_part("node2");
+    lunette.until("refused", |lunette| {
+        load.check();
+        lunette.disk_state("node2") == "refused"
+    });
+    let listed = lunette.cli(["disk", "list"]).stdout;
+    assert!(listed.contains("node2 holds no Lunette disk any more: put disk-"), "{listed}");
     assert_eq!(fs::read_dir(&disk).unwrap().count(), 0, "formatted all the same");
+    drop(node2);
 
     fs::remove_dir(&disk).unwrap();
     let foreign = Identity { cluster: ClusterId(9), disk: DiskId(2), uuid: DiskUuid(9) };
