@@ -39,6 +39,8 @@ struct TestNode {
     /// Closes the connections; none is served while `off`.
     cut: Arc<Notify>,
     off: Arc<AtomicBool>,
+    /// One for each connection that is served, and one more.
+    served: Arc<()>,
 }
 
 impl TestNode {
@@ -46,14 +48,19 @@ impl TestNode {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (cut, off) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
-        let node = Self { address, cut: Arc::clone(&cut), off: Arc::clone(&off) };
+        let served = Arc::new(());
+        let node =
+            Self { address, cut: Arc::clone(&cut), off: Arc::clone(&off), served: Arc::clone(&served) };
+        let served = Arc::downgrade(&served);
         let model = Arc::new(Mutex::new(ModelDisk::new(disk)));
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 if !off.load(Ordering::SeqCst) {
                     let (model, cut) = (Arc::clone(&model), Arc::clone(&cut));
+                    let Some(served) = served.upgrade() else { return };
                     tokio::spawn(async move {
+                        let _served = served;
                         tokio::select! {
                             () = serve(stream, model, disk) => {}
                             () = cut.notified() => {}
@@ -63,6 +70,14 @@ impl TestNode {
             }
         });
         node
+    }
+
+    /// Waits until nothing that is sent can arrive any more.
+    async fn gone(&self) {
+        self.cut(true);
+        while Arc::strong_count(&self.served) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     fn cut(&self, off: bool) {
@@ -244,7 +259,7 @@ async fn over_tcp() {
     assert_eq!(write(&device, 0, vec![1; 512]).await, Err(DeviceError::NotOwner));
 
     // A node that is away is complained about, and deletion waits for it.
-    nodes[1].cut(true);
+    nodes[1].gone().await;
     volumes.apply_map(&map(&addresses, 4, Some((ME, 4)), VolumeState::Deleting));
     assert_eq!(write(&device, 0, vec![1; 512]).await, Err(DeviceError::Gone));
     while volumes.unreachable().iter().all(|it| it.disk != DiskId(1)) {
