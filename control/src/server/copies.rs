@@ -5,18 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::future::join_all;
 use lunette_proto::ids::{DiskId, Epoch};
 use tokio::time::{sleep, sleep_until};
 
 use super::Context;
+use super::leading::PAUSE;
 use crate::health::Decider;
 use crate::state::{Command, State};
-
-/// Before anything is proposed again, when consensus did not answer.
-pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// Evictions that the state refuses, by the map under which it did, and why.
 type Refused = BTreeMap<DiskId, (Epoch, String)>;
@@ -24,29 +22,10 @@ type Refused = BTreeMap<DiskId, (Epoch, String)>;
 impl Context {
     /// Keeps the in-sync sets while this member leads, until it stops.
     pub(super) async fn keep_copies(self: Arc<Self>) {
-        loop {
-            tokio::select! {
-                leads = self.leads() => if !leads { return },
-                () = self.stop.cancelled() => return,
-            }
-            tokio::select! {
-                () = self.decide_for_ever() => {}
-                () = self.leadership_lost() => {}
-                () = self.stop.cancelled() => return,
-            }
-        }
-    }
-
-    /// Returns when this member leads; `false`: it never will.
-    pub(super) async fn leads(&self) -> bool {
-        self.consensus.leading().wait_for(|leading| *leading).await.is_ok()
+        self.while_leading(|| self.decide_for_ever(), || ()).await;
     }
 
     async fn decide_for_ever(&self) {
-        // What an earlier leader has committed is seen before anything is decided.
-        while self.consensus.read_barrier().await.is_err() {
-            sleep(PAUSE).await;
-        }
         let mut decider = Decider::new(Instant::now());
         let (mut reports, mut epochs) = (self.attachments.changes(), self.published.epochs());
         let mut refused = Refused::new();

@@ -331,15 +331,9 @@ impl Context {
         }
     }
 
-    /// Returns when this member does not lead.
-    pub(super) async fn leadership_lost(&self) {
-        // An error says that consensus has ended, and leads no more either.
-        let _ = self.consensus.leading().wait_for(|leading| !leading).await;
-    }
-
     /// Returns when this member knows of no leader.
     async fn touch_lost(&self) {
-        // As for the leadership.
+        // An error says that consensus has ended.
         let _ = self.consensus.in_touch().wait_for(|in_touch| !in_touch).await;
     }
 

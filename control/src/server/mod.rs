@@ -12,6 +12,7 @@ mod copies;
 mod disks;
 mod errors;
 mod joining;
+mod leading;
 mod members;
 mod moves;
 mod owners;

@@ -12,7 +12,6 @@ use tokio::time::{sleep, sleep_until};
 use tonic::{Code, Status};
 
 use super::Context;
-use super::copies::PAUSE;
 use super::errors::{internal, rejected, status};
 use super::view::View;
 use crate::api::admin::DrainResponse;
@@ -35,24 +34,10 @@ pub(super) struct Plans {
 impl Context {
     /// Plans while this member leads, until it stops.
     pub(super) async fn keep_moves(self: Arc<Self>) {
-        loop {
-            tokio::select! {
-                leads = self.leads() => if !leads { return },
-                () = self.stop.cancelled() => return,
-            }
-            tokio::select! {
-                () = self.plan_for_ever() => {}
-                () = self.leadership_lost() => {}
-                () = self.stop.cancelled() => return,
-            }
-            *self.plans.lock() = Arc::default();
-        }
+        self.while_leading(|| self.plan_for_ever(), || *self.plans.lock() = Arc::default()).await;
     }
 
     async fn plan_for_ever(&self) {
-        while self.consensus.read_barrier().await.is_err() {
-            sleep(PAUSE).await;
-        }
         let mut planner = Planner::new(self.rebuild_after);
         let mut epochs = self.published.epochs();
         loop {

@@ -17,8 +17,8 @@ use tokio::time::{sleep, sleep_until, timeout};
 use tonic::{Code, Status};
 
 use super::Context;
-use super::copies::PAUSE;
 use super::errors::{rejected, status, stopping};
+use super::leading::PAUSE;
 use crate::api::cluster::HandOverOrder;
 use crate::health::Member;
 use crate::owners::{HandOver, Planner, successors};
@@ -38,24 +38,10 @@ const POLL: Duration = Duration::from_millis(20);
 impl Context {
     /// Sees to it that volumes have owners while this member leads, until it stops.
     pub(super) async fn keep_owners(self: Arc<Self>) {
-        loop {
-            tokio::select! {
-                leads = self.leads() => if !leads { return },
-                () = self.stop.cancelled() => return,
-            }
-            tokio::select! {
-                () = self.assign_for_ever() => {}
-                () = self.leadership_lost() => {}
-                () = self.stop.cancelled() => return,
-            }
-        }
+        self.while_leading(|| self.assign_for_ever(), || ()).await;
     }
 
     async fn assign_for_ever(&self) {
-        // What an earlier leader has committed is seen before anything is decided.
-        while self.consensus.read_barrier().await.is_err() {
-            sleep(PAUSE).await;
-        }
         let mut planner = Planner::new(Instant::now());
         let (mut reports, mut epochs) = (self.attachments.changes(), self.published.epochs());
         loop {
