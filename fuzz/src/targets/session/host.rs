@@ -74,6 +74,9 @@ pub(super) struct Host {
     may_truncate: bool,
     /// Bytes were changed on their way that no digest covers, or a tag was used twice: nobody knows what was asked.
     anything: bool,
+    /// The lengths in a header were changed on their way: what follows may be taken for a part of that PDU, for its digest
+    /// comes after as many bytes as it says.
+    is_swallowed: bool,
     /// Data was sent that was not asked for, or not as it was.
     pub(super) is_rough: bool,
     /// The connection was given a reason to close.
@@ -105,6 +108,7 @@ impl Host {
             sent: 0,
             may_truncate: false,
             anything: false,
+            is_swallowed: false,
             is_rough: false,
             may_close: false,
             completed: Vec::new(),
@@ -185,6 +189,7 @@ impl Host {
             self.pending.iter_mut().for_each(|pending| pending.sure = false);
             let at = usize::from(at) % wire.len();
             wire[at] ^= change;
+            self.is_swallowed |= (4..8).contains(&at);
             if !self.encoder.header_digest || !self.encoder.data_digest {
                 self.anything = true;
             }
@@ -216,7 +221,7 @@ impl Host {
             }
             is_heard = self.in_order;
         }
-        is_heard &= !self.anything;
+        is_heard &= !self.anything && !self.is_swallowed;
         if !self.is_logged_in {
             // What is sent before the login was answered may be framed wrongly.
             (is_heard, self.may_close) = (false, true);
