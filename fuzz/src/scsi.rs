@@ -119,7 +119,8 @@ impl Medium {
         let block = self.block_bytes;
         let Some((lba, blocks)) = extent(cdb) else {
             if cdb[0] == 0x42 {
-                self.expect_unmap(data);
+                // What is sent beyond the length in the CDB is not read.
+                self.expect_unmap(&data[..data.len().min(at(be(&cdb[7..9])))]);
             }
             return;
         };

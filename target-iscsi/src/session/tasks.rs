@@ -40,6 +40,7 @@ pub(super) struct Active {
     /// Expected data transfer length, in whichever direction.
     expected: u32,
     read: bool,
+    write: bool,
     pub(super) unit: Option<Arc<LogicalUnit>>,
     pub(super) task: Task,
     /// The LUN and the logical unit that its present command is for, if not `unit`.
@@ -118,6 +119,7 @@ impl Session {
             generation: self.generation,
             expected,
             read: command.read,
+            write: command.write,
             unit,
             task,
             elsewhere: None,
@@ -359,13 +361,17 @@ impl Session {
         let Some(active) = self.tasks.get_mut(slot) else { return };
         active.state = State::Answering;
         let expected = u64::from(active.expected);
-        let difference = response.transfer_len.abs_diff(expected);
+        let data_len: usize = response.data_in.iter().map(Bytes::len).sum();
+        // Of data that goes the other way than the PDU says nothing moves, whatever the lengths are.
+        let agrees = expected == 0 || if data_len > 0 { active.read } else { active.write };
+        let transfer_len = if agrees { response.transfer_len } else { 0 };
+        let difference = transfer_len.abs_diff(expected);
         let mut ending = Ending {
             task_tag: active.task_tag,
             status: response.status,
             sense: response.sense,
-            overflow: response.transfer_len > expected,
-            underflow: response.transfer_len < expected,
+            overflow: transfer_len > expected,
+            underflow: transfer_len < expected,
             residual: u32::try_from(difference).unwrap_or(u32::MAX),
             r2t_count: active.r2t_count,
         };
@@ -375,7 +381,6 @@ impl Session {
                 ending.sense = Bytes::new();
             }
         }
-        let data_len: usize = response.data_in.iter().map(Bytes::len).sum();
         let room = if active.read { active.expected } else { 0 };
         let len = u32::try_from(data_len).unwrap_or(u32::MAX).min(room);
         if len == 0 {

@@ -105,6 +105,22 @@ fn residuals() {
     assert_eq!(bed.disk(1).read(8 * 512, 1536), [&data[..], &[0; 512]].concat());
 }
 
+/// Guards against a residual that takes data for moved which the PDU lets go the other way only: it is all of what was
+/// expected (RFC 7143 11.4.5.1).
+#[test]
+fn residuals_of_the_wrong_direction() {
+    let mut bed = Bed::new();
+    let mut host = Initiator::ready(&mut bed, &[]);
+    for expected in [512, 1024, 1180] {
+        let ended = host.read(&mut bed, write10(0, 2), expected);
+        assert_eq!((ended.status, ended.overflow, ended.underflow), (0, 0, expected), "WRITE as a read");
+        assert_eq!(ended.data, []);
+        let ended = host.write(&mut bed, read10(0, 2), &pattern(expected as usize, 1));
+        assert_eq!((ended.status, ended.overflow, ended.underflow), (0, 0, expected), "READ as a write");
+    }
+    assert_eq!(bed.disk(1).read(0, 1024), [0; 1024]);
+}
+
 /// Guards the collapse of status: an error never travels with data, and counts what was sent.
 #[test]
 fn check_condition_has_a_response_of_its_own() {
