@@ -225,6 +225,7 @@ impl Host {
         if !self.is_logged_in {
             // What is sent before the login was answered may be framed wrongly.
             (is_heard, self.may_close) = (false, true);
+            self.anything |= self.settings.header_digest() || self.settings.data_digest();
         }
         let mut pending = Pending {
             tag: bhs.task_tag(),
