@@ -1,5 +1,6 @@
 //! The command line: every command and option, and nothing of what they do.
 
+mod bench;
 mod cluster;
 mod disk;
 
@@ -12,6 +13,7 @@ use lunette_proto::limits::{NAME_CHARS_MAX, VOLUME_BYTES_MAX};
 
 use crate::size::{Size, SizeError};
 
+pub(crate) use bench::{Bench, Pattern};
 pub(crate) use cluster::{Cluster, JoinTokenMake, Member};
 pub(crate) use disk::{Disk, DiskAdd, DiskCheck, DiskDrain, DiskInspect, DiskRemove, DiskReplace, DiskScrub};
 
@@ -79,6 +81,8 @@ pub(crate) enum Command {
     /// iSCSI sessions
     #[command(subcommand)]
     Session(Session),
+    /// Measure a volume, without iSCSI: its owner puts a load on it
+    Bench(Bench),
     /// Health, and everything at a glance
     Status(Status),
 }
@@ -569,6 +573,9 @@ mod tests {
             "volume set v --write-back on --force --json",
             "session list",
             "session kick gateway1/1",
+            "bench v",
+            "bench v --pattern mixed --read-percent 70 --block-size 512 --depth 1 --duration 1s --range 1G..2G --seed 7",
+            "bench v --pattern randwrite --durable --destroy-data --range 64K.. --json",
             "status",
             "--admin 127.0.0.1:7400 status --watch --json",
         ];
@@ -615,6 +622,22 @@ mod tests {
             "disk remove",
             "disk replace 3",
             "disk replace /srv/disk2",
+            "bench",
+            "bench v --pattern random",
+            "bench v --block-size 0",
+            "bench v --block-size 1000",
+            "bench v --block-size 16M",
+            "bench v --depth 0",
+            "bench v --depth 1025",
+            "bench v --duration 0s",
+            "bench v --duration 2h",
+            "bench v --duration 10",
+            "bench v --range 1G",
+            "bench v --range 2G..1G",
+            "bench v --range 1G..1G",
+            "bench v --range x..",
+            "bench v --pattern mixed --read-percent 101",
+            "bench v --seed -1",
             "cluster init",
             "cluster join-token --ttl 0",
             "cluster join-token --ttl 31d",

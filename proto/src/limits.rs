@@ -90,3 +90,14 @@ pub const CHAP_NAMES_PER_ADDRESS_MAX: usize = 64;
 pub const CHAP_NAMES_MAX: usize = 4096;
 /// Registrations of one logical unit (SPC-4 5.13.7).
 pub const REGISTRANTS_MAX: usize = 1024;
+
+/// Commands that a load on a volume (`lunette bench`) has under way at a time.
+pub const LOAD_DEPTH_MAX: u32 = 1024;
+/// Data of the commands that a load has under way.
+pub const LOAD_INFLIGHT_BYTES_MAX: u64 = 128 << 20;
+/// For how long a load goes on: an hour.
+pub const LOAD_MS_MAX: u64 = 3_600_000;
+/// Loads of one gateway.
+pub const LOADS_MAX: usize = 8;
+/// A load of which nobody has wanted to know for so long ends.
+pub const LOAD_LEASE_MS: u64 = 5000;

@@ -128,6 +128,11 @@ pub fn terminate(pid: u32) {
     signal(pid, rustix::process::Signal::TERM);
 }
 
+/// Sends SIGINT, as Ctrl-C does. A process that is gone is no error.
+pub fn interrupt(pid: u32) {
+    signal(pid, rustix::process::Signal::INT);
+}
+
 /// Sends SIGKILL. A process that is gone is no error.
 pub fn kill(pid: u32) {
     signal(pid, rustix::process::Signal::KILL);

@@ -40,6 +40,7 @@ const SHELLS: &[&str] = &[
     "target-iscsi/src/server/",
     "tests/",
     "volume/src/client/",
+    "volume/src/load/run.rs",
     "volume/src/volumes/",
 ];
 

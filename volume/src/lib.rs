@@ -10,12 +10,14 @@
 //! - [`volumes`]: all volumes of a gateway, driven by cluster maps;
 //! - [`owner`]: one volume's owner: order, replication, takeover, repair;
 //! - [`layout`]: plain and striped volumes;
-//! - [`fabric`], [`client`]: the ways to storage nodes.
+//! - [`fabric`], [`client`]: the ways to storage nodes;
+//! - [`load`]: a load on a device, measured.
 
 pub mod client;
 pub mod device;
 pub mod fabric;
 pub mod layout;
+pub mod load;
 pub mod owner;
 pub mod volumes;
 

@@ -1,5 +1,6 @@
 //! The commands that talk to a running cluster, through the administration API and nothing else.
 
+mod bench;
 mod cluster;
 mod connection;
 mod disk;
@@ -40,6 +41,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Volume(command) => volume::run(command, &connect().await?, format).await,
         Command::Target(command) => target::run(command, &admin, format).await,
         Command::Session(command) => session::run(command, &connect().await?, format).await,
+        Command::Bench(bench) => bench::run(bench, &connect().await?, format).await,
         Command::Up(_) | Command::Node(Node::Run(_)) | Command::Gateway(_) => {
             unreachable!("main runs servers itself")
         }

@@ -28,7 +28,7 @@ pub(crate) struct ClusterInit {
 #[derive(Debug, Args)]
 pub(crate) struct JoinTokenMake {
     /// How long it admits: 90s, 10m, 1h, 7d; at most 30d
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = ttl)]
     pub(crate) ttl: Duration,
 }
 
@@ -59,8 +59,16 @@ pub(crate) struct MemberReplace {
     pub(crate) with: u64,
 }
 
+fn ttl(text: &str) -> Result<Duration, String> {
+    match time(text)? {
+        Duration::ZERO => Err("a token that admits for no time admits nobody".to_owned()),
+        time if time <= Duration::from_secs(30 * 86_400) => Ok(time),
+        _ => Err("30d is the most".to_owned()),
+    }
+}
+
 /// A whole number and its unit.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let seconds = match unit {
@@ -72,12 +80,7 @@ fn time(text: &str) -> Result<Duration, String> {
     };
     let number: u64 =
         number.parse().map_err(|_| "write a number and s, m, h or d, such as 10m".to_owned())?;
-    let most = 30 * 86_400;
-    match number.checked_mul(seconds) {
-        Some(0) => Err("a token that admits for no time admits nobody".to_owned()),
-        Some(seconds) if seconds <= most => Ok(Duration::from_secs(seconds)),
-        _ => Err("30d is the most".to_owned()),
-    }
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| "that is too long".to_owned())
 }
 
 #[cfg(test)]
@@ -88,10 +91,10 @@ mod tests {
     fn times() {
         // Guards against a token that admits for 10 hours where 10 minutes were meant.
         for (text, seconds) in [("90s", 90), ("10m", 600), ("1h", 3600), ("30d", 2_592_000)] {
-            assert_eq!(time(text), Ok(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(ttl(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         for text in ["", "1", "h", "1w", "-1h", "1.5h", "0s", "31d", "99999999999999999999d", "1 h"] {
-            assert!(time(text).is_err(), "{text}");
+            assert!(ttl(text).is_err(), "{text}");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 use lunette_control::api::cluster::report::Member;
-use lunette_control::api::cluster::{GatewayReport, Report, SessionReport};
+use lunette_control::api::cluster::{GatewayReport, LoadOrder, Report, SessionReport};
 use lunette_control::client::{Attached, ControlPlane};
 use lunette_control::seal::Sealer;
 use lunette_proto::ids::{Epoch, GatewayId, Generation, VolumeId};
@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use super::giver::Giver;
 use super::keeper::{Done, Keeper};
+use super::loads::Loads;
 use super::ownership::Ownership;
 use super::reports::{catch_ups, complaint, limping};
 use super::secrets::ClusterSecrets;
@@ -33,6 +34,7 @@ pub(crate) struct Exporter {
     volumes: Arc<Volumes>,
     keeper: Arc<Keeper>,
     giver: Giver,
+    loads: Arc<Loads>,
     /// It is about to stop.
     leaving: AtomicBool,
     secrets: Arc<ClusterSecrets>,
@@ -58,6 +60,7 @@ impl Exporter {
             id,
             keeper: Arc::new(Keeper::new(id, control.clone(), Arc::clone(&volumes))),
             giver: Giver::new(control, Arc::clone(&volumes)),
+            loads: Loads::new(Arc::clone(&volumes)),
             leaving: AtomicBool::new(false),
             volumes,
             secrets: Arc::new(ClusterSecrets::new(sealer, Arc::clone(&map))),
@@ -118,6 +121,7 @@ impl Exporter {
             gateway.learn(map);
         }
         state.ownership.see(map);
+        self.loads.see(map);
         self.volumes.apply_map(&state.ownership.visible(map));
         self.secrets.apply_map(Arc::clone(map));
         if let Some(gateway) = &*gateway {
@@ -212,6 +216,7 @@ impl Attached for Reporter {
                 catch_ups: catch_ups(&map, volumes.catch_ups()),
                 epoch: map.epoch.0,
                 leaving: self.exporter.leaving.load(Ordering::Relaxed),
+                loads: self.exporter.loads.report(),
             })),
         }
     }
@@ -236,6 +241,11 @@ impl Attached for Reporter {
     fn hand_over(&self, volume: VolumeId, to: GatewayId) {
         tracing::info!(%volume, %to, "told to hand a volume over");
         self.exporter.giver.give(volume, to);
+    }
+
+    fn load(&self, order: LoadOrder) {
+        let map = Arc::clone(&self.exporter.state.lock().map);
+        self.exporter.loads.order(&order, &map);
     }
 }
 

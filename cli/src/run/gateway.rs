@@ -7,7 +7,7 @@
 //!        |<---- purged -----------------------------'
 //!        |<---- what logical units keep ------------------------------'
 //!        |<---- what is handed over -------'
-//!        '<---- reports: sessions, disks that do not answer; orders: kick, flush a write cache, hand over
+//!        '<---- reports: sessions, disks that do not answer; orders: kick, flush a write cache, hand over, load
 //! ```
 
 use std::net::SocketAddr;

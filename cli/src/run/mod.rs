@@ -2,7 +2,7 @@
 //! puts into one process.
 //!
 //! - [`node`], [`storage`], [`added`]: a storage node and its disks;
-//! - [`gateway`], [`exporter`], [`ownership`], [`secrets`], [`reports`]: a gateway that follows the map;
+//! - [`gateway`], [`exporter`], [`ownership`], [`secrets`], [`reports`], [`loads`]: a gateway that follows the map;
 //! - [`control`]: the member of the control plane that a node carries;
 //! - [`member`]: what both say to the control plane; [`stop`]: when to stop.
 
@@ -12,6 +12,7 @@ pub(crate) mod exporter;
 pub(crate) mod gateway;
 mod giver;
 pub(crate) mod keeper;
+pub(crate) mod loads;
 mod member;
 pub(crate) mod node;
 pub(crate) mod ownership;

@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 use super::{Backoff, ControlPlane};
 use crate::api::cluster::order::Order as Kind;
 use crate::api::cluster::report::Member;
-use crate::api::cluster::{Order, Report};
+use crate::api::cluster::{LoadOrder, Order, Report};
 use crate::health::{GATEWAY_REPORT_INTERVAL, NODE_REPORT_INTERVAL};
 
 /// Reports that may wait to be sent; when the control plane takes none, the next one is made when it does.
@@ -49,6 +49,15 @@ pub trait Attached: Send + Sync + 'static {
     /// done. Only gateways are told.
     fn hand_over(&self, volume: VolumeId, to: GatewayId) {
         tracing::warn!(%volume, %to, "told to hand a volume over, of which this member has none");
+    }
+
+    /// Puts a load on a volume, or goes on with it, or ends it. Must not block; the reports say how it goes. Only gateways are
+    /// told.
+    fn load(&self, order: LoadOrder) {
+        tracing::warn!(
+            volume = order.volume,
+            "told to put a load on a volume, of which this member has none"
+        );
     }
 }
 
@@ -158,6 +167,7 @@ async fn attach_once(
                 Ok(Some(Order { order: Some(Kind::HandOver(order)), .. })) => {
                     member.hand_over(VolumeId(order.volume), GatewayId(order.to));
                 }
+                Ok(Some(Order { order: Some(Kind::Load(order)), .. })) => member.load(order),
                 Ok(Some(Order { order: Some(Kind::ControlMembers(members)), .. })) => {
                     control.learn(&members.addresses);
                     continue;

@@ -19,7 +19,7 @@ use thiserror::Error;
 use super::pace::Pace;
 use super::{SILENCE_MAX, UNREACHABLE_AFTER};
 use crate::api::cluster::unreachable_disk::Trouble;
-use crate::api::cluster::{CatchUpReport, DiskReport, GatewayReport, NodeReport, SessionReport};
+use crate::api::cluster::{CatchUpReport, DiskReport, GatewayReport, LoadReport, NodeReport, SessionReport};
 
 /// A stream of reports; later ones have higher numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -318,6 +318,12 @@ impl Registry {
     pub fn hopeless_blocks(&self, now: Instant) -> u64 {
         let up = self.gateways.values().filter(|presence| presence.is_up(now));
         up.fold(0, |sum, presence| presence.report.hopeless_blocks.saturating_add(sum))
+    }
+
+    /// What a gateway that is there says of a load that it was told to put on a volume.
+    pub fn load(&self, gateway: GatewayId, load: u64, now: Instant) -> Option<&LoadReport> {
+        let presence = self.gateways.get(&gateway).filter(|presence| presence.is_up(now))?;
+        presence.report.loads.iter().find(|report| report.load == load)
     }
 
     /// Sessions of the gateways that are there, as they said last.

@@ -11,7 +11,9 @@ use tonic::Status;
 
 use crate::api::cluster::order::Order as Kind;
 use crate::api::cluster::report::Member as ReportOf;
-use crate::api::cluster::{HandOverOrder, KickSession, Order, Report, ReportNow, ScrubDisk, WriteThrough};
+use crate::api::cluster::{
+    HandOverOrder, KickSession, LoadOrder, Order, Report, ReportNow, ScrubDisk, WriteThrough,
+};
 use crate::health::{Member, Registry, Replaced, StreamId};
 
 /// Orders that may wait on one stream; a member that takes none gets no more.
@@ -138,6 +140,11 @@ impl Attachments {
     /// Tells a gateway to hand a volume over to another; `false` as for `ask_report`.
     pub(super) fn hand_over(&self, gateway: GatewayId, volume: VolumeId, to: GatewayId) -> bool {
         self.order(Member::Gateway(gateway), Kind::HandOver(HandOverOrder { volume: volume.0, to: to.0 }))
+    }
+
+    /// Tells a gateway to put a load on a volume, or to go on with it, or to end it; `false` as for `ask_report`.
+    pub(super) fn load(&self, gateway: GatewayId, order: LoadOrder) -> bool {
+        self.order(Member::Gateway(gateway), Kind::Load(order))
     }
 
     fn order(&self, member: Member, kind: Kind) -> bool {

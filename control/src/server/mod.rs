@@ -6,6 +6,7 @@
 //! who leads, are to be had from any member.
 
 mod attachments;
+mod bench;
 mod cluster;
 mod context;
 mod copies;

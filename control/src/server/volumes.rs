@@ -6,14 +6,16 @@ use lunette_proto::ids::GatewayId;
 use lunette_proto::limits::ISCSI_NAME_BYTES_MAX;
 use lunette_proto::map::{self, ClusterMap, Stripe};
 use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::Context;
 use super::errors::{rejected, status, stopping};
 use crate::api::admin::volumes_server::Volumes;
 use crate::api::admin::{
-    CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, ListVolumesRequest,
-    ListVolumesResponse, OwnVolumeRequest, ResizeVolumeRequest, SetWriteBackRequest, Volume,
+    BenchProgress, BenchVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse,
+    GetVolumeRequest, ListVolumesRequest, ListVolumesResponse, OwnVolumeRequest, ResizeVolumeRequest,
+    SetWriteBackRequest, Volume,
 };
 use crate::state::{Command, NameKind, Rejection, State};
 
@@ -158,6 +160,15 @@ impl Volumes for Context {
         let OwnVolumeRequest { name, gateway } = request.into_inner();
         Context::own(self, &name, &gateway).await?;
         self.volume_view(&self.published.state(), &name).map(Response::new)
+    }
+
+    type BenchStream = ReceiverStream<Result<BenchProgress, Status>>;
+
+    async fn bench(
+        &self,
+        request: Request<BenchVolumeRequest>,
+    ) -> Result<Response<Self::BenchStream>, Status> {
+        Context::bench(self, request.into_inner()).await.map(Response::new)
     }
 
     async fn delete(
