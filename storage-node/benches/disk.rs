@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lunette_proto::ids::*;
@@ -45,8 +45,13 @@ impl Bench {
     fn open(path: &Path) -> Self {
         let node = Node::open(CLUSTER, [DiskConfig::new(path, None)]).unwrap();
         let (sender, answers) = channel();
-        let mut bench = Self { node, inbox: Arc::new(Inbox(sender)), answers, seq: 0, random: 1 };
-        bench.call(RequestBody::Seal { namespace: NS, generation: Generation(1) });
+        let bench = Self { node, inbox: Arc::new(Inbox(sender)), answers, seq: 0, random: 1 };
+        // A disk that was just opened may have granted anything before.
+        while let Err(Failure::Granted { left_ms }) =
+            bench.try_call(RequestBody::Seal { namespace: NS, generation: Generation(1) })
+        {
+            std::thread::sleep(Duration::from_millis(left_ms.into()));
+        }
         bench
     }
 
@@ -54,14 +59,18 @@ impl Bench {
         self.node.call(Request { disk: DISK, epoch: Epoch(1), body }, tag, self.inbox.clone());
     }
 
-    fn call(&mut self, body: RequestBody) -> ReplyBody {
+    fn try_call(&self, body: RequestBody) -> Reply {
         self.send(2, body);
         loop {
             let (tag, reply) = self.answers.recv().unwrap();
             if tag == 2 {
-                return reply.unwrap();
+                return reply;
             }
         }
+    }
+
+    fn call(&self, body: RequestBody) -> ReplyBody {
+        self.try_call(body).unwrap()
     }
 
     fn below(&mut self, limit: u64) -> u64 {
